@@ -1,0 +1,223 @@
+"""What config files are made of: every field with its default, recipes, arguments.
+
+A config file defines `get_config(arg)`: it takes `base()`, sets what differs, and returns it.
+Importing this module must stay light: it runs before the settings are known to be right.
+"""
+import ml_collections
+
+from kdih import errors
+
+RECIPES = ('paper', 'repdistiller')
+
+
+def base(recipe: str = 'paper') -> ml_collections.ConfigDict:
+  """Every field of a config, with the defaults of a `recipe` (one of `RECIPES`)."""
+  config = ml_collections.ConfigDict()
+  # Seeds initialisation, order and augmentation; every method starts from the same student.
+  config.seed = 30
+  # The phases to run, in this order; a finished one is not run again.
+  config.phases = ('teacher', 'heads', 'student')
+  # The numbers that models compute in: 'float32' or 'bfloat16'. Parameters stay float32.
+  config.dtype = 'float32'
+  # Batch-norm statistics over all devices (the same numbers on any number of them).
+  config.sync_batch_norm = True
+  # Bit-reproducible kernels on a GPU, where they cost speed. CPUs and TPUs always are.
+  config.deterministic = True
+  # Write a profile of a few steps in every phase, once an hour, for TensorBoard.
+  config.profile = False
+  # Steps between two progress lines; the loss is checked for NaN at each.
+  config.log_every_steps = 50
+  config.data = _data()
+  config.teacher = _teacher(recipe)
+  config.heads = _heads(recipe)
+  config.student = _student(recipe)
+  config.methods = _methods(recipe)
+  return config
+
+
+def _data() -> ml_collections.ConfigDict:
+  data = ml_collections.ConfigDict()
+  # A TFDS name, such as 'cifar100' or 'imagenet2012/5.1.0'; 'digits' is kdih's own.
+  data.name = 'digits'
+  # Where TFDS keeps its data sets; '' is TFDS's default (~/tensorflow_datasets).
+  data.data_dir = ''
+  # TFDS splits, slices included: 'train[:90%]'. The test split is read once, at the end.
+  data.train_split = 'train'
+  data.test_split = 'test'
+  # The features that hold the image and the class.
+  data.image_key = 'image'
+  data.label_key = 'label'
+  # Side in pixels that every image is resized to; 0 keeps them as they are.
+  data.image_size = 0
+  # Per channel, of images scaled to [0, 1]; one number serves every channel.
+  data.mean = (0.5,)
+  data.std = (0.5,)
+  # Augmentation: pad by so many pixels ('zeros' or 'reflect'), crop back at random, flip.
+  data.padding = 4
+  data.padding_mode = 'zeros'
+  data.flip = True
+  # Cut from the train split, by this seed, to choose checkpoints. 0: the last one is chosen.
+  data.validation_fraction = 0.1
+  data.validation_seed = 0
+  # 'memory' keeps the split on the device; 'streaming' reads it with tf.data.
+  data.loader = 'memory'
+  # Images in one evaluation step, over all devices.
+  data.eval_global_batch_size = 500
+  return data
+
+
+def _teacher(recipe: str) -> ml_collections.ConfigDict:
+  teacher = ml_collections.ConfigDict()
+  # A name of kdih.models, or the import path of your own linen module: 'my_pkg.nets:MyNet'.
+  teacher.name = 'resnet110'
+  # Further arguments of the module.
+  teacher.kwargs = ml_collections.ConfigDict()
+  # A `variables` folder of an earlier run to start from; '' trains the teacher.
+  teacher.variables = ''
+  teacher.train = train(recipe)
+  return teacher
+
+
+def _heads(recipe: str) -> ml_collections.ConfigDict:
+  heads = ml_collections.ConfigDict()
+  # 'flatten' is the paper's: all of the feature into one Dense. 'gap' pools it first.
+  heads.kind = 'flatten'
+  # The teacher's taps that get a head, in this order; () is every tap that it sows.
+  heads.taps = ()
+  # A `variables` folder of heads trained on the same teacher; '' trains them.
+  heads.variables = ''
+  heads.train = train(recipe)
+  return heads
+
+
+def _student(recipe: str) -> ml_collections.ConfigDict:
+  student = ml_collections.ConfigDict()
+  # As for the teacher.
+  student.name = 'resnet8'
+  student.kwargs = ml_collections.ConfigDict()
+  # How the student is taught: names of entries in `methods`, each trained as student/<name>/.
+  student.methods = ('ce', 'kd', 'dih')
+  student.train = train(recipe)
+  return student
+
+
+def train(recipe: str) -> ml_collections.ConfigDict:
+  """How a phase trains, after a `recipe` (one of `RECIPES`).
+
+  'paper' is the DIH code's, 'repdistiller' that of RepDistiller and mdistiller.
+  """
+  if recipe not in RECIPES:
+    raise errors.unknown('recipe', recipe, RECIPES)
+  paper = recipe == 'paper'
+  config = ml_collections.ConfigDict()
+  # What `length`, `milestones`, `warmup` and `evaluate_every` count: 'epochs' or 'steps'.
+  config.unit = 'epochs'
+  config.length = 200.0 if paper else 240.0
+  # Between two evaluations on the validation split, each with a checkpoint.
+  config.evaluate_every = 1.0
+  # Images in one step, over all devices.
+  config.global_batch_size = 64
+  # 'sgd' or 'adamw'; weight decay applies to every parameter.
+  config.optimizer = 'sgd'
+  config.momentum = 0.9
+  config.nesterov = paper
+  config.weight_decay = 5e-4
+  # 'piecewise' multiplies by `decay` at each milestone; 'cosine' falls to 0; 'constant'.
+  config.schedule = 'piecewise'
+  config.learning_rate = 0.1 if paper else 0.05
+  config.milestones = (60.0, 120.0, 180.0) if paper else (150.0, 180.0, 210.0)
+  config.decay = 0.2 if paper else 0.1
+  # A linear rise of the learning rate from 0.
+  config.warmup = 0.0
+  return config
+
+
+def _methods(recipe: str) -> ml_collections.ConfigDict:
+  """Named ways to teach the student; `kind` is a file of kdih.methods, the rest its options."""
+  methods = ml_collections.ConfigDict()
+  kd = dict(alpha=0.1, temperature=5.0) if recipe == 'paper' else dict(alpha=0.9, temperature=4.0)
+  dih = dict(kind='dih', alpha=0.1, temperature=5.0, reduction='sum',
+             cross_entropy='per_branch', members='cohort')
+  # Cross-entropy with the labels alone.
+  methods.ce = dict(kind='ce')
+  # The teacher's own classifier teaches.
+  methods.kd = dict(kind='kd', scale='one', **kd)
+  # The cohort teaches: heads and the teacher's own classifier.
+  methods.dih = dih
+  # Controls. KD with the loss scale of DIH; KD as RepDistiller weights it; DIH averaged over
+  # the branches; DIH with the cross-entropy counted once; the teacher in every head's place.
+  methods.kd_matched = dict(kind='kd', scale='cohort', alpha=0.1, temperature=5.0)
+  methods.kd_repdistiller = dict(kind='kd', scale='one', alpha=0.9, temperature=4.0)
+  methods.dih_mean = {**dih, 'reduction': 'mean'}
+  methods.dih_once = {**dih, 'cross_entropy': 'once'}
+  methods.dih_teacher = {**dih, 'members': 'teacher'}
+  return methods
+
+
+def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
+  """The argument of a config, `runlocal,recipe=repdistiller`, as fields.
+
+  Args:
+    arg: comma-separated `key=value`, or `key` alone to switch a flag on.
+    **defaults: every key the config knows; a value is read as its default's type.
+
+  Raises:
+    ConfigError: a key that is not among the defaults, or a value of another type.
+  """
+  fields = ml_collections.ConfigDict(defaults)
+  for item in filter(None, (arg or '').split(',')):
+    key, _, value = item.partition('=')
+    if key not in defaults:
+      raise errors.unknown("the config's argument", key, defaults)
+    fields[key] = _read(key, value, type(defaults[key]))
+  return fields
+
+
+def _read(key: str, text: str, kind: type):
+  if kind is bool:
+    if text.lower() not in ('', 'true', 'false'):
+      raise errors.ConfigError(f"the config's argument {key}: {text!r} is neither true nor false")
+    return text.lower() != 'false'
+  try:
+    return kind(text)
+  except ValueError:
+    raise errors.ConfigError(
+        f"the config's argument {key}: {text!r} is not of type {kind.__name__}") from None
+
+
+def run_local(config: ml_collections.ConfigDict) -> None:
+  """Shrinks `config` in place to a smoke test: small models, a slice of the data, few steps."""
+  config.data.train_split += '[:256]'
+  config.data.test_split += '[:128]'
+  config.data.eval_global_batch_size = 64
+  config.log_every_steps = 2
+  config.teacher.name = config.student.name = 'resnet8'
+  for phase in (config.teacher, config.heads, config.student):
+    phase.train.update(unit='steps', length=4.0, evaluate_every=2.0, milestones=(3.0,), warmup=0.0)
+    phase.train.global_batch_size = 32
+
+
+def split_tuples(config: ml_collections.ConfigDict) -> None:
+  """Reads `--config.student.methods=ce,kd`, which arrives as ('ce,kd',), as ('ce', 'kd')."""
+  for key, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      split_tuples(value)
+    elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+      config[key] = tuple(part.strip() for item in value for part in item.split(',') if part)
+
+
+def read_error(error: Exception) -> errors.ConfigError:
+  """Why the command line or the config file could not be read, as one line."""
+  cause: BaseException | None = error
+  while cause:
+    if isinstance(cause, errors.ConfigError):
+      return cause
+    cause = cause.__cause__ or cause.__context__
+  if isinstance(error, AttributeError):
+    field, _, hint = str(error).partition('\n')
+    return errors.ConfigError(f'--config: no field {field.strip(chr(34))}; '
+                              f'{hint or "kdih/config_lib.py lists them all"}')
+  if isinstance(error, OSError):
+    return errors.ConfigError(f'--config: no such file: {error.filename}')
+  lines = str(error).strip().split('\n')
+  return errors.ConfigError(f'{lines[0].split("Error whilst")[0]} {lines[-1] if lines[1:] else ""}')

@@ -1,0 +1,83 @@
+"""Two ways to bring the examples of a batch to the devices, alike in all but where they wait.
+
+A loader turns batches of indices (kdih.data.sampling) into `feeds`, one per step, that are split
+over the devices; `gather(resident, feed)`, called inside the compiled step, makes of a feed
+{'image': uint8 [batch, height, width, channels], 'label': int32 [batch], 'index', 'mask'}.
+"""
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from kdih import parallel
+from kdih.data import sampling
+from kdih.data import source as source_lib
+
+
+class Loader(Protocol):
+  """What the steps and the loop need of a loader."""
+
+  resident: Any  # Arrays that stay on every device.
+
+  def feeds(self, batches: Iterable[sampling.Batch]) -> Iterator[dict[str, np.ndarray]]:
+    """What a step needs from the host, for each of `batches`."""
+
+  def gather(self, resident: Any, feed: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The examples of a feed, inside the compiled step."""
+
+
+class MemoryLoader:
+  """Keeps the whole split as uint8 on every device; a step receives indices alone."""
+
+  def __init__(self, source: source_lib.Source):
+    images, labels = source.read(np.arange(len(source)))
+    self.resident = parallel.replicate({'image': images, 'label': labels})
+
+  def feeds(self, batches):
+    """Passes the indices on."""
+    return iter(batches)
+
+  def gather(self, resident, feed):
+    """Looks the indices up in the resident arrays."""
+    return {**feed, **{name: array[feed['index']] for name, array in resident.items()}}
+
+
+class StreamingLoader:
+  """Reads each batch when its turn comes, in parallel and ahead of the step, with tf.data."""
+
+  def __init__(self, source: source_lib.Source):
+    self.resident: dict[str, Any] = {}
+    self._source = source
+
+  def feeds(self, batches):
+    """Adds images and labels to the batches of indices."""
+    import tensorflow as tf  # Takes seconds; the in-memory loader does without.
+
+    batches = iter(batches)
+    first = next(batches)
+    generated = tf.data.Dataset.from_generator(
+        lambda: itertools.chain([first], batches),
+        output_signature={k: tf.TensorSpec(v.shape, v.dtype) for k, v in first.items()})
+
+    def read(batch):
+      images, labels = tf.numpy_function(
+          self._source.read, [batch['index']], (tf.uint8, tf.int32), stateful=False)
+      return {**batch, 'image': images, 'label': labels}
+
+    dataset = generated.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+  def gather(self, resident, feed):
+    """The feed holds the examples already."""
+    del resident
+    return feed
+
+
+LOADERS = {'memory': MemoryLoader, 'streaming': StreamingLoader}
+
+
+def make_loader(name: str, source: source_lib.Source) -> Loader:
+  """The loader `name` ('memory' or 'streaming') over a split."""
+  return LOADERS[name](source)

@@ -1,0 +1,28 @@
+"""The errors that a user can mend; `kdih.main` prints each as one line."""
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+  """A setting is wrong. The message is one line that names it and the remedy."""
+
+
+class DataError(ConfigError):
+  """A data set cannot be read. The message is one line that says how to get it."""
+
+
+class TrainingError(RuntimeError):
+  """Training cannot go on (a loss that is not finite, a damaged checkpoint)."""
+
+
+def closest(value: str, choices: Iterable[str]) -> str:
+  """`did you mean 'x'? `, or nothing where no choice resembles `value`."""
+  close = difflib.get_close_matches(str(value), list(choices), n=1)
+  return f'did you mean {close[0]!r}? ' if close else ''
+
+
+def unknown(setting: str, value: str, choices: Iterable[str]) -> ConfigError:
+  """The error for a `value` that is not among `choices`, closest choice first."""
+  choices = sorted(choices)
+  return ConfigError(f'{setting}: unknown {value!r}; {closest(value, choices)}'
+                     f'choose from: {", ".join(choices)}')

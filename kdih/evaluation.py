@@ -1,0 +1,49 @@
+"""Exact evaluation: every example counts once, on any number of devices."""
+from typing import Any
+
+import numpy as np
+
+from kdih import data, parallel, steps
+from kdih.tasks import Task
+
+Metrics = dict[str, dict[str, float]]
+
+
+class Evaluator:
+  """Measures what a task predicts on some examples of a split.
+
+  Args:
+    task: predicts.
+    loader: holds the split.
+    subset: int32 indices of the examples that count.
+    preprocess: from `kdih.data.make_preprocess`.
+    batch_size: global; rounded up to a multiple of the devices.
+    num_classes: top-5 is left out where it says nothing.
+  """
+
+  def __init__(self, *, task: Task, loader: data.Loader, subset: np.ndarray, preprocess,
+               batch_size: int, num_classes: int):
+    self._step = steps.make_eval_step(task=task, gather=loader.gather, preprocess=preprocess)
+    self._loader, self._subset = loader, subset
+    devices = parallel.num_devices()
+    self._batch_size = -(-min(batch_size, len(subset)) // devices) * devices
+    self._with_top5 = num_classes > 5
+
+  def __call__(self, variables: Any, frozen: Any) -> Metrics:
+    """{name: {'top1', 'top5', 'loss', 'agreement'}}, fractions and nats, by classifier.
+
+    `agreement` is given where the task has a reference, for all but that one.
+    """
+    variables, frozen = parallel.replicate((variables, frozen))
+    batches = data.eval_batches(self._subset, self._batch_size)
+    sums = [self._step(variables, frozen, self._loader.resident, parallel.shard(feed))
+            for feed in self._loader.feeds(batches)]
+    sums = parallel.to_host(sums)
+    count = sum(float(s.pop('count')) for s in sums)
+    totals = {name: {key: sum(float(s[name][key]) for s in sums) for key in sums[0][name]}
+              for name in sums[0]}
+    return {name: self._means(total, count) for name, total in totals.items()}
+
+  def _means(self, totals: dict[str, float], count: float) -> dict[str, float]:
+    return {key: totals[key] / count for key in ('top1', 'top5', 'loss', 'agreement')
+            if key in totals and (key != 'top5' or self._with_top5)}

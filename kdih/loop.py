@@ -1,0 +1,174 @@
+"""The one training loop. It knows steps, feeds and checkpoints, and nothing of distillation."""
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from kdih import errors, parallel
+from kdih.checkpoint import Checkpoints
+from kdih.progress import Progress, say
+from kdih.state import TrainState
+from kdih.writers import MetricWriter
+
+Scalars = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """When the loop does what, in steps.
+
+  Attributes:
+    phase: its name, for messages.
+    total_steps: updates in all.
+    evaluate_every: updates between evaluations, each followed by a checkpoint.
+    log_every: updates between looks at the metrics.
+    batch_size: global, for examples per second.
+    steps_per_epoch: for the progress line.
+  """
+
+  phase: str
+  total_steps: int
+  evaluate_every: int
+  log_every: int
+  batch_size: int
+  steps_per_epoch: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What training gave: the last state, and the cost over all runs of the phase."""
+
+  state: TrainState
+  seconds: float
+  examples_per_second: float
+
+
+class _Clock:
+  """Seconds of the phase and its training speed, carried over a resume in `meta`."""
+
+  def __init__(self, meta: dict, batch_size: int):
+    self._before, self._begun = meta.get('seconds', 0.0), time.monotonic()
+    self._steps, self._training = meta.get('timed_steps', 0), meta.get('timed_seconds', 0.0)
+    self._batch_size, self._mark = batch_size, self._begun
+
+  def start(self) -> None:
+    """Training goes on from here; what came before (compilation, evaluation) does not count."""
+    self._mark = time.monotonic()
+
+  def lap(self, steps: int) -> None:
+    """Counts `steps` since the last lap or start."""
+    now = time.monotonic()
+    self._steps, self._training = self._steps + steps, self._training + now - self._mark
+    self._mark = now
+
+  @property
+  def examples_per_second(self) -> float:
+    return self._steps * self._batch_size / self._training if self._training else 0.0
+
+  @property
+  def meta(self) -> dict:
+    return {'seconds': self._before + time.monotonic() - self._begun,
+            'timed_steps': self._steps, 'timed_seconds': self._training}
+
+
+class _Monitor:
+  """Looks at the metrics now and then: checks, writes and shows them."""
+
+  def __init__(self, plan: Plan, meta: dict, start: int, directory: Any):
+    self._plan, self._first = plan, start + 1
+    self._pending: list[tuple[int, Any]] = []
+    self._writer = MetricWriter(directory, start)
+    self._progress = Progress(
+        phase=plan.phase, total_steps=plan.total_steps, start_step=start,
+        steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
+    self.clock = _Clock(meta, plan.batch_size)
+
+  def record(self, number: int, metrics: Any) -> None:
+    """Takes the metrics of update `number`, still on the device."""
+    self._pending.append((number, metrics))
+    if number == self._first:
+      self._look(number)
+      self.clock.start()
+    elif number % self._plan.log_every == 0:
+      self.clock.lap(self._look(number))
+
+  def validate(self, number: int, evaluate: Callable[[], Scalars | None]) -> Scalars | None:
+    """Evaluates off the clock, once the metrics up to `number` are known to be finite."""
+    if self._pending:
+      self.clock.lap(self._look(number))
+    scalars = evaluate()
+    if scalars:
+      self._writer.write(number, {f'val/{name}': value for name, value in scalars.items()})
+      say(f'{self._plan.phase}: step {number} validation '
+          + ' '.join(f'{name} {value:.4f}' for name, value in scalars.items()))
+    return scalars
+
+  def _look(self, number: int) -> int:
+    numbers, metrics = zip(*self._pending, strict=True)
+    self._pending = []
+    metrics = parallel.to_host(metrics)
+    for at, values in zip(numbers, metrics, strict=True):
+      if not math.isfinite(values['loss']):
+        raise errors.TrainingError(
+            f'{self._plan.phase}: the loss is {values["loss"]} at step {at}; the last good '
+            'checkpoint is kept. Lower the learning rate, or look at the data')
+    means = {name: float(sum(m[name] for m in metrics)) / len(metrics) for name in metrics[0]}
+    speed = self.clock.examples_per_second
+    self._writer.write(number, {**{f'train/{k}': v for k, v in means.items()},
+                                'examples_per_second': speed})
+    self._progress.update(number, means, speed)
+    return len(metrics)
+
+  def close(self) -> None:
+    self._writer.close()
+    self._progress.close()
+
+
+def train(
+    *,
+    state: TrainState,
+    step: Callable[[TrainState, Any], tuple[TrainState, Any]],
+    feeds: Callable[[int, int], Iterator[Any]],
+    evaluate: Callable[[Any], Scalars | None],
+    checkpoints: Checkpoints,
+    directory: Any,
+    plan: Plan,
+    hooks: Sequence[Callable[[int], Any]] = (),
+) -> Outcome:
+  """Trains from the last checkpoint, or from `state`, to the end of the plan.
+
+  Args:
+    state: before the first step; its buffers may be donated.
+    step: (state, feed) to (state, scalar metrics on the device).
+    feeds: (start, stop) to what each of these steps is fed with.
+    evaluate: variables to validation scalars, of which `top1` chooses the best checkpoint; None
+      where nothing is validated.
+    checkpoints: of this phase.
+    directory: where `metrics.jsonl` and events go.
+    plan: when to do what.
+    hooks: called with the number of updates made, after each.
+
+  Raises:
+    TrainingError: the loss is not finite; names phase and step. The last checkpoint is kept.
+  """
+  restored = checkpoints.restore_last(state)
+  state, meta = restored or (state, {})
+  start = int(state.step)
+  monitor = _Monitor(plan, meta, start, directory)
+  state = parallel.replicate(state)
+  try:
+    for number, feed in enumerate(feeds(start, plan.total_steps), start + 1):
+      state, metrics = step(state, feed)
+      monitor.record(number, metrics)
+      for hook in hooks:
+        hook(number)
+      if number % plan.evaluate_every == 0 or number == plan.total_steps:
+        scalars = monitor.validate(number, functools.partial(evaluate, state.variables))
+        checkpoints.save(state, monitor.clock.meta, scalars)
+        monitor.clock.start()
+  finally:
+    monitor.close()
+  clock = monitor.clock
+  return Outcome(state, clock.meta['seconds'], clock.examples_per_second)

@@ -1,0 +1,79 @@
+"""Distils an image classifier: trains teacher, heads and students, and writes a report.
+
+  python -m kdih.main --config=configs/digits.py --workdir=runs/digits
+  python -m kdih.main --config=configs/cifar100.py:runlocal --workdir=runs/smoke
+  python -m kdih.main --config=configs/cifar100.py --workdir=runs/cifar100 \\
+      --config.seed=50 --config.student.methods=kd,dih
+
+The same command goes on with a run that was cut off. Exit codes: 0 done, 1 training failed,
+2 a setting is wrong, 130 interrupted.
+"""
+import os
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from kdih import config_lib, errors
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with its argument if any: configs/cifar100.py:runlocal. '
+    'Set any field with --config.field=value; kdih/config_lib.py lists them all.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder for checkpoints, variables, metrics and the report.')
+
+
+def main(argv: list[str]) -> int:
+  """Runs what the command line `argv` asks for and returns the exit code."""
+  if {'--help', '-h', '-help', '--helpfull'} & set(argv):
+    print(f'{__doc__}\n{flags.FLAGS.main_module_help()}')
+    return 0
+  try:
+    return _run(argv)
+  except errors.ConfigError as error:
+    return _fail(2, error)
+  except errors.TrainingError as error:
+    return _fail(1, error)
+  except KeyboardInterrupt:
+    return _fail(130, 'interrupted; the same command goes on from the last checkpoint')
+
+
+def _run(argv: list[str]) -> int:
+  config, workdir = _read_flags(argv)
+  _set_environment(config)
+  from kdih import pipeline, report  # Takes seconds; the settings are read first.
+
+  results = pipeline.run(config, workdir)
+  print(report.table(results))
+  print(f'\nresults and report: {workdir}/report.md')
+  return 0
+
+
+def _read_flags(argv: list[str]):
+  try:
+    flags.FLAGS(argv)
+    config = _CONFIG.value
+  except Exception as error:  # A config is a program: it may raise anything.
+    raise config_lib.read_error(error) from error
+  for flag in (_CONFIG, _WORKDIR):
+    if not flag.value:
+      raise errors.ConfigError(f'--{flag.name}: is not set; such as --config=configs/digits.py '
+                               '--workdir=runs/digits')
+  config_lib.split_tuples(config)
+  return config, _WORKDIR.value
+
+
+def _set_environment(config) -> None:
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  if config.deterministic:
+    xla_flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{xla_flags} --xla_gpu_deterministic_ops=true'.strip()
+
+
+def _fail(code: int, reason: object) -> int:
+  print(f'kdih: {" ".join(str(reason).split())}', file=sys.stderr)
+  return code
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

@@ -1,0 +1,57 @@
+"""Durations, schedules and optimizers of a phase, from its `train` config."""
+import collections
+import dataclasses
+
+import ml_collections
+import optax
+
+OPTIMIZERS = ('sgd', 'adamw')
+SCHEDULES = ('piecewise', 'cosine', 'constant')
+UNITS = ('epochs', 'steps')
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+  """Converts a phase's durations into steps.
+
+  Attributes:
+    unit: 'epochs' or 'steps'.
+    steps_per_epoch: training examples over the global batch size, a fraction.
+  """
+
+  unit: str
+  steps_per_epoch: float
+
+  def steps(self, length: float) -> int:
+    """The whole number of steps nearest to `length` units."""
+    return round(length * (self.steps_per_epoch if self.unit == 'epochs' else 1))
+
+
+def make_schedule(train: ml_collections.ConfigDict, duration: Duration) -> optax.Schedule:
+  """Learning rate by step, after a linear warm-up; milestones count from the first step."""
+  total, warmup = duration.steps(train.length), duration.steps(train.warmup)
+  if train.schedule == 'piecewise':
+    milestones = collections.Counter(duration.steps(m) for m in train.milestones)
+    boundaries = {step: train.decay**times for step, times in milestones.items()}
+    schedule = optax.piecewise_constant_schedule(train.learning_rate, boundaries)
+  elif train.schedule == 'cosine':
+    schedule = optax.cosine_decay_schedule(train.learning_rate, max(total - warmup, 1))
+    schedule = optax.join_schedules([optax.constant_schedule(train.learning_rate), schedule],
+                                    [warmup])
+  else:
+    schedule = optax.constant_schedule(train.learning_rate)
+  if not warmup:
+    return schedule
+  rise = optax.linear_schedule(0.0, 1.0, warmup)
+  return lambda step: schedule(step) * rise(step)
+
+
+def make_optimizer(
+    train: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """SGD as PyTorch's (weight decay added to the gradient, before momentum), or AdamW."""
+  if train.optimizer == 'adamw':
+    return optax.adamw(schedule, weight_decay=train.weight_decay)
+  return optax.chain(
+      optax.add_decayed_weights(train.weight_decay),
+      optax.sgd(schedule, momentum=train.momentum, nesterov=train.nesterov))

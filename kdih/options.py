@@ -1,0 +1,41 @@
+"""Checks of the options that methods share; each error begins with the option's name."""
+from collections.abc import Sequence
+
+from kdih import errors
+
+PerBranch = float | tuple[float, ...]
+
+
+def check_alpha(alpha: PerBranch) -> None:
+  """Raises ValueError unless every weight is in [0, 1]."""
+  for a in _values(alpha):
+    if not 0 <= a <= 1:
+      raise ValueError(f'alpha: {a} is outside [0, 1]; 0.1 is the paper\'s')
+
+
+def check_temperature(temperature: PerBranch) -> None:
+  """Raises ValueError unless every temperature is positive and finite."""
+  for t in _values(temperature):
+    if not 0 < t < float('inf'):
+      raise ValueError(f'temperature: {t} is not above 0; 5 is the paper\'s')
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+  """Raises ValueError unless `value` is one of `choices`."""
+  if value not in choices:
+    raise errors.unknown(option, value, choices)
+
+
+def per_branch(option: str, value: PerBranch, num_members: int) -> tuple[float, ...]:
+  """One number per member; a single number serves all. Raises ValueError on another count."""
+  values = _values(value)
+  if len(values) == 1:
+    return values * num_members
+  if len(values) != num_members:
+    raise ValueError(f'{option}: has {len(values)} numbers; give one, or one for each of the '
+                     f'{num_members} members (heads in tap order, then the teacher)')
+  return values
+
+
+def _values(value: PerBranch) -> tuple[float, ...]:
+  return tuple(value) if isinstance(value, list | tuple) else (value,)

@@ -1,0 +1,136 @@
+"""The three phases. Each trains, measures, exports its variables and writes its result."""
+from typing import Any
+
+import jax
+
+from kdih import checkpoint, cohort, errors, exported, modules, tasks
+from kdih.experiment import Experiment, Learnt
+from kdih.progress import say
+
+_TOLERANCE = 0.005  # Between a stored accuracy and the one measured again, as fractions.
+
+
+def count(params: Any) -> int:
+  """Numbers in a tree of parameters."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def run_teacher(experiment: Experiment) -> dict:
+  """Trains the teacher, or takes the one that `config.teacher.variables` names."""
+  config, built = experiment.config.teacher, experiment.modules
+  if finished := experiment.workdir.result('teacher'):
+    return finished
+  task, stored = tasks.teacher_task(built.teacher), {}
+  if config.variables:
+    variables, stored = exported.load_teacher(config.variables, experiment.config, built)
+    learnt = Learnt(variables, variables)
+  else:
+    variables = modules.initialise(built.teacher, experiment.key(0), built.spec.image_shape)
+    say(f'teacher: {config.name}, {count(variables["params"]):,} parameters')
+    learnt = experiment.train('teacher', task, variables, config.train)
+  measured = experiment.measure(task, learnt)['teacher']
+  _check_stored(config.variables, stored, experiment, measured)
+  meta = {'model': exported.describe_model(experiment.config, 'teacher', built.spec.num_classes)}
+  return _finish(experiment, 'teacher', learnt, meta, {**measured, 'model': config.name})
+
+
+def _check_stored(path: str, stored: dict, experiment: Experiment, measured: dict) -> None:
+  if not stored:
+    return
+  same_data = stored['data'] == _data_identity(experiment)
+  for name in ('val', 'test_best_val'):
+    before, now = stored.get(name), measured[name]
+    if not (same_data and before and now):
+      continue
+    say(f'teacher: {name} accuracy {now["top1"]:.4f}, stored {before["top1"]:.4f}')
+    if abs(before['top1'] - now['top1']) > _TOLERANCE:
+      raise errors.ConfigError(
+          f'config.teacher.variables: {path!r} was stored with {name} accuracy '
+          f'{before["top1"]:.4f} and has {now["top1"]:.4f} now; its files or the data changed')
+  if not same_data:
+    say('teacher: measured on other data than it was stored with; accuracies are not compared')
+
+
+def load_teacher(experiment: Experiment) -> Any:
+  """The variables of the finished teacher phase."""
+  path = experiment.workdir.path / 'teacher' / 'variables'
+  return exported.load_teacher(path, experiment.config, experiment.modules)[0]
+
+
+def run_heads(experiment: Experiment) -> dict:
+  """Trains all heads at once on the frozen teacher, or takes those of `config.heads.variables`."""
+  config, built = experiment.config.heads, experiment.modules
+  if finished := experiment.workdir.result('heads'):
+    return finished
+  teacher = load_teacher(experiment)
+  owner = exported.fingerprint(teacher)
+  task = tasks.heads_task(built.teacher, built.heads, teacher, tuple(built.taps))
+  variables = modules.initialise_heads(built, experiment.key(1))
+  sizes = {tap: count(variables['params'][cohort.param_name(tap)]) for tap in built.taps}
+  say('heads: ' + ', '.join(f'{tap} {size:,} parameters' for tap, size in sizes.items()))
+  if config.variables:
+    variables, _ = exported.load_heads(config.variables, built, owner)
+    learnt = Learnt(variables, variables)
+  else:
+    learnt = experiment.train('heads', task, variables, config.train)
+  measured = experiment.measure(task, learnt)
+  members = {name: measured[name] for name in (*built.taps, cohort.FINAL, cohort.MEAN)}
+  for tap, size in sizes.items():
+    members[tap]['parameters'] = size
+  meta = {'model': exported.describe_heads(built), 'teacher': owner}
+  return _finish(experiment, 'heads', learnt, meta, {**members[cohort.MEAN], 'members': members})
+
+
+def run_student(experiment: Experiment, name: str) -> dict:
+  """Trains a student by the method `name`, and measures how far it agrees with the teacher."""
+  config, built, phase = experiment.config.student, experiment.modules, f'student/{name}'
+  if finished := experiment.workdir.result(phase):
+    return finished
+  method, taps = built.methods[name], tuple(built.taps)
+  frozen = _teachers(experiment, method.taught_by)
+  teach = tasks.make_teach(method.taught_by, built.teacher, built.heads, taps)
+  task = tasks.student_task(built.student, method, teach, frozen)
+  variables = modules.initialise(built.student, experiment.key(2), built.spec.image_shape)
+  say(f'{phase}: {config.name}, {count(variables["params"]):,} parameters')
+  learnt = experiment.train(phase, task, variables, config.train)
+  compared = task
+  if experiment.workdir.result('teacher'):
+    compared = tasks.with_teacher(task, built.teacher, load_teacher(experiment))
+  measured = experiment.measure(task, learnt, compared)['student']
+  meta = {'model': exported.describe_model(experiment.config, 'student', built.spec.num_classes)}
+  options = experiment.config.methods[name].to_dict()
+  return _finish(experiment, phase, learnt, meta,
+                 {**measured, 'model': config.name, 'method': options})
+
+
+def _teachers(experiment: Experiment, taught_by: str) -> dict[str, Any]:
+  if taught_by == 'labels':
+    return {}
+  teacher = load_teacher(experiment)
+  if taught_by == 'teacher':
+    return {'teacher': teacher}
+  path = experiment.workdir.path / 'heads' / 'variables'
+  heads, _ = exported.load_heads(path, experiment.modules, exported.fingerprint(teacher))
+  return {'teacher': teacher, 'heads': heads}
+
+
+def _data_identity(experiment: Experiment) -> dict:
+  fields = ('name', 'train_split', 'test_split', 'image_key', 'label_key', 'image_size',
+            'validation_fraction', 'validation_seed')
+  return {field: experiment.config.data[field] for field in fields}
+
+
+def _finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, report: dict) -> dict:
+  """Exports the best variables, then writes the result: a finished phase has both."""
+  meta = {**meta, 'data': _data_identity(experiment), 'val': report['val'],
+          'test_best_val': report['test_best_val']}
+  checkpoint.export(experiment.workdir.phase(phase) / 'variables', learnt.best, meta)
+  return experiment.workdir.finish(phase, {
+      **report,
+      'parameters': count(learnt.best['params']),
+      'fingerprint': exported.fingerprint(learnt.best),
+      'seed': experiment.config.seed,
+      'steps': learnt.steps,
+      'seconds': learnt.seconds,
+      'examples_per_second': learnt.examples_per_second,
+  })

@@ -1,0 +1,88 @@
+"""A whole run: everything is checked, then the phases follow each other."""
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+from kdih import data, errors, exported, modules, parallel, phases, report, validation
+from kdih.experiment import Experiment
+from kdih.modules import Modules
+from kdih.workdir import Workdir
+
+_COMPILED = '~/.cache/kdih/compiled'
+
+
+def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, Any]:
+  """Runs the phases that `config` names and returns their results, as in `results.json`.
+
+  Args:
+    config: from a config file.
+    path: the workdir; a run that was cut off goes on.
+
+  Raises:
+    ConfigError: a setting is wrong; nothing has been written to the workdir.
+    TrainingError: the loss is not finite.
+  """
+  validation.check(config)
+  workdir = Workdir(path)
+  workdir.check(config)
+  _check_devices(config)
+  builder = data.open_builder(config.data)
+  built = modules.build(config, data.describe(builder, config.data))
+  _check_phases(config, built, workdir)
+  data.prepare(builder)
+  sources = {split: data.open_split(builder, f'{split}_split', config.data)
+             for split in ('train', 'test')}
+  experiment = Experiment(config, built, workdir, sources)
+  workdir.open(config)
+  enable_compilation_cache()
+  for phase in config.phases:
+    _run_phase(phase, experiment)
+  return report.write(workdir, built, config)
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs in the user's cache folder, for the next start."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(epath.Path(_COMPILED).expanduser()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _check_devices(config: ml_collections.ConfigDict) -> None:
+  devices = parallel.num_devices()
+  for phase in validation.PHASES:
+    batch_size = config[phase].train.global_batch_size
+    if batch_size % devices:
+      raise errors.ConfigError(
+          f'config.{phase}.train.global_batch_size: {batch_size} cannot be split over {devices} '
+          f'devices; choose a multiple of {devices}')
+
+
+def _check_phases(config: ml_collections.ConfigDict, built: Modules, workdir: Workdir) -> None:
+  """Every phase must find what it stands on: an earlier phase, or variables that exist."""
+  ready = {phase for phase in ('teacher', 'heads') if workdir.result(phase)}
+  taught_by = {method.taught_by for method in built.methods.values()}
+  needs = {'teacher': set(), 'heads': {'teacher'},
+           'student': ({'teacher'} if taught_by - {'labels'} else set())
+           | ({'heads'} if 'cohort' in taught_by else set())}
+  for phase in config.phases:
+    for needed in sorted(needs[phase] - ready):
+      raise errors.ConfigError(
+          f'config.phases: {phase!r} stands on {needed!r}, which has not been run in this workdir; '
+          f'name {needed!r} before it')
+    ready.add(phase)
+  if config.teacher.variables:
+    teacher, _ = exported.load_teacher(config.teacher.variables, config, built)
+    if config.heads.variables:
+      exported.load_heads(config.heads.variables, built, exported.fingerprint(teacher))
+
+
+def _run_phase(phase: str, experiment: Experiment) -> None:
+  if phase == 'teacher':
+    phases.run_teacher(experiment)
+  elif phase == 'heads':
+    phases.run_heads(experiment)
+  else:
+    for name in experiment.modules.methods:
+      phases.run_student(experiment, name)

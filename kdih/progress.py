@@ -1,0 +1,55 @@
+"""What people watch: a bar on a terminal, plain lines in a log."""
+import datetime
+import sys
+import time
+
+import tqdm
+
+
+class Progress:
+  """Shows phase, epoch, loss, accuracy, examples/s and the time to go, on standard error.
+
+  Args:
+    phase: for instance 'student/dih'.
+    total_steps: of the phase.
+    start_step: where this run begins.
+    steps_per_epoch: may be a fraction.
+    batch_size: global.
+  """
+
+  def __init__(self, *, phase: str, total_steps: int, start_step: int, steps_per_epoch: float,
+               batch_size: int):
+    self._phase, self._total, self._batch_size = phase, total_steps, batch_size
+    self._steps_per_epoch = steps_per_epoch
+    self._start, self._begun = start_step, time.monotonic()
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc=phase, unit='step',
+                            dynamic_ncols=True)
+
+  def update(self, step: int, metrics: dict[str, float], examples_per_second: float) -> None:
+    """Shows where the run is, after `step` updates."""
+    values = ' '.join(f'{name} {value:.4f}' for name, value in metrics.items())
+    epochs = f'epoch {step / self._steps_per_epoch:.1f}/{self._total / self._steps_per_epoch:.1f}'
+    speed = f'{examples_per_second:,.0f} examples/s'
+    if self._bar:
+      self._bar.n = step
+      self._bar.set_postfix_str(f'{epochs} {values} {speed}')
+    else:
+      say(f'{self._phase}: {epochs} {values} {speed} ETA {self._time_to_go(step)}')
+
+  def _time_to_go(self, step: int) -> datetime.timedelta:
+    spent = time.monotonic() - self._begun
+    rest = spent / max(step - self._start, 1) * (self._total - step)
+    return datetime.timedelta(seconds=round(rest))
+
+  def close(self) -> None:
+    """Ends the bar."""
+    if self._bar:
+      self._bar.close()
+
+
+def say(line: str) -> None:
+  """Prints a line for the person who watches, above the bar if there is one."""
+  tqdm.tqdm.write(line, file=sys.stderr)
+  sys.stderr.flush()

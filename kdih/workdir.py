@@ -1,0 +1,136 @@
+"""The files of a run: who made it (manifest), what came out (results), never half written."""
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+from etils import epath
+
+import kdih
+from kdih import errors
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets',
+             'ml-collections', 'clu', 'numpy')
+# Fields that choose what runs or is shown, and change no number of a phase.
+_FREE = ('phases', 'student.methods', 'profile', 'log_every_steps')
+
+
+def write_json(path: epath.PathLike, content: Any) -> None:
+  """Writes JSON so that the file is either whole or not there."""
+  path = epath.Path(path)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  temporary.write_text(json.dumps(content, indent=2) + '\n')
+  temporary.replace(path)
+
+
+def read_json(path: epath.PathLike) -> Any | None:
+  """The content of a JSON file, or None where there is no file."""
+  path = epath.Path(path)
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+class Workdir:
+  """The folder of a run."""
+
+  def __init__(self, path: epath.PathLike):
+    self.path = epath.Path(path)
+
+  def check(self, config: ml_collections.ConfigDict) -> None:
+    """Writes nothing; raises ConfigError where `config` cannot run in this folder."""
+    _check_writable(self.path)
+    manifest = read_json(self.path / 'manifest.json')
+    if manifest is None:
+      return
+    changed = sorted(_differences(manifest['config'], resolved(config)))
+    if changed:
+      raise errors.ConfigError(
+          f'--workdir: {self.path} holds a run of another config; changed: '
+          f'{", ".join(changed)}. Choose another workdir, or set these back')
+
+  def open(self, config: ml_collections.ConfigDict) -> None:
+    """Makes the folder and writes `manifest.json`."""
+    self.path.mkdir(parents=True, exist_ok=True)
+    write_json(self.path / 'manifest.json', {
+        'command': [sys.executable, *sys.argv],
+        'config': resolved(config),
+        'versions': {'kdih': kdih.__version__, 'python': sys.version.split()[0], **_versions()},
+        'devices': [str(device.device_kind) for device in jax.devices()],
+        'platform': jax.default_backend(),
+        'xla_flags': os.environ.get('XLA_FLAGS', ''),
+        'git_commit': _git_commit(),
+    })
+
+  def phase(self, name: str) -> epath.Path:
+    """The folder of a phase, made where it is not there."""
+    path = self.path / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+  def result(self, phase: str) -> dict | None:
+    """What a finished phase reported, or None."""
+    return read_json(self.path / phase / 'result.json')
+
+  def finish(self, phase: str, result: dict) -> dict:
+    """Marks the phase as finished: nothing of it is written after this."""
+    write_json(self.phase(phase) / 'result.json', result)
+    return result
+
+  def results(self) -> dict:
+    """The results of all finished phases: {'teacher', 'heads', 'student': {method: ...}}."""
+    found = {name: self.result(name) for name in ('teacher', 'heads')}
+    students = {path.parent.name: read_json(path)
+                for path in sorted(self.path.glob('student/*/result.json'))}
+    return {**{name: result for name, result in found.items() if result},
+            **({'student': students} if students else {})}
+
+
+def resolved(config: ml_collections.ConfigDict) -> dict:
+  """Every field of a config as JSON has it."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def _check_writable(path: epath.Path) -> None:
+  existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+  if not existing.is_dir():
+    raise errors.ConfigError(f'--workdir: {existing} is a file; choose a folder')
+  if not os.access(existing, os.W_OK):
+    raise errors.ConfigError(f'--workdir: {existing} cannot be written to; choose another folder')
+
+
+def _differences(old: dict, new: dict) -> Iterator[str]:
+  old, new = dict(_flatten(old)), dict(_flatten(new))
+  for name in old.keys() | new.keys():
+    if name not in _FREE and old.get(name) != new.get(name):
+      yield f'config.{name} (was {old.get(name)!r}, is {new.get(name)!r})'
+
+
+def _flatten(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _versions() -> dict[str, str]:
+  found = {}
+  for package in _PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[package] = 'not installed'
+  return found
+
+
+def _git_commit() -> str:
+  command = ['git', '-C', str(epath.Path(__file__).parent), 'describe', '--always', '--dirty',
+             '--abbrev=40', '--exclude=*']
+  try:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown'
