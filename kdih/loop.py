@@ -58,9 +58,10 @@ class _Clock:
     self._mark = time.monotonic()
 
   def lap(self, steps: int) -> None:
-    """Counts `steps` since the last lap or start."""
+    """Counts `steps` since the last lap or start; a lap of none counts no time either."""
     now = time.monotonic()
-    self._steps, self._training = self._steps + steps, self._training + now - self._mark
+    if steps:
+      self._steps, self._training = self._steps + steps, self._training + now - self._mark
     self._mark = now
 
   @property
@@ -88,38 +89,40 @@ class _Monitor:
   def record(self, number: int, metrics: Any) -> None:
     """Takes the metrics of update `number`, still on the device."""
     self._pending.append((number, metrics))
-    if number == self._first:
+    if number == self._first or number % self._plan.log_every == 0:
       self._look(number)
-      self.clock.start()
-    elif number % self._plan.log_every == 0:
-      self.clock.lap(self._look(number))
 
   def validate(self, number: int, evaluate: Callable[[], Scalars | None]) -> Scalars | None:
     """Evaluates off the clock, once the metrics up to `number` are known to be finite."""
     if self._pending:
-      self.clock.lap(self._look(number))
+      self._look(number)
     scalars = evaluate()
     if scalars:
+      self._require_finite(number, 'validation loss', scalars['loss'])
       self._writer.write(number, {f'val/{name}': value for name, value in scalars.items()})
       say(f'{self._plan.phase}: step {number} validation '
           + ' '.join(f'{name} {value:.4f}' for name, value in scalars.items()))
     return scalars
 
-  def _look(self, number: int) -> int:
+  def _look(self, number: int) -> None:
     numbers, metrics = zip(*self._pending, strict=True)
     self._pending = []
     metrics = parallel.to_host(metrics)
+    # The first step of a run compiles; it says nothing about speed.
+    self.clock.lap(0 if number == self._first else len(metrics))
     for at, values in zip(numbers, metrics, strict=True):
-      if not math.isfinite(values['loss']):
-        raise errors.TrainingError(
-            f'{self._plan.phase}: the loss is {values["loss"]} at step {at}; the last good '
-            'checkpoint is kept. Lower the learning rate, or look at the data')
+      self._require_finite(at, 'loss', values['loss'])
     means = {name: float(sum(m[name] for m in metrics)) / len(metrics) for name in metrics[0]}
     speed = self.clock.examples_per_second
     self._writer.write(number, {**{f'train/{k}': v for k, v in means.items()},
                                 'examples_per_second': speed})
     self._progress.update(number, means, speed)
-    return len(metrics)
+
+  def _require_finite(self, number: int, what: str, value: float) -> None:
+    if not math.isfinite(value):
+      raise errors.TrainingError(
+          f'{self._plan.phase}: the {what} is {value} at step {number}; the last good checkpoint '
+          'is kept. Lower the learning rate, or look at the data')
 
   def close(self) -> None:
     self._writer.close()

@@ -11,7 +11,7 @@ The same command goes on with a run that was cut off. Exit codes: 0 done, 1 trai
 import os
 import sys
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from kdih import config_lib, errors
@@ -64,6 +64,7 @@ def _read_flags(argv: list[str]):
 
 
 def _set_environment(config) -> None:
+  logging.set_verbosity(logging.ERROR)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   if config.deterministic:
     xla_flags = os.environ.get('XLA_FLAGS', '')

@@ -56,7 +56,7 @@ class Workdir:
     """Makes the folder and writes `manifest.json`."""
     self.path.mkdir(parents=True, exist_ok=True)
     write_json(self.path / 'manifest.json', {
-        'command': [sys.executable, *sys.argv],
+        'command': ' '.join(['python -m kdih.main', *sys.argv[1:]]),
         'config': resolved(config),
         'versions': {'kdih': kdih.__version__, 'python': sys.version.split()[0], **_versions()},
         'devices': [str(device.device_kind) for device in jax.devices()],

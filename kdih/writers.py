@@ -1,8 +1,9 @@
 """Where metrics go: a JSON line each, and TensorBoard."""
 import json
 
-from absl import logging
 from etils import epath
+
+from kdih.progress import say
 
 
 class MetricWriter:
@@ -49,6 +50,6 @@ def _summary_writer(directory: epath.PathLike):
   try:
     from clu import metric_writers  # Imports TensorFlow, which takes seconds.
   except ImportError as error:
-    logging.warning('no TensorBoard events: %s', error)
+    say(f'no TensorBoard events: {error}')
     return None
   return metric_writers.SummaryWriter(str(directory))
