@@ -1,5 +1,6 @@
 """Heads on the teacher's taps, and the cohort that they form with the teacher's classifier."""
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -58,7 +59,7 @@ def cohort_logits(
     taps: the taps that carry a head.
   """
   final, features = taps_lib.apply_with_taps(teacher, frozen['teacher'], images, taps)
-  logits = heads.apply(frozen['heads'], features) if taps else {}
+  logits: Any = heads.apply(frozen['heads'], features) if taps else {}
   return jax.lax.stop_gradient({**logits, FINAL: final})
 
 

@@ -195,29 +195,3 @@ def run_local(config: ml_collections.ConfigDict) -> None:
   for phase in (config.teacher, config.heads, config.student):
     phase.train.update(unit='steps', length=4.0, evaluate_every=2.0, milestones=(3.0,), warmup=0.0)
     phase.train.global_batch_size = 32
-
-
-def split_tuples(config: ml_collections.ConfigDict) -> None:
-  """Reads `--config.student.methods=ce,kd`, which arrives as ('ce,kd',), as ('ce', 'kd')."""
-  for key, value in config.items():
-    if isinstance(value, ml_collections.ConfigDict):
-      split_tuples(value)
-    elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
-      config[key] = tuple(part.strip() for item in value for part in item.split(',') if part)
-
-
-def read_error(error: Exception) -> errors.ConfigError:
-  """Why the command line or the config file could not be read, as one line."""
-  cause: BaseException | None = error
-  while cause:
-    if isinstance(cause, errors.ConfigError):
-      return cause
-    cause = cause.__cause__ or cause.__context__
-  if isinstance(error, AttributeError):
-    field, _, hint = str(error).partition('\n')
-    return errors.ConfigError(f'--config: no field {field.strip(chr(34))}; '
-                              f'{hint or "kdih/config_lib.py lists them all"}')
-  if isinstance(error, OSError):
-    return errors.ConfigError(f'--config: no such file: {error.filename}')
-  lines = str(error).strip().split('\n')
-  return errors.ConfigError(f'{lines[0].split("Error whilst")[0]} {lines[-1] if lines[1:] else ""}')

@@ -48,31 +48,32 @@ class Experiment:
                sources: dict[str, data.Source]):
     self.config, self.modules, self.workdir = config, modules, workdir
     self._sources = sources
+    self._loaders: dict[str, data.Loader] = {}
     self.train_subset, self.validation_subset = data.split_validation(
         len(sources['train']), config.data.validation_fraction, config.data.validation_seed)
     self.preprocess = data.make_preprocess(
         **{key: config.data[key] for key in ('mean', 'std', 'padding', 'padding_mode', 'flip')})
 
-  @functools.lru_cache(maxsize=None)  # noqa: B019  One experiment a process.
   def loader(self, split: str) -> data.Loader:
     """The loader of 'train' (validation included) or 'test', read when first asked for."""
-    source = self._sources[split]
-    say(f'data: {len(source):,} images of the {split} split, {self.config.data.loader} loader')
-    return data.make_loader(self.config.data.loader, source)
+    if split not in self._loaders:
+      name, source = self.config.data.loader, self._sources[split]
+      say(f'data: {len(source):,} images of the {split} split, {name} loader')
+      self._loaders[split] = data.make_loader(name, source)
+    return self._loaders[split]
 
   def key(self, role: int) -> jax.Array:
     """The key that initialises a role: 0 teacher, 1 heads, 2 student."""
     return jax.random.fold_in(jax.random.key(self.config.seed), role)
 
-  def evaluator(self, task: Task, split: str) -> Evaluator | None:
-    """Measures `task` on 'validation' or 'test'; None where there is nothing to validate on."""
-    if split == 'validation':
-      loader, subset = self.loader('train'), self.validation_subset
-    else:
-      loader, subset = self.loader('test'), np.arange(len(self._sources['test']), dtype=np.int32)
-    if not len(subset):
+  def _validator(self, task: Task) -> Evaluator | None:
+    if not len(self.validation_subset):
       return None
-    return Evaluator(task=task, loader=loader, subset=subset, preprocess=self.preprocess,
+    return self._evaluator(task, 'train', self.validation_subset)
+
+  def _evaluator(self, task: Task, split: str, subset: np.ndarray) -> Evaluator:
+    return Evaluator(task=task, loader=self.loader(split), subset=subset,
+                     preprocess=self.preprocess,
                      batch_size=self.config.data.eval_global_batch_size,
                      num_classes=self.modules.spec.num_classes)
 
@@ -86,14 +87,14 @@ class Experiment:
     compiled = steps.make_train_step(task=task, tx=tx, gather=loader.gather,
                                      preprocess=self.preprocess, seed=self.config.seed)
     frozen = parallel.replicate(task.frozen)
-    evaluator = self.evaluator(task, 'validation')
+    validator = self._validator(task)
     initial = state.create(variables, tx)
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
     outcome = loop.train(
         state=initial,
         step=lambda s, feed: compiled(s, frozen, loader.resident, feed),
         feeds=functools.partial(self._feeds, loader, train.global_batch_size),
-        evaluate=lambda v: _averages(evaluator(v, frozen)) if evaluator else None,
+        evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
         checkpoints=checkpoints, directory=folder,
         plan=self._plan(phase, train, duration), hooks=self._hooks(folder))
     best, _ = checkpoints.restore_best(initial)
@@ -125,7 +126,8 @@ class Experiment:
     `val` is that of the best checkpoint, None without a validation split. Here, and nowhere
     else, the test split is read; `test_task` may predict more there than `task` does.
     """
-    validate, test = self.evaluator(task, 'validation'), self.evaluator(test_task or task, 'test')
+    everything = np.arange(len(self._sources['test']), dtype=np.int32)
+    validate, test = self._validator(task), self._evaluator(test_task or task, 'test', everything)
     val = validate(learnt.best, task.frozen) if validate else {}
     frozen = (test_task or task).frozen
     last, best = test(learnt.last, frozen), test(learnt.best, frozen)

@@ -7,8 +7,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from kdih import checkpoint, errors, modules
-from kdih import taps as taps_lib
+from kdih import checkpoint, errors, modules, taps as taps_lib
 from kdih.modules import Modules
 
 Variables = dict[str, Any]

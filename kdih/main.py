@@ -11,22 +11,17 @@ The same command goes on with a run that was cut off. Exit codes: 0 done, 1 trai
 import os
 import sys
 
-from absl import flags, logging
-from ml_collections import config_flags
+import ml_collections
+from absl import logging
 
-from kdih import config_lib, errors
+from kdih import command_line, errors
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, with its argument if any: configs/cifar100.py:runlocal. '
-    'Set any field with --config.field=value; kdih/config_lib.py lists them all.')
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder for checkpoints, variables, metrics and the report.')
 
 
 def main(argv: list[str]) -> int:
   """Runs what the command line `argv` asks for and returns the exit code."""
   if {'--help', '-h', '-help', '--helpfull'} & set(argv):
-    print(f'{__doc__}\n{flags.FLAGS.main_module_help()}')
+    print(f'{__doc__}\n{command_line.usage()}')
     return 0
   try:
     return _run(argv)
@@ -39,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-  config, workdir = _read_flags(argv)
+  config, workdir = command_line.read(argv)
   _set_environment(config)
   from kdih import pipeline, report  # Takes seconds; the settings are read first.
 
@@ -49,23 +44,10 @@ def _run(argv: list[str]) -> int:
   return 0
 
 
-def _read_flags(argv: list[str]):
-  try:
-    flags.FLAGS(argv)
-    config = _CONFIG.value
-  except Exception as error:  # A config is a program: it may raise anything.
-    raise config_lib.read_error(error) from error
-  for flag in (_CONFIG, _WORKDIR):
-    if not flag.value:
-      raise errors.ConfigError(f'--{flag.name}: is not set; such as --config=configs/digits.py '
-                               '--workdir=runs/digits')
-  config_lib.split_tuples(config)
-  return config, _WORKDIR.value
-
-
-def _set_environment(config) -> None:
+def _set_environment(config: ml_collections.ConfigDict) -> None:
   logging.set_verbosity(logging.ERROR)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Else TensorFlow prints a warning.
   if config.deterministic:
     xla_flags = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = f'{xla_flags} --xla_gpu_deterministic_ops=true'.strip()

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from kdih import methods, models, parallel
-from kdih import taps as taps_lib
+from kdih import methods, models, parallel, taps as taps_lib
 from kdih.cohort import Heads
 from kdih.data import DataSpec
 from kdih.methods import Method
@@ -70,4 +69,4 @@ def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -
 def initialise_heads(modules: Modules, key: jax.Array) -> dict[str, Any]:
   """Fresh {'params'} of the heads."""
   features = {tap: jnp.zeros((1, *shape)) for tap, shape in modules.taps.items()}
-  return modules.heads.init(key, features)
+  return dict(modules.heads.init(key, features))

@@ -20,7 +20,8 @@ def run_teacher(experiment: Experiment) -> dict:
   config, built = experiment.config.teacher, experiment.modules
   if finished := experiment.workdir.result('teacher'):
     return finished
-  task, stored = tasks.teacher_task(built.teacher), {}
+  task = tasks.teacher_task(built.teacher)
+  stored: dict[str, Any] = {}
   if config.variables:
     variables, stored = exported.load_teacher(config.variables, experiment.config, built)
     learnt = Learnt(variables, variables)

@@ -44,7 +44,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
 
 def enable_compilation_cache() -> None:
   """Keeps compiled programs in the user's cache folder, for the next start."""
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', str(epath.Path(_COMPILED).expanduser()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

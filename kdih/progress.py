@@ -1,7 +1,6 @@
 """What people watch: a bar on a terminal, plain lines in a log."""
 import datetime
 import sys
-import time
 
 import tqdm
 
@@ -21,7 +20,6 @@ class Progress:
                batch_size: int):
     self._phase, self._total, self._batch_size = phase, total_steps, batch_size
     self._steps_per_epoch = steps_per_epoch
-    self._start, self._begun = start_step, time.monotonic()
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc=phase, unit='step',
@@ -30,18 +28,21 @@ class Progress:
   def update(self, step: int, metrics: dict[str, float], examples_per_second: float) -> None:
     """Shows where the run is, after `step` updates."""
     values = ' '.join(f'{name} {value:.4f}' for name, value in metrics.items())
-    epochs = f'epoch {step / self._steps_per_epoch:.1f}/{self._total / self._steps_per_epoch:.1f}'
+    done, total = step / self._steps_per_epoch, self._total / self._steps_per_epoch
+    epochs = f'epoch {done:.1f}/{total:.1f}'
     speed = f'{examples_per_second:,.0f} examples/s'
     if self._bar:
       self._bar.n = step
       self._bar.set_postfix_str(f'{epochs} {values} {speed}')
     else:
-      say(f'{self._phase}: {epochs} {values} {speed} ETA {self._time_to_go(step)}')
+      time_to_go = self._time_to_go(step, examples_per_second)
+      say(f'{self._phase}: {epochs} {values} {speed} ETA {time_to_go}')
 
-  def _time_to_go(self, step: int) -> datetime.timedelta:
-    spent = time.monotonic() - self._begun
-    rest = spent / max(step - self._start, 1) * (self._total - step)
-    return datetime.timedelta(seconds=round(rest))
+  def _time_to_go(self, step: int, examples_per_second: float) -> str:
+    if not examples_per_second:
+      return '?'
+    rest = (self._total - step) * self._batch_size / examples_per_second
+    return str(datetime.timedelta(seconds=round(rest)))
 
   def close(self) -> None:
     """Ends the bar."""

@@ -78,7 +78,9 @@ def choose_taps(
         + ', '.join(outputs))
   for tap in wanted:
     if tap not in sown | outputs:
-      raise errors.unknown('config.heads.taps', tap, sown | outputs)
+      raise errors.ConfigError(
+          f'config.heads.taps: unknown {tap!r}; {errors.closest(tap, sown | outputs)}choose from: '
+          f'{", ".join(sorted(sown, key=_natural))}; or any submodule, by its path')
   return {tap: (sown | outputs)[tap] for tap in wanted or sorted(sown, key=_natural)}
 
 

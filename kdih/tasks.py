@@ -42,7 +42,8 @@ def _train_forward(model: nn.Module, params, batch_stats, images, key):
 def _predict(name: str, model: nn.Module):
   def predict(variables, frozen, images):
     del frozen
-    return {name: model.apply(variables, images, train=False).astype(jnp.float32)}
+    logits: Any = model.apply(variables, images, train=False)
+    return {name: logits.astype(jnp.float32)}
   return predict
 
 
@@ -66,7 +67,7 @@ def heads_task(
   def loss(params, batch_stats, frozen, batch, key):
     del key
     _, features = taps_lib.apply_with_taps(teacher, frozen['teacher'], batch['image'], taps)
-    logits = heads.apply({'params': params}, jax.lax.stop_gradient(features))
+    logits: Any = heads.apply({'params': params}, jax.lax.stop_gradient(features))
     per_head = [losses.cross_entropy(z, batch['label']).mean() for z in logits.values()]
     return jnp.stack(per_head).sum(), (batch_stats, logits)
 
@@ -98,7 +99,7 @@ def make_teach(
 ) -> Callable[[Any, jax.Array], Logits]:
   """What a method hears: (frozen, images) to the logits of the members it is `taught_by`."""
   if taught_by == 'labels':
-    return lambda frozen, images: {}
+    return lambda *_: {}
   members = tuple(taps) if taught_by == 'cohort' else ()
   return lambda frozen, images: cohort.cohort_logits(teacher, heads, frozen, images, members)
 

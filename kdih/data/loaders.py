@@ -5,15 +5,14 @@ over the devices; `gather(resident, feed)`, called inside the compiled step, mak
 {'image': uint8 [batch, height, width, channels], 'label': int32 [batch], 'index', 'mask'}.
 """
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from kdih import parallel
-from kdih.data import sampling
-from kdih.data import source as source_lib
+from kdih.data import sampling, source as source_lib
 
 
 class Loader(Protocol):
@@ -75,7 +74,8 @@ class StreamingLoader:
     return feed
 
 
-LOADERS = {'memory': MemoryLoader, 'streaming': StreamingLoader}
+LOADERS: dict[str, Callable[[source_lib.Source], Loader]] = {
+    'memory': MemoryLoader, 'streaming': StreamingLoader}
 
 
 def make_loader(name: str, source: source_lib.Source) -> Loader:

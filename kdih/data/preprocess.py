@@ -8,7 +8,9 @@ import numpy as np
 PAD_MODES = {'zeros': 'constant', 'reflect': 'reflect'}
 
 
-def augment(image: jax.Array, key: jax.Array, *, padding: int, padding_mode: str, flip: bool) -> jax.Array:
+def augment(
+    image: jax.Array, key: jax.Array, *, padding: int, padding_mode: str, flip: bool
+) -> jax.Array:
   """A random crop of the padded `image` [height, width, channels], perhaps mirrored."""
   crop_key, flip_key = jax.random.split(key)
   if padding:
@@ -30,15 +32,13 @@ def make_preprocess(
   the same shape, `(image / 255 - mean) / std`. With a `key` they are augmented first, each by a
   key of its own that depends on `key` and its index alone: the same on any number of devices.
   """
-  mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+  shift, scale = (np.asarray(x, np.float32).reshape(1, 1, 1, -1) for x in (mean, std))
 
   def preprocess(images: jax.Array, index: jax.Array, key: jax.Array | None) -> jax.Array:
     if key is not None:
       keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
       images = jax.vmap(lambda image, key: augment(
           image, key, padding=padding, padding_mode=padding_mode, flip=flip))(images, keys)
-    shape = (1, 1, 1, -1)
-    scaled = images.astype(jnp.float32) / 255.0
-    return (scaled - mean.reshape(shape)) / std.reshape(shape)
+    return (images.astype(jnp.float32) / 255.0 - shift) / scale
 
   return preprocess

@@ -7,7 +7,9 @@ import numpy as np
 Batch = dict[str, np.ndarray]
 
 
-def split_validation(num_examples: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_validation(
+    num_examples: int, fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Cuts a validation set from a train split.
 
   Returns:

@@ -40,7 +40,7 @@ class Method:
   def loss(self, student, members, labels):
     """[batch]; see `kdih.methods.Method`."""
     if self.members == 'teacher':
-      members = {name: members[FINAL] for name in members}
+      members = dict.fromkeys(members, members[FINAL])
     return losses.cohort_loss(
         student, members, labels,
         options.per_branch('alpha', self.alpha, self.num_members),

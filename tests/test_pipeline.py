@@ -1,0 +1,207 @@
+"""A whole run through the entry point, and what it leaves behind."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import TESTS, read_config, tiny_command
+
+from kdih import checkpoint, command_line, errors, main, pipeline, writers
+
+PHASES = ('teacher', 'heads', 'student/ce', 'student/kd', 'student/dih')
+# What each file of a phase was when it was last written.
+Stamps = dict[str, int]
+
+
+def variables(workdir, phase):
+  with checkpoint._checkpointer() as checkpointer:
+    tree = checkpointer.restore(workdir / phase / 'variables')['variables']
+  return {jax.tree_util.keystr(k): np.asarray(v)
+          for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same(one, other, tolerance=0.0):
+  assert one.keys() == other.keys()
+  for name in one:
+    np.testing.assert_allclose(one[name], other[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def stamps(workdir) -> Stamps:
+  return {str(path): path.stat().st_mtime_ns for path in workdir.glob('*/**/*') if path.is_file()}
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_a_phase_leaves_checkpoints_variables_metrics_events_and_a_result(finished, phase):
+  folder = finished / phase
+  assert sorted(int(p.name) for p in (folder / 'checkpoints').iterdir()) == [2, 4, 6] or (
+      sorted(int(p.name) for p in (folder / 'checkpoints').iterdir()) == [4, 6])
+  assert (folder / 'variables').is_dir()
+  assert list(folder.glob('events.out.tfevents.*'))
+  steps = [line['step'] for line in writers.read_metrics(folder / 'metrics.jsonl')
+           if 'val/top1' in line]
+  assert steps == [2, 4, 6]
+  result = json.loads((folder / 'result.json').read_text())
+  assert result['steps'] == 6
+  assert result['seed'] == 30
+  assert result['seconds'] > 0
+  assert result['examples_per_second'] > 0
+  for part in ('val', 'test_last', 'test_best_val'):
+    assert 0 <= result[part]['top1'] <= result[part]['top5'] <= 1
+    assert result[part]['loss'] > 0
+
+
+def test_results_hold_every_phase_and_every_member_of_the_cohort(finished):
+  results = json.loads((finished / 'results.json').read_text())
+  assert list(results['student']) == ['ce', 'dih', 'kd']
+  members = results['heads']['members']
+  assert list(members) == ['stage1', 'stage2', 'final', 'mean']
+  # Heads on 4x4x4 and 2x2x8 features, to 10 classes.
+  assert members['stage1']['parameters'] == 64 * 10 + 10
+  assert members['stage2']['parameters'] == 32 * 10 + 10
+  assert results['heads']['parameters'] == 650 + 330
+  assert members['final']['test_last']['top1'] == results['teacher']['test_best_val']['top1']
+  assert 'agreement' not in members['final']['test_last']
+  assert 0 <= results['student']['dih']['test_last']['agreement'] <= 1
+
+
+def test_the_val_metrics_are_those_of_the_best_checkpoint(finished):
+  for phase in PHASES:
+    lines = writers.read_metrics(finished / phase / 'metrics.jsonl')
+    best = max(line['val/top1'] for line in lines if 'val/top1' in line)
+    result = json.loads((finished / phase / 'result.json').read_text())
+    if phase == 'heads':
+      heads = [result['members'][tap]['val']['top1'] for tap in ('stage1', 'stage2')]
+      assert best == pytest.approx(sum(heads) / 2, abs=1e-9)
+    else:
+      assert best == pytest.approx(result['val']['top1'], abs=1e-9)
+
+
+def test_the_manifest_says_what_ran(finished):
+  manifest = json.loads((finished / 'manifest.json').read_text())
+  assert manifest['config']['methods']['dih']['alpha'] == 0.1
+  assert manifest['versions']['jax'] == jax.__version__
+  assert len(manifest['devices']) == 4
+
+
+def test_the_backbone_is_bit_identical_after_the_heads_were_trained(finished, digits_dir):
+  before = json.loads((finished / 'teacher' / 'result.json').read_text())['fingerprint']
+  meta = checkpoint.read_meta(finished / 'heads' / 'variables', 'config.heads.variables')
+  assert meta['teacher'] == before
+  assert set(variables(finished, 'heads')) == {
+      f"['params']['{tap}']['{leaf}']" for tap in ('stage1', 'stage2') for leaf in ('kernel', 'bias')}
+
+
+def test_a_finished_phase_is_not_run_again(tmp_path, finished, digits_dir):
+  workdir = tmp_path / 'again'
+  shutil.copytree(finished, workdir)
+  before = stamps(workdir)
+  pipeline.run(read_config(workdir, digits_dir), workdir)
+  assert stamps(workdir) == before
+
+
+def test_a_method_can_be_added_to_a_finished_run(tmp_path, finished, digits_dir):
+  workdir = tmp_path / 'more'
+  shutil.copytree(finished, workdir)
+  before = stamps(workdir)
+  results = pipeline.run(
+      read_config(workdir, digits_dir, '--config.student.methods=ce,kd_matched'), workdir)
+  assert list(results['student']) == ['ce', 'dih', 'kd', 'kd_matched']
+  assert {name: time for name, time in stamps(workdir).items() if name in before} == before
+
+
+def test_another_config_in_the_workdir_is_refused_and_named(capsys, finished, digits_dir):
+  before = stamps(finished)
+  code = main.main(tiny_command(finished, digits_dir, '--config.seed=31',
+                                '--config.methods.dih.alpha=0.2'))
+  line = capsys.readouterr().err
+  assert code == 2
+  assert 'config.methods.dih.alpha (was 0.1, is 0.2), config.seed (was 30, is 31)' in line
+  assert line.count('\n') == 1
+  assert stamps(finished) == before
+
+
+def test_one_device_and_four_give_the_same_variables(tmp_path, finished, digits_dir):
+  _run_process(tmp_path, digits_dir, JAX_NUM_CPU_DEVICES='1')
+  for phase in PHASES:
+    assert_same(variables(tmp_path, phase), variables(finished, phase), tolerance=1e-5)
+
+
+def test_the_streaming_loader_gives_the_same_variables_as_the_one_in_memory(
+    tmp_path, finished, digits_dir):
+  pipeline.run(read_config(tmp_path, digits_dir, '--config.data.loader=streaming'), tmp_path)
+  for phase in PHASES:
+    assert_same(variables(tmp_path, phase), variables(finished, phase))
+
+
+def _run_process(workdir, digits_dir, *overrides, **environment):
+  command = [sys.executable, '-m', 'kdih.main', *tiny_command(workdir, digits_dir, *overrides)[1:]]
+  paths = os.pathsep.join([str(TESTS), os.environ.get('PYTHONPATH', '')])
+  return subprocess.run(command, env={**os.environ, 'PYTHONPATH': paths, **environment},
+                        check=True, capture_output=True, text=True)
+
+
+def test_a_teacher_that_exists_is_measured_again_and_used(tmp_path, finished, digits_dir, capsys):
+  path = finished / 'teacher' / 'variables'
+  results = pipeline.run(
+      read_config(tmp_path, digits_dir, f'--config.teacher.variables={path}'), tmp_path)
+  assert 'teacher: val accuracy' in capsys.readouterr().err
+  assert results['teacher']['steps'] == 0
+  for phase in PHASES:
+    assert_same(variables(tmp_path, phase), variables(finished, phase))
+
+
+def test_a_teacher_whose_accuracy_is_not_the_stored_one_is_refused(tmp_path, finished, digits_dir):
+  path = tmp_path / 'variables'
+  meta = checkpoint.read_meta(finished / 'teacher' / 'variables', '')
+  tree = {'params': None, 'batch_stats': None}
+  with checkpoint._checkpointer() as checkpointer:
+    tree = checkpointer.restore(finished / 'teacher' / 'variables')['variables']
+  meta['val']['top1'] += 0.1
+  checkpoint.export(path, tree, meta)
+  with pytest.raises(errors.ConfigError, match='config.teacher.variables: .* its files or the data'):
+    pipeline.run(read_config(tmp_path / 'w', digits_dir, f'--config.teacher.variables={path}'),
+                 tmp_path / 'w')
+
+
+def test_heads_of_another_teacher_are_refused(tmp_path, finished, digits_dir):
+  path = finished / 'heads' / 'variables'
+  with pytest.raises(errors.ConfigError, match='config.heads.variables: .* another teacher'):
+    pipeline.run(read_config(tmp_path, digits_dir, f'--config.heads.variables={path}',
+                             '--config.seed=31'), tmp_path)
+
+
+def test_without_a_validation_split_the_last_checkpoint_is_chosen(tmp_path, digits_dir):
+  results = pipeline.run(read_config(
+      tmp_path, digits_dir, '--config.data.validation_fraction=0.0',
+      '--config.student.methods=dih'), tmp_path)
+  for result in (results['teacher'], results['student']['dih']):
+    assert result['val'] is None
+    assert result['test_last'] == result['test_best_val']
+
+
+@pytest.mark.parametrize('override', [
+    '--config.dtype=bfloat16', '--config.sync_batch_norm=false', '--config.heads.kind=gap',
+    '--config.heads.taps=stage2', '--config.heads.taps=Conv_1,stage1', '--config.profile=true',
+    '--config.student.train.schedule=cosine', '--config.student.train.optimizer=adamw'])
+def test_every_setting_runs(tmp_path, digits_dir, override):
+  with jax.numpy_dtype_promotion('standard'):
+    results = pipeline.run(read_config(
+        tmp_path, digits_dir, override, '--config.student.methods=dih'), tmp_path)
+  assert 0 < results['student']['dih']['test_last']['loss'] < 10
+
+
+def test_an_infinite_loss_stops_the_run_and_names_phase_and_step(tmp_path, digits_dir, capsys):
+  code = main.main(tiny_command(tmp_path, digits_dir, '--config.teacher.name=tiny_nets:Diverging'))
+  assert code == 1
+  assert 'teacher: the loss is' in capsys.readouterr().err
+  assert not (tmp_path / 'teacher' / 'result.json').exists()
+
+
+def test_a_command_reads_the_same_config_twice():
+  command = tiny_command('w', 'd', '--config.heads.taps=stage1,stage2')
+  assert command_line.read(command)[0].heads.taps == ('stage1', 'stage2')
+  assert command_line.read(command)[0] == command_line.read(command)[0]
