@@ -82,8 +82,16 @@ def read_meta(path: epath.PathLike, setting: str) -> dict:
         meta=ocp.args.JsonRestore()))['meta']
 
 
+def restore(path: epath.PathLike) -> Any:
+  """Exported variables, whatever they are of, as numpy arrays."""
+  with _checkpointer() as checkpointer:
+    variables = checkpointer.restore(epath.Path(path).absolute(), args=ocp.args.Composite(
+        variables=ocp.args.StandardRestore()))['variables']
+  return jax.tree.map(np.asarray, variables)
+
+
 def load(path: epath.PathLike, like: Any, setting: str) -> Any:
-  """Exported variables, as numpy arrays.
+  """Exported variables of a known model, as numpy arrays.
 
   Args:
     path: a `variables` folder that `export` wrote.
@@ -93,14 +101,12 @@ def load(path: epath.PathLike, like: Any, setting: str) -> Any:
   Raises:
     ConfigError: what is stored has another structure or other shapes.
   """
-  with _checkpointer() as checkpointer:
-    variables = checkpointer.restore(epath.Path(path).absolute(), args=ocp.args.Composite(
-        variables=ocp.args.StandardRestore()))['variables']
+  variables = restore(path)
   if _shapes(variables) != _shapes(like):
     raise errors.ConfigError(
         f'{setting}: the variables at {str(path)!r} are not of this model; name the model and '
         'the classes that they were trained with')
-  return jax.tree.map(np.asarray, variables)
+  return variables
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -89,7 +89,7 @@ class _Monitor:
   def record(self, number: int, metrics: Any) -> None:
     """Takes the metrics of update `number`, still on the device."""
     self._pending.append((number, metrics))
-    if number == self._first or number % self._plan.log_every == 0:
+    if number == self._first or len(self._pending) == self._plan.log_every:
       self._look(number)
 
   def validate(self, number: int, evaluate: Callable[[], Scalars | None]) -> Scalars | None:

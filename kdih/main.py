@@ -17,7 +17,6 @@ from absl import logging
 from kdih import command_line, errors
 
 
-
 def main(argv: list[str]) -> int:
   """Runs what the command line `argv` asks for and returns the exit code."""
   if {'--help', '-h', '-help', '--helpfull'} & set(argv):

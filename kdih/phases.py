@@ -2,6 +2,7 @@
 from typing import Any
 
 import jax
+from clu import parameter_overview
 
 from kdih import checkpoint, cohort, errors, exported, modules, tasks
 from kdih.experiment import Experiment, Learnt
@@ -27,12 +28,19 @@ def run_teacher(experiment: Experiment) -> dict:
     learnt = Learnt(variables, variables)
   else:
     variables = modules.initialise(built.teacher, experiment.key(0), built.spec.image_shape)
-    say(f'teacher: {config.name}, {count(variables["params"]):,} parameters')
+    _overview(experiment, 'teacher', config.name, variables)
     learnt = experiment.train('teacher', task, variables, config.train)
   measured = experiment.measure(task, learnt)['teacher']
   _check_stored(config.variables, stored, experiment, measured)
   meta = {'model': exported.describe_model(experiment.config, 'teacher', built.spec.num_classes)}
   return _finish(experiment, 'teacher', learnt, meta, {**measured, 'model': config.name})
+
+
+def _overview(experiment: Experiment, phase: str, model: str, variables: Any) -> None:
+  """Says how large what is to be trained is, and writes a table of its parameters."""
+  path = experiment.workdir.phase(phase) / 'parameters.txt'
+  path.write_text(parameter_overview.get_parameter_overview(variables['params']) + '\n')
+  say(f'{phase}: {model}, {count(variables["params"]):,} parameters, listed in {path}')
 
 
 def _check_stored(path: str, stored: dict, experiment: Experiment, measured: dict) -> None:
@@ -68,11 +76,13 @@ def run_heads(experiment: Experiment) -> dict:
   task = tasks.heads_task(built.teacher, built.heads, teacher, tuple(built.taps))
   variables = modules.initialise_heads(built, experiment.key(1))
   sizes = {tap: count(variables['params'][cohort.param_name(tap)]) for tap in built.taps}
-  say('heads: ' + ', '.join(f'{tap} {size:,} parameters' for tap, size in sizes.items()))
+  for tap, size in sizes.items():
+    say(f'heads: {tap}, feature {built.taps[tap]}, {size:,} parameters')
   if config.variables:
     variables, _ = exported.load_heads(config.variables, built, owner)
     learnt = Learnt(variables, variables)
   else:
+    _overview(experiment, 'heads', config.kind, variables)
     learnt = experiment.train('heads', task, variables, config.train)
   measured = experiment.measure(task, learnt)
   members = {name: measured[name] for name in (*built.taps, cohort.FINAL, cohort.MEAN)}
@@ -92,7 +102,7 @@ def run_student(experiment: Experiment, name: str) -> dict:
   teach = tasks.make_teach(method.taught_by, built.teacher, built.heads, taps)
   task = tasks.student_task(built.student, method, teach, frozen)
   variables = modules.initialise(built.student, experiment.key(2), built.spec.image_shape)
-  say(f'{phase}: {config.name}, {count(variables["params"]):,} parameters')
+  _overview(experiment, phase, config.name, variables)
   learnt = experiment.train(phase, task, variables, config.train)
   compared = task
   if experiment.workdir.result('teacher'):

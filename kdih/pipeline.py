@@ -34,6 +34,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
   data.prepare(builder)
   sources = {split: data.open_split(builder, f'{split}_split', config.data)
              for split in ('train', 'test')}
+  _check_validation(config, len(sources['train']))
   experiment = Experiment(config, built, workdir, sources)
   workdir.open(config)
   enable_compilation_cache()
@@ -57,6 +58,15 @@ def _check_devices(config: ml_collections.ConfigDict) -> None:
       raise errors.ConfigError(
           f'config.{phase}.train.global_batch_size: {batch_size} cannot be split over {devices} '
           f'devices; choose a multiple of {devices}')
+
+
+def _check_validation(config: ml_collections.ConfigDict, num_examples: int) -> None:
+  fraction = config.data.validation_fraction
+  sizes = [len(part) for part in data.split_validation(num_examples, fraction, 0)]
+  if not sizes[0] or (fraction and not sizes[1]):
+    raise errors.ConfigError(
+        f'config.data.validation_fraction: {fraction} of {num_examples} images leaves {sizes[0]} '
+        f'to train with and {sizes[1]} to validate with, so that one has no image; choose another')
 
 
 def _check_phases(config: ml_collections.ConfigDict, built: Modules, workdir: Workdir) -> None:

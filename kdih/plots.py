@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kdih import cohort
+from kdih.workdir import write_atomically
 
 _DPI = 150
 _GREY = '#666666'
@@ -147,9 +148,6 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: epath.PathLike) -> None:
-  """Writes the PNG so that it is either whole or not there."""
-  path, content = epath.Path(path), io.BytesIO()
+  content = io.BytesIO()
   figure.savefig(content, format='png')
-  temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_bytes(content.getvalue())
-  temporary.replace(path)
+  write_atomically(path, content.getvalue())

@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import ml_collections
-from etils import epath
 
 from kdih import checkpoint, cohort, cost, exported, plots, taps
 from kdih.modules import Modules
 from kdih.progress import say
-from kdih.workdir import Workdir, read_json, write_json
+from kdih.workdir import Workdir, read_json, write_atomically, write_json
 from kdih.writers import read_metrics
 
 Results = dict[str, Any]
@@ -77,7 +76,7 @@ def write(workdir: Workdir, modules: Modules, config: ml_collections.ConfigDict)
   write_json(workdir.path / 'results.json', results)
   manifest = read_json(workdir.path / 'manifest.json')
   text = _markdown(results, config, _draw(workdir, results), manifest)
-  _write_text(workdir.path / 'report.md', text)
+  write_atomically(workdir.path / 'report.md', text)
   return results
 
 
@@ -237,10 +236,3 @@ def _markdown_table(cells: list[list[str]]) -> str:
   header, *rows = [[cell.replace('\n', ' ') for cell in row] for row in cells]
   rule = [':--', *('--:' for _ in header[1:])]
   return '\n'.join(f'| {" | ".join(row)} |' for row in (header, rule, *rows))
-
-
-def _write_text(path: epath.Path, text: str) -> None:
-  """Writes a text so that it is either whole or not there."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_text(text)
-  temporary.replace(path)

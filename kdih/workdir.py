@@ -2,9 +2,10 @@
 import importlib.metadata
 import json
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -20,12 +21,17 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-d
 _FREE = ('phases', 'student.methods', 'profile', 'log_every_steps')
 
 
-def write_json(path: epath.PathLike, content: Any) -> None:
-  """Writes JSON so that the file is either whole or not there."""
+def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
+  """Writes a file so that it is either whole or as it was before."""
   path = epath.Path(path)
   temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_text(json.dumps(content, indent=2) + '\n')
+  temporary.write_bytes(content.encode() if isinstance(content, str) else content)
   temporary.replace(path)
+
+
+def write_json(path: epath.PathLike, content: Any) -> None:
+  """Writes JSON atomically."""
+  write_atomically(path, json.dumps(content, indent=2) + '\n')
 
 
 def read_json(path: epath.PathLike) -> Any | None:
@@ -56,7 +62,7 @@ class Workdir:
     """Makes the folder and writes `manifest.json`."""
     self.path.mkdir(parents=True, exist_ok=True)
     write_json(self.path / 'manifest.json', {
-        'command': ' '.join(['python -m kdih.main', *sys.argv[1:]]),
+        'command': shlex.join(['python', '-m', 'kdih.main', *sys.argv[1:]]),
         'config': resolved(config),
         'versions': {'kdih': kdih.__version__, 'python': sys.version.split()[0], **_versions()},
         'devices': [str(device.device_kind) for device in jax.devices()],
@@ -83,10 +89,16 @@ class Workdir:
   def results(self) -> dict:
     """The results of all finished phases: {'teacher', 'heads', 'student': {method: ...}}."""
     found = {name: self.result(name) for name in ('teacher', 'heads')}
-    students = {path.parent.name: read_json(path)
-                for path in sorted(self.path.glob('student/*/result.json'))}
+    paths = {path.parent.name: path for path in self.path.glob('student/*/result.json')}
+    students = {name: read_json(paths[name]) for name in self._in_order(paths)}
     return {**{name: result for name, result in found.items() if result},
             **({'student': students} if students else {})}
+
+  def _in_order(self, methods: Iterable[str]) -> list[str]:
+    """As the config names them; those of an earlier command last."""
+    manifest = read_json(self.path / 'manifest.json')
+    order = manifest['config']['student']['methods'] if manifest else []
+    return sorted(methods, key=lambda m: (order.index(m) if m in order else len(order), m))
 
 
 def resolved(config: ml_collections.ConfigDict) -> dict:

@@ -14,10 +14,12 @@ os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='kdih-compiled-')
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
+import jax  # noqa: E402
 import ml_collections  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from kdih import command_line  # noqa: E402
+from kdih import checkpoint, command_line  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -65,3 +67,10 @@ def finished(tmp_path_factory, digits_dir) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp('finished')
   pipeline.run(read_config(workdir, digits_dir), workdir)
   return workdir
+
+
+def exported(workdir: pathlib.Path, phase: str) -> dict[str, np.ndarray]:
+  """The exported variables of a phase, by their path."""
+  leaves = jax.tree_util.tree_leaves_with_path(
+      checkpoint.restore(workdir / phase / 'variables'))
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

@@ -44,7 +44,8 @@ def single(array):
 
 def cohort_loss(z, alphas=ALPHAS, temperatures=TEMPERATURES, **options):
   members = {name: single(logits) for name, logits in MEMBERS.items()}
-  return losses.cohort_loss(single(z), members, jnp.asarray(LABELS), alphas, temperatures, **options)
+  return losses.cohort_loss(
+      single(z), members, jnp.asarray(LABELS), alphas, temperatures, **options)
 
 
 def numerical_gradient(function, z, step=1e-5):

@@ -8,20 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import TESTS, read_config, tiny_command
+from conftest import TESTS, exported, read_config, tiny_command
 
 from kdih import checkpoint, command_line, errors, main, pipeline, writers
 
 PHASES = ('teacher', 'heads', 'student/ce', 'student/kd', 'student/dih')
-# What each file of a phase was when it was last written.
-Stamps = dict[str, int]
-
-
-def variables(workdir, phase):
-  with checkpoint._checkpointer() as checkpointer:
-    tree = checkpointer.restore(workdir / phase / 'variables')['variables']
-  return {jax.tree_util.keystr(k): np.asarray(v)
-          for k, v in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def assert_same(one, other, tolerance=0.0):
@@ -30,15 +21,14 @@ def assert_same(one, other, tolerance=0.0):
     np.testing.assert_allclose(one[name], other[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-def stamps(workdir) -> Stamps:
+def stamps(workdir) -> dict[str, int]:
   return {str(path): path.stat().st_mtime_ns for path in workdir.glob('*/**/*') if path.is_file()}
 
 
 @pytest.mark.parametrize('phase', PHASES)
 def test_a_phase_leaves_checkpoints_variables_metrics_events_and_a_result(finished, phase):
   folder = finished / phase
-  assert sorted(int(p.name) for p in (folder / 'checkpoints').iterdir()) == [2, 4, 6] or (
-      sorted(int(p.name) for p in (folder / 'checkpoints').iterdir()) == [4, 6])
+  assert {p.name for p in (folder / 'checkpoints').iterdir()} >= {'4', '6'}
   assert (folder / 'variables').is_dir()
   assert list(folder.glob('events.out.tfevents.*'))
   steps = [line['step'] for line in writers.read_metrics(folder / 'metrics.jsonl')
@@ -56,7 +46,7 @@ def test_a_phase_leaves_checkpoints_variables_metrics_events_and_a_result(finish
 
 def test_results_hold_every_phase_and_every_member_of_the_cohort(finished):
   results = json.loads((finished / 'results.json').read_text())
-  assert list(results['student']) == ['ce', 'dih', 'kd']
+  assert list(results['student']) == ['ce', 'kd', 'dih']
   members = results['heads']['members']
   assert list(members) == ['stage1', 'stage2', 'final', 'mean']
   # Heads on 4x4x4 and 2x2x8 features, to 10 classes.
@@ -87,12 +77,13 @@ def test_the_manifest_says_what_ran(finished):
   assert len(manifest['devices']) == 4
 
 
-def test_the_backbone_is_bit_identical_after_the_heads_were_trained(finished, digits_dir):
+def test_the_backbone_is_bit_identical_after_the_heads_were_trained(finished):
   before = json.loads((finished / 'teacher' / 'result.json').read_text())['fingerprint']
   meta = checkpoint.read_meta(finished / 'heads' / 'variables', 'config.heads.variables')
   assert meta['teacher'] == before
-  assert set(variables(finished, 'heads')) == {
-      f"['params']['{tap}']['{leaf}']" for tap in ('stage1', 'stage2') for leaf in ('kernel', 'bias')}
+  assert set(exported(finished, 'heads')) == {
+      f"['params']['{tap}']['{leaf}']"
+      for tap in ('stage1', 'stage2') for leaf in ('kernel', 'bias')}
 
 
 def test_a_finished_phase_is_not_run_again(tmp_path, finished, digits_dir):
@@ -109,7 +100,7 @@ def test_a_method_can_be_added_to_a_finished_run(tmp_path, finished, digits_dir)
   before = stamps(workdir)
   results = pipeline.run(
       read_config(workdir, digits_dir, '--config.student.methods=ce,kd_matched'), workdir)
-  assert list(results['student']) == ['ce', 'dih', 'kd', 'kd_matched']
+  assert list(results['student']) == ['ce', 'kd_matched', 'dih', 'kd']
   assert {name: time for name, time in stamps(workdir).items() if name in before} == before
 
 
@@ -124,17 +115,17 @@ def test_another_config_in_the_workdir_is_refused_and_named(capsys, finished, di
   assert stamps(finished) == before
 
 
-def test_one_device_and_four_give_the_same_variables(tmp_path, finished, digits_dir):
+def test_one_device_and_four_give_the_same_exported(tmp_path, finished, digits_dir):
   _run_process(tmp_path, digits_dir, JAX_NUM_CPU_DEVICES='1')
   for phase in PHASES:
-    assert_same(variables(tmp_path, phase), variables(finished, phase), tolerance=1e-5)
+    assert_same(exported(tmp_path, phase), exported(finished, phase), tolerance=1e-5)
 
 
 def test_the_streaming_loader_gives_the_same_variables_as_the_one_in_memory(
     tmp_path, finished, digits_dir):
   pipeline.run(read_config(tmp_path, digits_dir, '--config.data.loader=streaming'), tmp_path)
   for phase in PHASES:
-    assert_same(variables(tmp_path, phase), variables(finished, phase))
+    assert_same(exported(tmp_path, phase), exported(finished, phase))
 
 
 def _run_process(workdir, digits_dir, *overrides, **environment):
@@ -151,18 +142,15 @@ def test_a_teacher_that_exists_is_measured_again_and_used(tmp_path, finished, di
   assert 'teacher: val accuracy' in capsys.readouterr().err
   assert results['teacher']['steps'] == 0
   for phase in PHASES:
-    assert_same(variables(tmp_path, phase), variables(finished, phase))
+    assert_same(exported(tmp_path, phase), exported(finished, phase))
 
 
 def test_a_teacher_whose_accuracy_is_not_the_stored_one_is_refused(tmp_path, finished, digits_dir):
   path = tmp_path / 'variables'
   meta = checkpoint.read_meta(finished / 'teacher' / 'variables', '')
-  tree = {'params': None, 'batch_stats': None}
-  with checkpoint._checkpointer() as checkpointer:
-    tree = checkpointer.restore(finished / 'teacher' / 'variables')['variables']
   meta['val']['top1'] += 0.1
-  checkpoint.export(path, tree, meta)
-  with pytest.raises(errors.ConfigError, match='config.teacher.variables: .* its files or the data'):
+  checkpoint.export(path, checkpoint.restore(finished / 'teacher' / 'variables'), meta)
+  with pytest.raises(errors.ConfigError, match='config.teacher.variables: .* its files or'):
     pipeline.run(read_config(tmp_path / 'w', digits_dir, f'--config.teacher.variables={path}'),
                  tmp_path / 'w')
 

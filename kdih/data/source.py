@@ -64,6 +64,11 @@ def describe(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict)
     raise errors.ConfigError(
         f'config.data.image_size: the images of {data.name} differ in size; set the side in '
         'pixels to resize them to')
+  for field in ('mean', 'std'):
+    if len(data[field]) not in (1, channels):
+      raise errors.ConfigError(
+          f'config.data.{field}: has {len(data[field])} numbers for images of {channels} '
+          f'channel{"s"[:channels > 1]}; give one for each channel, or one for all')
   return DataSpec(data.name, (height, width, channels), label.num_classes)
 
 
