@@ -60,7 +60,9 @@ def cohort_logits(
   """
   final, features = taps_lib.apply_with_taps(teacher, frozen['teacher'], images, taps)
   logits: Any = heads.apply(frozen['heads'], features) if taps else {}
-  return jax.lax.stop_gradient({**logits, FINAL: final})
+  members = {**{tap: logits[tap] for tap in taps}, FINAL: final}
+  # One by one: a dict that goes through jax as a whole comes back with its keys sorted.
+  return {name: jax.lax.stop_gradient(z) for name, z in members.items()}
 
 
 def mean_logits(members: dict[str, jax.Array]) -> jax.Array:

@@ -26,3 +26,8 @@ def unknown(setting: str, value: str, choices: Iterable[str]) -> ConfigError:
   choices = sorted(choices)
   return ConfigError(f'{setting}: unknown {value!r}; {closest(value, choices)}'
                      f'choose from: {", ".join(choices)}')
+
+
+def first_line(error: BaseException) -> str:
+  """What a library says of its error, without the lines that explain; never empty."""
+  return str(error).strip().split('\n')[0] or type(error).__name__

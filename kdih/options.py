@@ -8,14 +8,14 @@ PerBranch = float | tuple[float, ...]
 
 def check_alpha(alpha: PerBranch) -> None:
   """Raises ValueError unless every weight is in [0, 1]."""
-  for a in _values(alpha):
+  for a in _numbers('alpha', alpha):
     if not 0 <= a <= 1:
       raise ValueError(f'alpha: {a} is outside [0, 1]; 0.1 is the paper\'s')
 
 
 def check_temperature(temperature: PerBranch) -> None:
   """Raises ValueError unless every temperature is positive and finite."""
-  for t in _values(temperature):
+  for t in _numbers('temperature', temperature):
     if not 0 < t < float('inf'):
       raise ValueError(f'temperature: {t} is not above 0; 5 is the paper\'s')
 
@@ -28,7 +28,7 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
 
 def per_branch(option: str, value: PerBranch, num_members: int) -> tuple[float, ...]:
   """One number per member; a single number serves all. Raises ValueError on another count."""
-  values = _values(value)
+  values = _numbers(option, value)
   if len(values) == 1:
     return values * num_members
   if len(values) != num_members:
@@ -37,5 +37,15 @@ def per_branch(option: str, value: PerBranch, num_members: int) -> tuple[float, 
   return values
 
 
-def _values(value: PerBranch) -> tuple[float, ...]:
-  return tuple(value) if isinstance(value, list | tuple) else (value,)
+def check_single(option: str, value: PerBranch) -> None:
+  """Raises ValueError unless `value` is one number."""
+  if isinstance(value, list | tuple):
+    raise ValueError(f'{option}: is {value!r}; give one number, for the one teacher')
+
+
+def _numbers(option: str, value: PerBranch) -> tuple[float, ...]:
+  values = tuple(value) if isinstance(value, list | tuple) else (value,)
+  for item in values:
+    if isinstance(item, bool) or not isinstance(item, int | float):
+      raise ValueError(f'{option}: {item!r} is not a number')
+  return values

@@ -80,7 +80,8 @@ def choose_taps(
     if tap not in sown | outputs:
       raise errors.ConfigError(
           f'config.heads.taps: unknown {tap!r}; {errors.closest(tap, sown | outputs)}choose from: '
-          f'{", ".join(sorted(sown, key=_natural))}; or any submodule, by its path')
+          f'{", ".join(sorted(sown or outputs, key=_natural))}'
+          + ('; or any submodule, by its path' if sown else ''))
   return {tap: (sown | outputs)[tap] for tap in wanted or sorted(sown, key=_natural)}
 
 
@@ -114,10 +115,10 @@ def check_model(
   height, width, channels = image_shape
   images = f'{height}x{width}x{channels} images'
   try:
-    logits = jax.eval_shape(forward, _one_image(image_shape))
+    shape = jax.eval_shape(forward, _one_image(image_shape)).shape
   except Exception as error:  # Whatever a user's module raises.
-    reason = str(error).strip().split('\n')[0]
+    reason = errors.first_line(error)
     raise errors.ConfigError(f'{setting}: cannot be applied to {images}: {reason}') from error
-  if logits.shape != (1, num_classes):
-    raise errors.ConfigError(f'{setting}: gives an array of shape {logits.shape} for one of the '
+  if shape != (1, num_classes):
+    raise errors.ConfigError(f'{setting}: gives an array of shape {shape} for one of the '
                              f'{images}; logits of shape {(1, num_classes)} are needed')

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from kdih import parallel
+from kdih import errors, parallel
 from kdih.data import sampling, source as source_lib
 
 
@@ -55,18 +55,32 @@ class StreamingLoader:
     import tensorflow as tf  # Takes seconds; the in-memory loader does without.
 
     batches = iter(batches)
-    first = next(batches)
-    generated = tf.data.Dataset.from_generator(
-        lambda: itertools.chain([first], batches),
-        output_signature={k: tf.TensorSpec(v.shape, v.dtype) for k, v in first.items()})
+    for first in batches:  # The first tells the shapes of all.
+      return self._stream(tf, itertools.chain([first], batches), first)
+    return iter(())
 
-    def read(batch):
-      images, labels = tf.numpy_function(
-          self._source.read, [batch['index']], (tf.uint8, tf.int32), stateful=False)
+  def _stream(self, tf, batches, first):
+    failures: list[errors.DataError] = []
+
+    def read(index):
+      try:
+        return self._source.read(index)
+      except errors.DataError as error:
+        failures.append(error)  # TensorFlow would bury it in a message of its own.
+        raise
+
+    def add_examples(batch):
+      images, labels = tf.numpy_function(read, [batch['index']], (tf.uint8, tf.int32),
+                                         stateful=False)
       return {**batch, 'image': images, 'label': labels}
 
-    dataset = generated.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    signature = {name: tf.TensorSpec(a.shape, a.dtype) for name, a in first.items()}
+    dataset = tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
+    dataset = dataset.map(add_examples, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    try:
+      yield from dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    except tf.errors.OpError as error:
+      raise failures[0] if failures else error from None
 
   def gather(self, resident, feed):
     """The feed holds the examples already."""

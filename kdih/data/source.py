@@ -39,7 +39,7 @@ def open_builder(data: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     raise _unknown_dataset(data.name, names) from None
   except Exception as error:  # TFDS raises many kinds for a bad version or config name.
     raise errors.ConfigError(f'config.data.name: TFDS cannot open {data.name!r}: '
-                             f'{_first_line(error)}') from error
+                             f'{errors.first_line(error)}') from error
 
 
 def _unknown_dataset(name: str, names: Sequence[str]) -> errors.ConfigError:
@@ -101,7 +101,7 @@ def prepare(builder: tfds.core.DatasetBuilder, timeout: float = 5.0) -> None:
     builder.download_and_prepare(file_format='array_record')
   except Exception as error:
     raise errors.DataError(f'config.data.name: TFDS could not prepare {builder.name} '
-                           f'({_first_line(error)}); {remedy}') from error
+                           f'({errors.first_line(error)}); {remedy}') from error
 
 
 def _unreachable(builder: tfds.core.DatasetBuilder, timeout: float) -> str | None:
@@ -192,7 +192,3 @@ def _records(content: mmap.mmap):
     size, = struct.unpack_from('<Q', content, position)
     yield content, position + 12, size
     position += size + 16
-
-
-def _first_line(error: Exception) -> str:
-  return str(error).strip().split('\n')[0] or type(error).__name__

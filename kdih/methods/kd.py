@@ -24,6 +24,8 @@ class Method:
   scale: str
 
   def __post_init__(self):
+    options.check_single('alpha', self.alpha)
+    options.check_single('temperature', self.temperature)
     options.check_alpha(self.alpha)
     options.check_temperature(self.temperature)
     options.check_choice('scale', self.scale, ('one', 'cohort'))
