@@ -1,13 +1,15 @@
 """Exported variables, with what they are for: the link from one phase, or run, to the next."""
 import hashlib
+import json
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
 from etils import epath
 
-from kdih import checkpoint, errors, modules, taps as taps_lib
+from kdih import checkpoint, errors, models, modules, taps as taps_lib
 from kdih.modules import Modules
 
 Variables = dict[str, Any]
@@ -33,6 +35,27 @@ def describe_heads(built: Modules) -> dict:
   """What exported variables of the heads say of their module."""
   return {'kind': built.heads.kind, 'num_classes': built.heads.num_classes,
           'taps': {tap: list(shape) for tap, shape in built.taps.items()}}
+
+
+def load_model(path: epath.PathLike) -> tuple[nn.Module, Variables, dict]:
+  """A trained teacher or student, to use: its module, its variables and their description.
+
+      model, variables, meta = exported.load_model('runs/digits/student/dih/variables')
+      logits = model.apply(variables, images, train=False)
+
+  Args:
+    path: a `variables` folder. `meta['data']` says of which shape images must be, and by which
+      `mean` and `std` they are normalised once they are scaled to [0, 1].
+
+  Raises:
+    ConfigError: there are no exported variables of a model at `path`.
+  """
+  meta = checkpoint.read_meta(path, 'path')
+  if 'name' not in meta['model']:
+    raise errors.ConfigError(f'path: {str(path)!r} holds heads, which are no model of their own')
+  described = meta['model']
+  model = models.create(described['name'], described['num_classes'], **described['kwargs'])
+  return model, checkpoint.restore(path), meta
 
 
 def load_teacher(
@@ -74,6 +97,7 @@ def load_heads(path: epath.PathLike, built: Modules, teacher: str) -> tuple[Vari
 
 
 def _compare(setting: str, path: epath.PathLike, stored: dict, wanted: dict) -> None:
+  wanted = json.loads(json.dumps(wanted))  # As it would have been stored.
   other = [f'{key} is {stored.get(key)!r} there and {value!r} here'
            for key, value in wanted.items() if stored.get(key) != value]
   if other:

@@ -16,6 +16,8 @@ from absl import logging
 
 from kdih import command_line, errors
 
+_DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
+
 
 def main(argv: list[str]) -> int:
   """Runs what the command line `argv` asks for and returns the exit code."""
@@ -47,9 +49,9 @@ def _set_environment(config: ml_collections.ConfigDict) -> None:
   logging.set_verbosity(logging.ERROR)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Else TensorFlow prints a warning.
-  if config.deterministic:
-    xla_flags = os.environ.get('XLA_FLAGS', '')
-    os.environ['XLA_FLAGS'] = f'{xla_flags} --xla_gpu_deterministic_ops=true'.strip()
+  xla_flags = os.environ.get('XLA_FLAGS', '').split()
+  if config.deterministic and _DETERMINISTIC not in xla_flags:
+    os.environ['XLA_FLAGS'] = ' '.join([*xla_flags, _DETERMINISTIC])
 
 
 def _fail(code: int, reason: object) -> int:

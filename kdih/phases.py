@@ -7,6 +7,7 @@ from clu import parameter_overview
 from kdih import checkpoint, cohort, errors, exported, modules, tasks
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
+from kdih.workdir import resolved
 
 _TOLERANCE = 0.005  # Between a stored accuracy and the one measured again, as fractions.
 
@@ -126,9 +127,11 @@ def _teachers(experiment: Experiment, taught_by: str) -> dict[str, Any]:
 
 
 def _data_identity(experiment: Experiment) -> dict:
-  fields = ('name', 'train_split', 'test_split', 'image_key', 'label_key', 'image_size',
+  fields = ('name', 'train_split', 'test_split', 'image_key', 'label_key', 'mean', 'std',
             'validation_fraction', 'validation_seed')
-  return {field: experiment.config.data[field] for field in fields}
+  values = resolved(experiment.config.data)
+  return {'image_shape': list(experiment.modules.spec.image_shape),
+          **{field: values[field] for field in fields}}
 
 
 def _finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, report: dict) -> dict:

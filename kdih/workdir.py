@@ -60,7 +60,11 @@ class Workdir:
 
   def open(self, config: ml_collections.ConfigDict) -> None:
     """Makes the folder and writes `manifest.json`."""
-    self.path.mkdir(parents=True, exist_ok=True)
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise errors.ConfigError(f'--workdir: {self.path} cannot be made ({error.strerror}); choose '
+                               'another folder') from error
     write_json(self.path / 'manifest.json', {
         'command': shlex.join(['python', '-m', 'kdih.main', *sys.argv[1:]]),
         'config': resolved(config),

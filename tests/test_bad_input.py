@@ -1,4 +1,6 @@
 """Bad input: exit code 2, one line that names the setting and the remedy, nothing written."""
+import pathlib
+
 import pytest
 from conftest import TESTS, tiny_command
 
@@ -53,7 +55,8 @@ def refused(capsys, command, workdir) -> str:
   return lines[0]
 
 
-@pytest.mark.parametrize(('override', 'start', 'words'), OVERRIDES, ids=[o for o, _, _ in OVERRIDES])
+@pytest.mark.parametrize(
+    ('override', 'start', 'words'), OVERRIDES, ids=[case[0] for case in OVERRIDES])
 def test_a_wrong_setting(tmp_path, capsys, digits_dir, override, start, words):
   workdir = tmp_path / 'w'
   line = refused(capsys, tiny_command(workdir, digits_dir, f'--config.{override}'), workdir)
@@ -103,6 +106,13 @@ def test_a_workdir_below_a_file(tmp_path, capsys, digits_dir):
   assert main.main(tiny_command(tmp_path / 'file' / 'w', digits_dir)) == 2
   assert 'is a file; choose a folder' in capsys.readouterr().err
   assert (tmp_path / 'file').read_text() == 'mine'
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc').is_dir(), reason='needs a folder none can write to')
+def test_a_workdir_that_cannot_be_made(capsys, digits_dir):
+  workdir = pathlib.Path('/proc/kdih')
+  assert refused(capsys, tiny_command(workdir, digits_dir), workdir).startswith(
+      'kdih: --workdir: /proc/kdih cannot be')
 
 
 def test_a_teacher_with_other_classes_or_another_architecture(

@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 from conftest import TESTS, exported, read_config, tiny_command
 
-from kdih import checkpoint, command_line, errors, main, pipeline, writers
+from kdih import (
+  checkpoint,
+  command_line,
+  errors,
+  exported as exported_lib,
+  main,
+  pipeline,
+  writers,
+)
 
 PHASES = ('teacher', 'heads', 'student/ce', 'student/kd', 'student/dih')
+ONLY_DIH = '--config.student.methods=dih'
+CHAIN = ('teacher', 'heads', 'student/dih')
 
 
 def assert_same(one, other, tolerance=0.0):
@@ -115,34 +125,53 @@ def test_another_config_in_the_workdir_is_refused_and_named(capsys, finished, di
   assert stamps(finished) == before
 
 
-def test_one_device_and_four_give_the_same_exported(tmp_path, finished, digits_dir):
-  _run_process(tmp_path, digits_dir, JAX_NUM_CPU_DEVICES='1')
-  for phase in PHASES:
+def test_one_device_and_four_give_the_same_variables(tmp_path, finished, digits_dir):
+  run_process(tmp_path, digits_dir, ONLY_DIH, JAX_NUM_CPU_DEVICES='1')
+  for phase in CHAIN:
     assert_same(exported(tmp_path, phase), exported(finished, phase), tolerance=1e-5)
 
 
 def test_the_streaming_loader_gives_the_same_variables_as_the_one_in_memory(
     tmp_path, finished, digits_dir):
-  pipeline.run(read_config(tmp_path, digits_dir, '--config.data.loader=streaming'), tmp_path)
-  for phase in PHASES:
+  pipeline.run(read_config(tmp_path, digits_dir, '--config.data.loader=streaming', ONLY_DIH), tmp_path)
+  for phase in CHAIN:
     assert_same(exported(tmp_path, phase), exported(finished, phase))
 
 
-def _run_process(workdir, digits_dir, *overrides, **environment):
+def run_process(workdir, digits_dir, *overrides, **environment):
   command = [sys.executable, '-m', 'kdih.main', *tiny_command(workdir, digits_dir, *overrides)[1:]]
-  paths = os.pathsep.join([str(TESTS), os.environ.get('PYTHONPATH', '')])
-  return subprocess.run(command, env={**os.environ, 'PYTHONPATH': paths, **environment},
+  return subprocess.run(command, env={**os.environ, 'PYTHONPATH': str(TESTS), **environment},
                         check=True, capture_output=True, text=True)
 
 
 def test_a_teacher_that_exists_is_measured_again_and_used(tmp_path, finished, digits_dir, capsys):
   path = finished / 'teacher' / 'variables'
   results = pipeline.run(
-      read_config(tmp_path, digits_dir, f'--config.teacher.variables={path}'), tmp_path)
+      read_config(tmp_path, digits_dir, f'--config.teacher.variables={path}', ONLY_DIH), tmp_path)
   assert 'teacher: val accuracy' in capsys.readouterr().err
   assert results['teacher']['steps'] == 0
-  for phase in PHASES:
+  for phase in CHAIN:
     assert_same(exported(tmp_path, phase), exported(finished, phase))
+
+
+def test_a_student_can_be_loaded_and_used(finished):
+  model, variables, meta = exported_lib.load_model(finished / 'student' / 'dih' / 'variables')
+  images = np.zeros((3, *meta['data']['image_shape']), np.float32)
+  assert model.apply(variables, images, train=False).shape == (3, 10)
+  assert meta['data']['mean'] == [0.5]
+  with pytest.raises(errors.ConfigError, match='holds heads'):
+    exported_lib.load_model(finished / 'heads' / 'variables')
+
+
+def test_a_run_in_memory_needs_no_tensorflow(tmp_path, digits_dir):
+  """Without it there are no TensorBoard events, and the run says so."""
+  blocked = tmp_path / 'blocked'
+  blocked.mkdir()
+  (blocked / 'tensorflow.py').write_text('raise ImportError("blocked")')
+  done = run_process(tmp_path / 'w', digits_dir, ONLY_DIH,
+                     PYTHONPATH=os.pathsep.join([str(blocked), str(TESTS)]))
+  assert 'no TensorBoard events: blocked' in done.stderr
+  assert (tmp_path / 'w' / 'student' / 'dih' / 'result.json').exists()
 
 
 def test_a_teacher_whose_accuracy_is_not_the_stored_one_is_refused(tmp_path, finished, digits_dir):
@@ -165,21 +194,27 @@ def test_heads_of_another_teacher_are_refused(tmp_path, finished, digits_dir):
 def test_without_a_validation_split_the_last_checkpoint_is_chosen(tmp_path, digits_dir):
   results = pipeline.run(read_config(
       tmp_path, digits_dir, '--config.data.validation_fraction=0.0',
-      '--config.student.methods=dih'), tmp_path)
+      ONLY_DIH), tmp_path)
   for result in (results['teacher'], results['student']['dih']):
     assert result['val'] is None
     assert result['test_last'] == result['test_best_val']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('override', [
-    '--config.dtype=bfloat16', '--config.sync_batch_norm=false', '--config.heads.kind=gap',
-    '--config.heads.taps=stage2', '--config.heads.taps=Conv_1,stage1', '--config.profile=true',
-    '--config.student.train.schedule=cosine', '--config.student.train.optimizer=adamw'])
+    'dtype=bfloat16', 'sync_batch_norm=false', 'heads.kind=gap', 'heads.taps=stage2',
+    'heads.taps=Conv_1,stage1', 'student.train.schedule=cosine', 'student.train.optimizer=adamw'])
 def test_every_setting_runs(tmp_path, digits_dir, override):
-  with jax.numpy_dtype_promotion('standard'):
-    results = pipeline.run(read_config(
-        tmp_path, digits_dir, override, '--config.student.methods=dih'), tmp_path)
+  results = pipeline.run(
+      read_config(tmp_path, digits_dir, f'--config.{override}', ONLY_DIH), tmp_path)
   assert 0 < results['student']['dih']['test_last']['loss'] < 10
+
+
+def test_a_profile_is_written_on_request(tmp_path, digits_dir):
+  pipeline.run(read_config(
+      tmp_path, digits_dir, '--config.profile=true', '--config.phases=teacher',
+      '--config.teacher.train.length=16'), tmp_path)
+  assert list((tmp_path / 'teacher').glob('**/*.xplane.pb'))
 
 
 def test_an_infinite_loss_stops_the_run_and_names_phase_and_step(tmp_path, digits_dir, capsys):

@@ -18,7 +18,7 @@ STEPS = 40
 def start(workdir, digits_dir) -> subprocess.Popen:
   command = tiny_command(workdir, digits_dir)
   command[1] += f':steps={STEPS}'
-  paths = os.pathsep.join([str(TESTS), os.environ.get('PYTHONPATH', '')])
+  paths = str(TESTS)
   return subprocess.Popen([sys.executable, '-m', 'kdih.main', *command[1:]],
                           env={**os.environ, 'PYTHONPATH': paths},
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
