@@ -116,7 +116,8 @@ class Experiment:
     if not self.config.profile:
       return ()
     from clu import periodic_actions  # Imports TensorFlow, which takes seconds.
-    return (periodic_actions.Profile(logdir=str(folder), num_profile_steps=5, first_profile=10),)
+    return (periodic_actions.Profile(
+        logdir=str(folder), num_profile_steps=5, profile_duration_ms=None, first_profile=10),)
 
   def measure(
       self, task: Task, learnt: Learnt, test_task: Task | None = None

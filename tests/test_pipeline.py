@@ -133,7 +133,8 @@ def test_one_device_and_four_give_the_same_variables(tmp_path, finished, digits_
 
 def test_the_streaming_loader_gives_the_same_variables_as_the_one_in_memory(
     tmp_path, finished, digits_dir):
-  pipeline.run(read_config(tmp_path, digits_dir, '--config.data.loader=streaming', ONLY_DIH), tmp_path)
+  config = read_config(tmp_path, digits_dir, '--config.data.loader=streaming', ONLY_DIH)
+  pipeline.run(config, tmp_path)
   for phase in CHAIN:
     assert_same(exported(tmp_path, phase), exported(finished, phase))
 
@@ -214,7 +215,7 @@ def test_a_profile_is_written_on_request(tmp_path, digits_dir):
   pipeline.run(read_config(
       tmp_path, digits_dir, '--config.profile=true', '--config.phases=teacher',
       '--config.teacher.train.length=16'), tmp_path)
-  assert list((tmp_path / 'teacher').glob('**/*.xplane.pb'))
+  assert [path for path in (tmp_path / 'teacher').rglob('*') if path.name.endswith('.xplane.pb')]
 
 
 def test_an_infinite_loss_stops_the_run_and_names_phase_and_step(tmp_path, digits_dir, capsys):

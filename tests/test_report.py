@@ -335,3 +335,11 @@ def test_a_picture_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
   plots.training_curves({'teacher': [{'step': 1, 'train/loss': 1.0, 'train/top1': 0.1}]}, path)
   assert read_png(path).shape == (630, 1650, 4)
   assert [file.name for file in tmp_path.iterdir()] == ['x.png']
+
+
+def test_the_table_in_the_readme_is_the_one_that_the_results_give(capsys):
+  root = pathlib.Path(__file__).parents[1]
+  results = 'launch/results/cifar100_laptop.json'
+  assert report.main(['report', str(root / results)]) == 0
+  assert f'<!-- {results} -->\n{capsys.readouterr().out}<!-- end -->' in (
+      root / 'README.md').read_text(encoding='utf-8')
