@@ -1,5 +1,6 @@
 """The table, `report.md`, `results.json` and the pictures of runs, whole and in part."""
 import json
+import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +31,7 @@ class Net(nn.Module):
 
 CONFIG = ml_collections.ConfigDict({
     'data': {'name': 'digits'}, 'seed': 3, 'teacher': {'name': 'net16', 'kwargs': {}},
-    'student': {'name': 'net2', 'kwargs': {}}})
+    'student': {'name': 'net2', 'kwargs': {}, 'methods': ('ce', 'dih')}})
 MODULES = modules.Modules(DataSpec('digits', (4, 4, 1), 10), Net(16), Net(2),
                           cohort.Heads(10), {'stage1': (4, 4, 1)}, {})
 
