@@ -338,9 +338,11 @@ def test_a_picture_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
   assert [file.name for file in tmp_path.iterdir()] == ['x.png']
 
 
-def test_the_table_in_the_readme_is_the_one_that_the_results_give(capsys):
+def test_the_tables_in_the_readme_are_those_that_the_results_give(capsys):
   root = pathlib.Path(__file__).parents[1]
+  readme = (root / 'README.md').read_text(encoding='utf-8')
+  digits = workdir.read_json(root / 'launch/results/digits.json')
+  assert f'```text\n{report.table(digits)}\n```' in readme
   results = 'launch/results/cifar100_laptop.json'
   assert report.main(['report', str(root / results)]) == 0
-  assert f'<!-- {results} -->\n{capsys.readouterr().out}<!-- end -->' in (
-      root / 'README.md').read_text(encoding='utf-8')
+  assert f'<!-- {results} -->\n{capsys.readouterr().out}<!-- end -->' in readme

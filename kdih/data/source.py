@@ -97,6 +97,8 @@ def prepare(builder: tfds.core.DatasetBuilder, timeout: float = 5.0) -> None:
   if unreachable:
     raise errors.DataError(f'config.data.name: {builder.name} is not prepared in '
                            f'{builder.data_dir_root} and {unreachable} does not answer; {remedy}')
+  if not builder.url_infos:
+    tfds.disable_progress_bar()  # Nothing to download: it is over in seconds.
   try:
     builder.download_and_prepare(file_format='array_record')
   except Exception as error:
