@@ -2,8 +2,8 @@
 
     python -m kdih.main --config=configs/digits.py --workdir=runs/digits
 
-scikit-learn's digits: 1,438 images to train with and 359 to test, 8x8 pixels, 10 classes. Expect 97 to
-99 % from every classifier; a difference of a point is noise.
+scikit-learn's digits: 1,438 images to train with and 359 to test, 8x8 pixels, 10 classes.
+Expect 97 to 99 % from every classifier; a difference of a point is noise.
 """
 from kdih import config_lib
 
