@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from kdih import checkpoint, data, loop, optimizer, parallel, state, steps
+from kdih import checkpoint, cohort, data, loop, optimizer, parallel, state, steps
 from kdih.evaluation import Evaluator, Metrics
 from kdih.modules import Modules
 from kdih.progress import say
@@ -138,6 +138,6 @@ class Experiment:
 
 def _averages(metrics: Metrics) -> dict[str, float]:
   """The mean over what is learnt; the cohort's other members do not change."""
-  learnt = [values for name, values in metrics.items() if name not in ('final', 'mean')]
+  learnt = [values for name, values in metrics.items() if name not in (cohort.FINAL, cohort.MEAN)]
   return {key: sum(values[key] for values in learnt) / len(learnt)
           for key in ('top1', 'loss')}
