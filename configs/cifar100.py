@@ -28,7 +28,8 @@ def get_config(arg=None):
 def _laptop(config):
   """All of CIFAR-100, in what two CPU cores do in an hour: a shallow teacher, few epochs."""
   config.teacher.name = 'resnet20'
-  for phase, epochs in ((config.teacher, 4.0), (config.heads, 1.0), (config.student, 4.0)):
-    phase.train.update(length=epochs, schedule='cosine', milestones=(), evaluate_every=0.5)
+  for train, epochs in ((config.teacher.train, 4.0), (config.heads.train, 1.0),
+                        (config.student.train, 4.0), (config.student.prepare, 1.0)):
+    train.update(length=epochs, schedule='cosine', milestones=(), evaluate_every=0.5)
   # The recipe's 0.1 makes heads on 16,384 numbers oscillate, and one epoch is too short to settle.
   config.heads.train.learning_rate = 0.01

@@ -5,7 +5,7 @@ Importing this module must stay light: it runs before the settings are known to 
 """
 import ml_collections
 
-from kdih import errors
+from kdih import config_methods, errors
 
 RECIPES = ('paper', 'repdistiller')
 
@@ -31,7 +31,7 @@ def base(recipe: str = 'paper') -> ml_collections.ConfigDict:
   config.teacher = _teacher(recipe)
   config.heads = _heads(recipe)
   config.student = _student(recipe)
-  config.methods = _methods(recipe)
+  config.methods = config_methods.methods(recipe)
   return config
 
 
@@ -97,7 +97,14 @@ def _student(recipe: str) -> ml_collections.ConfigDict:
   student.kwargs = ml_collections.ConfigDict()
   # How the student is taught: names of entries in `methods`, each trained as student/<name>/.
   student.methods = ('ce', 'kd', 'dih')
+  # The taps that feature methods compare, pairwise from the first: of the student and of the
+  # teacher. () is every tap that the model sows.
+  student.taps = ()
+  student.teacher_taps = ()
   student.train = train(recipe)
+  # How methods train that prepare something first: fitnets, ab, ft, tofd.
+  student.prepare = train(recipe)
+  student.prepare.update(length=40.0, milestones=(20.0, 30.0), schedule='constant')
   return student
 
 
@@ -130,28 +137,6 @@ def train(recipe: str) -> ml_collections.ConfigDict:
   # A linear rise of the learning rate from 0.
   config.warmup = 0.0
   return config
-
-
-def _methods(recipe: str) -> ml_collections.ConfigDict:
-  """Named ways to teach the student; `kind` is a file of kdih.methods, the rest its options."""
-  methods = ml_collections.ConfigDict()
-  kd = dict(alpha=0.1, temperature=5.0) if recipe == 'paper' else dict(alpha=0.9, temperature=4.0)
-  dih = dict(kind='dih', alpha=0.1, temperature=5.0, reduction='sum',
-             cross_entropy='per_branch', members='cohort')
-  # Cross-entropy with the labels alone.
-  methods.ce = dict(kind='ce')
-  # The teacher's own classifier teaches.
-  methods.kd = dict(kind='kd', scale='one', **kd)
-  # The cohort teaches: heads and the teacher's own classifier.
-  methods.dih = dih
-  # Controls. KD with the loss scale of DIH; KD as RepDistiller weights it; DIH averaged over
-  # the branches; DIH with the cross-entropy counted once; the teacher in every head's place.
-  methods.kd_matched = dict(kind='kd', scale='cohort', alpha=0.1, temperature=5.0)
-  methods.kd_repdistiller = dict(kind='kd', scale='one', alpha=0.9, temperature=4.0)
-  methods.dih_mean = {**dih, 'reduction': 'mean'}
-  methods.dih_once = {**dih, 'cross_entropy': 'once'}
-  methods.dih_teacher = {**dih, 'members': 'teacher'}
-  return methods
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -192,6 +177,7 @@ def run_local(config: ml_collections.ConfigDict) -> None:
   config.data.eval_global_batch_size = 64
   config.log_every_steps = 2
   config.teacher.name = config.student.name = 'resnet8'
-  for phase in (config.teacher, config.heads, config.student):
-    phase.train.update(unit='steps', length=4.0, evaluate_every=2.0, milestones=(3.0,), warmup=0.0)
-    phase.train.global_batch_size = 32
+  for fields in (config.teacher.train, config.heads.train, config.student.train,
+                 config.student.prepare):
+    fields.update(unit='steps', length=4.0, evaluate_every=2.0, milestones=(3.0,), warmup=0.0,
+                  global_batch_size=32)

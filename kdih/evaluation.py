@@ -24,6 +24,8 @@ class Evaluator:
   def __init__(self, *, task: Task, loader: data.Loader, subset: np.ndarray, preprocess,
                batch_size: int, num_classes: int):
     self._step = steps.make_eval_step(task=task, gather=loader.gather, preprocess=preprocess)
+    self._predict_step = steps.make_predict_step(
+        task=task, gather=loader.gather, preprocess=preprocess)
     self._loader, self._subset = loader, subset
     devices = parallel.num_devices()
     self._batch_size = -(-min(batch_size, len(subset)) // devices) * devices
@@ -43,6 +45,23 @@ class Evaluator:
     totals = {name: {key: sum(float(s[name][key]) for s in sums) for key in sums[0][name]}
               for name in sums[0]}
     return {name: self._means(total, count) for name, total in totals.items()}
+
+  def predict(self, variables: Any, frozen: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """({name: logits [images, classes]}, labels [images]) of the subset, in its order.
+
+    The names come sorted.
+    """
+    variables, frozen = parallel.replicate((variables, frozen))
+    parts = [self._predict(variables, frozen, self._loader.resident, feed)
+             for feed in self._loader.feeds(data.eval_batches(self._subset, self._batch_size))]
+    logits = {name: np.concatenate([found[name] for found, _ in parts]) for name in parts[0][0]}
+    return logits, np.concatenate([labels for _, labels in parts])
+
+  def _predict(self, variables, frozen, resident, feed):
+    found, labels = parallel.to_host(
+        self._predict_step(variables, frozen, resident, parallel.shard(feed)))
+    real = feed['mask'] > 0
+    return {name: logits[real] for name, logits in found.items()}, labels[real]
 
   def _means(self, totals: dict[str, float], count: float) -> dict[str, float]:
     return {key: totals[key] / count for key in ('top1', 'top5', 'loss', 'agreement')

@@ -4,14 +4,14 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from kdih import checkpoint, cohort, data, loop, optimizer, parallel, state, steps
+from kdih import checkpoint, cohort, data, loop, optimizer, parallel, reach, state, steps
 from kdih.evaluation import Evaluator, Metrics
 from kdih.modules import Modules
-from kdih.progress import say
-from kdih.tasks import Task
+from kdih.tasks import Logits, Task
 from kdih.workdir import Workdir
 
 
@@ -41,29 +41,34 @@ class Experiment:
     config: checked.
     modules: built from it.
     workdir: open.
-    sources: the 'train' and 'test' split.
+    splits: the 'train' and 'test' split.
+    teachers: the workdir that holds teacher and heads; `workdir` itself unless given.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, modules: Modules, workdir: Workdir,
-               sources: dict[str, data.Source]):
+               splits: data.Splits, teachers: Workdir | None = None):
     self.config, self.modules, self.workdir = config, modules, workdir
-    self._sources = sources
-    self._loaders: dict[str, data.Loader] = {}
+    self.teachers = teachers or workdir
+    self._splits = splits
     self.train_subset, self.validation_subset = data.split_validation(
-        len(sources['train']), config.data.validation_fraction, config.data.validation_seed)
+        splits.size('train'), config.data.validation_fraction, config.data.validation_seed)
     self.preprocess = data.make_preprocess(
         **{key: config.data[key] for key in ('mean', 'std', 'padding', 'padding_mode', 'flip')})
 
-  def loader(self, split: str) -> data.Loader:
-    """The loader of 'train' (validation included) or 'test', read when first asked for."""
-    if split not in self._loaders:
-      name, source = self.config.data.loader, self._sources[split]
-      say(f'data: {len(source):,} images of the {split} split, {name} loader')
-      self._loaders[split] = data.make_loader(name, source)
-    return self._loaders[split]
+  @property
+  def train_size(self) -> int:
+    """Images in the train split, those to validate with included."""
+    return self._splits.size('train')
+
+  def train_labels(self) -> np.ndarray:
+    """int32 [size of the train split], -1 for the images that are not trained with."""
+    labels = np.full(self._splits.size('train'), -1, np.int32)
+    labels[self.train_subset] = self._splits.labels('train')[self.train_subset]
+    return labels
 
   def key(self, role: int) -> jax.Array:
-    """The key that initialises a role: 0 teacher, 1 heads, 2 student."""
+    """The key that initialises a role: 0 teacher, 1 heads, 2 student, 3 a method's own modules,
+    from 4 on assistants."""
     return jax.random.fold_in(jax.random.key(self.config.seed), role)
 
   def _validator(self, task: Task) -> Evaluator | None:
@@ -72,7 +77,7 @@ class Experiment:
     return self._evaluator(task, 'train', self.validation_subset)
 
   def _evaluator(self, task: Task, split: str, subset: np.ndarray) -> Evaluator:
-    return Evaluator(task=task, loader=self.loader(split), subset=subset,
+    return Evaluator(task=task, loader=self._splits.loader(split), subset=subset,
                      preprocess=self.preprocess,
                      batch_size=self.config.data.eval_global_batch_size,
                      num_classes=self.modules.spec.num_classes)
@@ -81,11 +86,14 @@ class Experiment:
       self, phase: str, task: Task, variables: Any, train: ml_collections.ConfigDict
   ) -> Learnt:
     """Trains `variables` on `task`, from its last checkpoint if there is one."""
-    loader, folder = self.loader('train'), self.workdir.phase(phase)
+    loader, folder = self._splits.loader('train'), self.workdir.phase(phase)
     duration = optimizer.Duration(train.unit, len(self.train_subset) / train.global_batch_size)
     tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, duration))
-    compiled = steps.make_train_step(task=task, tx=tx, gather=loader.gather,
-                                     preprocess=self.preprocess, seed=self.config.seed)
+    if task.partial:
+      tx = reach.only(tx, self._reached(task, variables))
+    compiled = steps.make_train_step(
+        task=task, tx=tx, gather=loader.gather, preprocess=self.preprocess,
+        seed=self.config.seed, steps_per_epoch=duration.steps_per_epoch)
     frozen = parallel.replicate(task.frozen)
     validator = self._validator(task)
     initial = state.create(variables, tx)
@@ -100,6 +108,18 @@ class Experiment:
     best, _ = checkpoints.restore_best(initial)
     return Learnt(parallel.to_host(outcome.state.variables), best.variables,
                   int(outcome.state.step), outcome.seconds, outcome.examples_per_second)
+
+  def _reached(self, task: Task, variables: Any) -> Any:
+    """The parameters that the task's loss depends on, as a tree of bools."""
+    collections = {name: tree for name, tree in variables.items() if name != 'params'}
+    batch = {'image': jnp.zeros((2, *self.modules.spec.image_shape)),
+             'label': jnp.zeros(2, jnp.int32), 'index': jnp.zeros(2, jnp.int32),
+             'epoch': jnp.zeros(())}
+
+    def loss(params):
+      return task.loss(params, collections, task.frozen, batch, jax.random.key(0))[0]
+
+    return reach.reached(loss, variables['params'])
 
   def _feeds(self, loader: data.Loader, batch_size: int, start: int, stop: int):
     batches = data.train_batches(self.train_subset, batch_size, self.config.seed, start, stop)
@@ -119,6 +139,13 @@ class Experiment:
     return (periodic_actions.Profile(
         logdir=str(folder), num_profile_steps=5, profile_duration_ms=None, first_profile=10),)
 
+  def predict(self, task: Task, variables: Any, split: str) -> tuple[Logits, np.ndarray]:
+    """Logits of every classifier and labels of the 'validation' or 'test' images, in numpy."""
+    subset = (self.validation_subset if split == 'validation'
+              else np.arange(self._splits.size('test'), dtype=np.int32))
+    evaluator = self._evaluator(task, 'test' if split == 'test' else 'train', subset)
+    return evaluator.predict(variables, task.frozen)
+
   def measure(
       self, task: Task, learnt: Learnt, test_task: Task | None = None
   ) -> dict[str, dict[str, Any]]:
@@ -127,7 +154,7 @@ class Experiment:
     `val` is that of the best checkpoint, None without a validation split. Here, and nowhere
     else, the test split is read; `test_task` may predict more there than `task` does.
     """
-    everything = np.arange(len(self._sources['test']), dtype=np.int32)
+    everything = np.arange(self._splits.size('test'), dtype=np.int32)
     validate, test = self._validator(task), self._evaluator(test_task or task, 'test', everything)
     val = validate(learnt.best, task.frozen) if validate else {}
     frozen = (test_task or task).frozen

@@ -1,9 +1,16 @@
 """Losses, per example and unreduced. z are logits [batch, classes], y labels int [batch]."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
+
+View = Callable[[jax.Array], jax.Array]
+
+
+def as_they_are(logits: jax.Array) -> jax.Array:
+  """The view of logits that changes nothing."""
+  return logits
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -21,12 +28,25 @@ def tempered_kl(student: jax.Array, teacher: jax.Array, temperature: float) -> j
   return kl * temperature**2
 
 
+def standardise(logits: jax.Array) -> jax.Array:
+  """Every row less its mean, over its standard deviation (Sun et al., 2024, arXiv 2403.01427).
+
+  (z - mean(z)) / (1e-7 + std(z)), [batch, classes], with PyTorch's std (over classes - 1).
+  """
+  deviation = jnp.std(logits, axis=-1, keepdims=True, ddof=1)
+  return (logits - logits.mean(-1, keepdims=True)) / (1e-7 + deviation)
+
+
 def kd_loss(
-    student: jax.Array, teacher: jax.Array, labels: jax.Array, alpha: float, temperature: float
+    student: jax.Array, teacher: jax.Array, labels: jax.Array, alpha: float, temperature: float,
+    gain: float = 1.0, view: View = as_they_are,
 ) -> jax.Array:
-  """(1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t) || p_T(z)), [batch] (DIH, section 3)."""
+  """(1 - alpha) CE(z, y) + alpha gain T^2 KL(p_T(t) || p_T(z)), [batch] (DIH, section 3).
+
+  `gain` is 1 there; `view` is what the KL sees of logits, such as `standardise`.
+  """
   return ((1 - alpha) * cross_entropy(student, labels)
-          + alpha * tempered_kl(student, teacher, temperature))
+          + alpha * gain * tempered_kl(view(student), view(teacher), temperature))
 
 
 def cohort_loss(
@@ -38,10 +58,14 @@ def cohort_loss(
     *,
     reduction: str = 'sum',
     cross_entropy_per: str = 'per_branch',
+    weights: jax.Array | None = None,
+    gain: float = 1.0,
+    view: View = as_they_are,
 ) -> jax.Array:
   """The DIH loss, [batch]: one branch of `kd_loss` for every member of the cohort.
 
-  L = sum_b [(1 - alpha_b) CE(z, y) + alpha_b T_b^2 KL(p_T(t_b) || p_T(z))] (DIH, section 3).
+  L = sum_b [(1 - alpha_b) CE(z, y) + alpha_b w_b gain T_b^2 KL(p_T(t_b) || p_T(z))] (DIH,
+  section 3; w_b and gain are 1 there).
 
   Args:
     student: z.
@@ -52,11 +76,16 @@ def cohort_loss(
     reduction: 'sum' as in the paper, or 'mean' over the branches that are left.
     cross_entropy_per: 'per_branch' as in the formula, or 'once' as in the paper's figure: one
       CE, weighted by the mean of 1 - alpha_b.
+    weights: w_b, [members], of mean 1; all 1 unless given.
+    gain: how much more every teacher counts.
+    view: what the KL sees of logits, such as `standardise`.
   """
-  branches = [(a, t, logits) for a, t, logits
-              in zip(alphas, temperatures, members.values(), strict=True) if a > 0]
+  shares = [1.0] * len(members) if weights is None else list(weights)
+  branches = [(a, t, w, view(logits)) for a, t, w, logits
+              in zip(alphas, temperatures, shares, members.values(), strict=True) if a > 0]
   share = 1 / len(branches) if reduction == 'mean' else 1.0
-  taught = sum(a * tempered_kl(student, logits, t) for a, t, logits in branches)
-  label_weight = sum(1 - a for a, _, _ in branches)
+  seen = view(student)
+  taught = gain * sum(a * w * tempered_kl(seen, logits, t) for a, t, w, logits in branches)
+  label_weight = sum(1 - a for a, *_ in branches)
   label_share = 1 / len(branches) if cross_entropy_per == 'once' else share
   return share * jnp.asarray(taught) + label_share * label_weight * cross_entropy(student, labels)

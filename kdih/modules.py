@@ -1,5 +1,6 @@
 """The modules of a run, built from the config and checked against each other by shape."""
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from kdih import methods, models, parallel, taps as taps_lib
-from kdih.cohort import Heads
+from kdih import errors, methods, models, parallel, taps as taps_lib
+from kdih.cohort import FINAL, RULES, Heads
 from kdih.data import DataSpec
-from kdih.methods import Method
+from kdih.taps import Output
+from kdih.teaching import STUDENT, Context, Lesson, Method
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,51 +26,164 @@ class Modules:
     teacher: its module.
     student: its module.
     heads: the module of all heads.
-    taps: {tap: shape of one example's feature}, in cohort order.
+    taps: {tap: shape of one example's feature}, those with a head, in cohort order.
     methods: {name: how the student is taught}, the ones to run.
+    teacher_taps: those of the teacher that feature methods compare with.
+    student_taps: those of the student that feature methods compare.
+    assistants: {model: its module}, of all methods.
   """
 
   spec: DataSpec
   teacher: nn.Module
   student: nn.Module
   heads: Heads
-  taps: dict[str, tuple[int, ...]]
+  taps: Shapes
   methods: dict[str, Method]
+  teacher_taps: Shapes
+  student_taps: Shapes
+  assistants: dict[str, nn.Module]
 
 
 def build(config: ml_collections.ConfigDict, spec: DataSpec) -> Modules:
   """Builds the modules; nothing is computed.
 
   Raises:
-    ConfigError: an unknown model, tap or method, or one that does not fit the data set.
+    ConfigError: an unknown model, tap or method, one that does not fit the data set, or a method
+      by which this teacher cannot teach this student.
   """
-  teacher = _model(config, 'teacher', spec)
-  student = _model(config, 'student', spec)
+  teacher, student = (_model(config, spec, role) for role in ('teacher', 'student'))
   taps = taps_lib.choose_taps(teacher, spec.image_shape, config.heads.taps)
-  chosen = {name: methods.create(name, config.methods[name], len(taps) + 1)
-            for name in config.student.methods}
-  return Modules(spec, teacher, student, Heads(spec.num_classes, config.heads.kind), taps, chosen)
+  chosen = {name: _method(config, spec, len(taps) + 1, name) for name in config.student.methods}
+  read = any(method.taught_by != 'labels' for method in chosen.values())
+  assistants = {model: _model_for_method(config, spec, model)
+                for method in chosen.values() for model in method.assistants}
+  built = Modules(
+      spec, teacher, student, Heads(spec.num_classes, config.heads.kind), taps, chosen,
+      _compared(teacher, spec, config.student.teacher_taps, 'teacher_taps') if read else {},
+      _compared(student, spec, config.student.taps, 'taps') if read else {}, assistants)
+  for name in chosen:
+    _check_pair(config, built, name)
+  return built
 
 
-def _model(config: ml_collections.ConfigDict, role: str, spec: DataSpec) -> nn.Module:
+def _model(config: ml_collections.ConfigDict, spec: DataSpec, role: str) -> nn.Module:
+  fields = config[role]
+  return _create(config, spec, fields.name, f'config.{role}.name', **fields.kwargs.to_dict())
+
+
+def _create(config, spec: DataSpec, name: str, setting: str, **kwargs) -> nn.Module:
   model = models.create(
-      config[role].name, spec.num_classes, dtype=jnp.dtype(config.dtype),
-      axis_name=parallel.AXIS if config.sync_batch_norm else None,
-      setting=f'config.{role}.name', **config[role].kwargs.to_dict())
-  taps_lib.check_model(model, spec.image_shape, spec.num_classes, f'config.{role}.name')
+      name, spec.num_classes, dtype=jnp.dtype(config.dtype),
+      axis_name=parallel.AXIS if config.sync_batch_norm else None, setting=setting, **kwargs)
+  taps_lib.check_model(model, spec.image_shape, spec.num_classes, setting)
   return model
+
+
+def _model_for_method(config, spec: DataSpec, name: str, setting: str = 'config.methods'):
+  if name == STUDENT:
+    return _model(config, spec, 'student')
+  return _create(config, spec, name, setting)
+
+
+def _method(config, spec: DataSpec, num_members: int, name: str) -> Method:
+  if name not in config.methods:
+    raise errors.unknown('config.methods', name, config.methods)
+  setting = f'config.methods.{name}'
+  context = Context(
+      num_members, parallel.AXIS if config.sync_batch_norm else None,
+      functools.partial(_model_for_method, config, spec, setting=setting),
+      functools.partial(_method, config, spec, num_members))
+  return methods.create(name, config.methods[name].to_dict(), context)
+
+
+def _compared(model: nn.Module, spec: DataSpec, wanted: tuple[str, ...], field: str) -> Shapes:
+  if not wanted and not taps_lib.sown(model, spec.image_shape):
+    return {}
+  return taps_lib.choose_taps(model, spec.image_shape, wanted, f'config.student.{field}')
+
+
+def _check_pair(config: ml_collections.ConfigDict, built: Modules, name: str) -> None:
+  """Raises ConfigError unless the method accepts this teacher and this student."""
+  try:
+    jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), 2, 2))
+  except errors.ConfigError:
+    raise
+  except ValueError as error:
+    reason = errors.first_line(error)
+    raise errors.ConfigError(
+        f'config.methods.{name}: the teacher {config.teacher.name} cannot teach the student '
+        f'{config.student.name} so: {reason}') from error
 
 
 def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
   """Fresh {'params', 'batch_stats'} of a model for images of `image_shape`."""
-  # XLA's optimisation of a program that runs once takes minutes for deep models on a CPU.
-  init = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False),
-                 compiler_options={'xla_backend_optimization_level': 0})
-  variables = init(key)
-  return {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
+  return _quickly(lambda key: taps_lib.initial(model, key, jnp.zeros((1, *image_shape))), key)
 
 
 def initialise_heads(modules: Modules, key: jax.Array) -> dict[str, Any]:
   """Fresh {'params'} of the heads."""
   features = {tap: jnp.zeros((1, *shape)) for tap, shape in modules.taps.items()}
   return dict(modules.heads.init(key, features))
+
+
+def initialise_method(
+    built: Modules, name: str, key: jax.Array, num_examples: int
+) -> dict[str, Any]:
+  """Fresh variables of what the method `name` trains or keeps beside the student; often {}.
+
+  Args:
+    built: the modules.
+    name: of one of `built.methods`.
+    key: for the numbers.
+    num_examples: size of the train split.
+  """
+  return _quickly(lambda key: _initial(built, name, key, 2, num_examples), key)
+
+
+def _initial(
+    built: Modules, name: str, key: jax.Array, batch_size: int, num_examples: int
+) -> dict[str, Any]:
+  def both(method: Method, lesson: Lesson):
+    if method.prepares:
+      method.prepare(lesson)
+    return method(lesson)
+
+  lesson = _blank_lesson(built, built.methods[name], batch_size, num_examples)
+  return dict(built.methods[name].init(key, lesson, method=both))
+
+
+def _blank_lesson(built: Modules, method: Method, batch_size: int, num_examples: int) -> Lesson:
+  """A lesson of the right shapes, all zeros."""
+  images = jnp.zeros((batch_size, *built.spec.image_shape))
+  zeros = functools.partial(_zeros, images=images)
+  names = (*built.taps, FINAL) if method.taught_by == 'cohort' else ()
+  return Lesson(
+      images, jnp.zeros(batch_size, jnp.int32), zeros(built.student, taps=built.student_taps),
+      None if method.taught_by == 'labels' else zeros(built.teacher, taps=built.teacher_taps),
+      {member: jnp.zeros((batch_size, built.spec.num_classes)) for member in names},
+      {rule: jnp.ones(len(names)) for rule in RULES if names},
+      jnp.zeros(batch_size, jnp.int32), jnp.zeros(num_examples, jnp.int32), 0.0,
+      jax.random.key(0))
+
+
+def _zeros(model: nn.Module, images: jax.Array, taps: Shapes) -> Output:
+  shapes = {}
+
+  def apply(images):
+    variables = taps_lib.initial(model, jax.random.key(0), images)
+    shapes['output'] = taps_lib.observe(model, variables, images, tuple(taps))[0]
+    return ()
+
+  jax.eval_shape(apply, images)
+
+  def blank(tree):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+  found = shapes['output']
+  return Output(blank(found.logits), {tap: blank(f) for tap, f in found.features.items()},
+                {tap: blank(f) for tap, f in found.preactivations.items()}, blank(found.embedding))
+
+
+def _quickly(init, key: jax.Array) -> dict[str, Any]:
+  # XLA's optimisation of a program that runs once takes minutes for deep models on a CPU.
+  return jax.jit(init, compiler_options={'xla_backend_optimization_level': 0})(key)

@@ -43,6 +43,20 @@ def check_single(option: str, value: PerBranch) -> None:
     raise ValueError(f'{option}: is {value!r}; give one number, for the one teacher')
 
 
+def check_positive(option: str, value: float) -> None:
+  """Raises ValueError unless `value` is a number above 0, and finite."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise ValueError(f'{option}: {value!r} is not a number')
+  if not 0 < value < float('inf'):
+    raise ValueError(f'{option}: {value} is not above 0')
+
+
+def check_flag(option: str, value: bool) -> None:
+  """Raises ValueError unless `value` is True or False."""
+  if not isinstance(value, bool):
+    raise ValueError(f'{option}: {value!r} is neither True nor False')
+
+
 def _numbers(option: str, value: PerBranch) -> tuple[float, ...]:
   values = tuple(value) if isinstance(value, list | tuple) else (value,)
   for item in values:

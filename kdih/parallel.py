@@ -38,6 +38,15 @@ def shard(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {name: array.reshape(devices, -1, *array.shape[1:]) for name, array in feed.items()}
 
 
+def gather(array: jax.Array) -> jax.Array:
+  """Inside a step: the arrays of all devices, put together along their leading axis.
+
+  Where every device computes the same loss from gathered arrays, the mean of the devices'
+  gradients is the gradient of that loss.
+  """
+  return jax.lax.all_gather(array, AXIS, tiled=True)
+
+
 def to_host(tree: Any) -> Any:
   """Copies every array of `tree` to numpy."""
   return jax.device_get(tree)

@@ -1,4 +1,4 @@
-"""The three phases. Each trains, measures, exports its variables and writes its result."""
+"""The phases. Each trains, measures, exports its variables and writes its result."""
 from typing import Any
 
 import jax
@@ -29,15 +29,15 @@ def run_teacher(experiment: Experiment) -> dict:
     learnt = Learnt(variables, variables)
   else:
     variables = modules.initialise(built.teacher, experiment.key(0), built.spec.image_shape)
-    _overview(experiment, 'teacher', config.name, variables)
+    overview(experiment, 'teacher', config.name, variables)
     learnt = experiment.train('teacher', task, variables, config.train)
   measured = experiment.measure(task, learnt)['teacher']
   _check_stored(config.variables, stored, experiment, measured)
   meta = {'model': exported.describe_model(experiment.config, 'teacher', built.spec.num_classes)}
-  return _finish(experiment, 'teacher', learnt, meta, {**measured, 'model': config.name})
+  return finish(experiment, 'teacher', learnt, meta, {**measured, 'model': config.name})
 
 
-def _overview(experiment: Experiment, phase: str, model: str, variables: Any) -> None:
+def overview(experiment: Experiment, phase: str, model: str, variables: Any) -> None:
   """Says how large what is to be trained is, and writes a table of its parameters."""
   path = experiment.workdir.phase(phase) / 'parameters.txt'
   path.write_text(parameter_overview.get_parameter_overview(variables['params']) + '\n')
@@ -63,7 +63,7 @@ def _check_stored(path: str, stored: dict, experiment: Experiment, measured: dic
 
 def load_teacher(experiment: Experiment) -> Any:
   """The variables of the finished teacher phase."""
-  path = experiment.workdir.path / 'teacher' / 'variables'
+  path = experiment.teachers.path / 'teacher' / 'variables'
   return exported.load_teacher(path, experiment.config, experiment.modules)[0]
 
 
@@ -83,47 +83,26 @@ def run_heads(experiment: Experiment) -> dict:
     variables, _ = exported.load_heads(config.variables, built, owner)
     learnt = Learnt(variables, variables)
   else:
-    _overview(experiment, 'heads', config.kind, variables)
+    overview(experiment, 'heads', config.kind, variables)
     learnt = experiment.train('heads', task, variables, config.train)
   measured = experiment.measure(task, learnt)
+  weights = _member_weights(experiment, task, learnt)
   members = {name: measured[name] for name in (*built.taps, cohort.FINAL, cohort.MEAN)}
   for tap, size in sizes.items():
     members[tap]['parameters'] = size
   meta = {'model': exported.describe_heads(built), 'teacher': owner}
-  return _finish(experiment, 'heads', learnt, meta, {**members[cohort.MEAN], 'members': members})
+  return finish(experiment, 'heads', learnt, meta,
+                {**members[cohort.MEAN], 'members': members, 'weights': weights})
 
 
-def run_student(experiment: Experiment, name: str) -> dict:
-  """Trains a student by the method `name`, and measures how far it agrees with the teacher."""
-  config, built, phase = experiment.config.student, experiment.modules, f'student/{name}'
-  if finished := experiment.workdir.result(phase):
-    return finished
-  method, taps = built.methods[name], tuple(built.taps)
-  frozen = _teachers(experiment, method.taught_by)
-  teach = tasks.make_teach(method.taught_by, built.teacher, built.heads, taps)
-  task = tasks.student_task(built.student, method, teach, frozen)
-  variables = modules.initialise(built.student, experiment.key(2), built.spec.image_shape)
-  _overview(experiment, phase, config.name, variables)
-  learnt = experiment.train(phase, task, variables, config.train)
-  compared = task
-  if experiment.workdir.result('teacher'):
-    compared = tasks.with_teacher(task, built.teacher, load_teacher(experiment))
-  measured = experiment.measure(task, learnt, compared)['student']
-  meta = {'model': exported.describe_model(experiment.config, 'student', built.spec.num_classes)}
-  options = experiment.config.methods[name].to_dict()
-  return _finish(experiment, phase, learnt, meta,
-                 {**measured, 'model': config.name, 'method': options})
-
-
-def _teachers(experiment: Experiment, taught_by: str) -> dict[str, Any]:
-  if taught_by == 'labels':
+def _member_weights(experiment: Experiment, task: tasks.Task, learnt: Learnt) -> dict:
+  """{rule: a weight for every member, in cohort order}; {} without a validation split."""
+  if not len(experiment.validation_subset):
     return {}
-  teacher = load_teacher(experiment)
-  if taught_by == 'teacher':
-    return {'teacher': teacher}
-  path = experiment.workdir.path / 'heads' / 'variables'
-  heads, _ = exported.load_heads(path, experiment.modules, exported.fingerprint(teacher))
-  return {'teacher': teacher, 'heads': heads}
+  logits, labels = experiment.predict(task, learnt.best, 'validation')
+  order = (*experiment.modules.taps, cohort.FINAL)
+  weights = cohort.weigh({name: logits[name] for name in order}, labels)
+  return {rule: numbers.tolist() for rule, numbers in weights.items()}
 
 
 def _data_identity(experiment: Experiment) -> dict:
@@ -134,8 +113,16 @@ def _data_identity(experiment: Experiment) -> dict:
           **{field: values[field] for field in fields}}
 
 
-def _finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, report: dict) -> dict:
-  """Exports the best variables, then writes the result: a finished phase has both."""
+def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, report: dict) -> dict:
+  """Exports the best variables, then writes the result: a finished phase has both.
+
+  Args:
+    experiment: the run.
+    phase: its name.
+    learnt: what it ended with.
+    meta: what the exported variables are of.
+    report: what was measured: 'val', 'test_last', 'test_best_val', and more.
+  """
   meta = {**meta, 'data': _data_identity(experiment), 'val': report['val'],
           'test_best_val': report['test_best_val']}
   checkpoint.export(experiment.workdir.phase(phase) / 'variables', learnt.best, meta)

@@ -3,9 +3,20 @@ from typing import Any
 
 import jax
 import ml_collections
+import tensorflow_datasets as tfds
 from etils import epath
 
-from kdih import data, errors, exported, modules, parallel, phases, report, validation
+from kdih import (
+  data,
+  errors,
+  exported,
+  modules,
+  parallel,
+  phases,
+  report,
+  students,
+  validation,
+)
 from kdih.experiment import Experiment
 from kdih.modules import Modules
 from kdih.workdir import Workdir
@@ -31,16 +42,24 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
   builder = data.open_builder(config.data)
   built = modules.build(config, data.describe(builder, config.data))
   _check_phases(config, built, workdir)
-  data.prepare(builder)
-  sources = {split: data.open_split(builder, f'{split}_split', config.data)
-             for split in ('train', 'test')}
-  _check_validation(config, len(sources['train']))
-  experiment = Experiment(config, built, workdir, sources)
+  splits = open_splits(config, builder)
+  experiment = Experiment(config, built, workdir, splits)
   workdir.open(config)
   enable_compilation_cache()
   for phase in config.phases:
     _run_phase(phase, experiment)
   return report.write(workdir, built, config)
+
+
+def open_splits(
+    config: ml_collections.ConfigDict, builder: tfds.core.DatasetBuilder
+) -> data.Splits:
+  """The splits of the data set, which is prepared first where it is not."""
+  data.prepare(builder)
+  sources = {split: data.open_split(builder, f'{split}_split', config.data)
+             for split in ('train', 'test')}
+  _check_validation(config, len(sources['train']))
+  return data.Splits(sources, config.data.loader)
 
 
 def enable_compilation_cache() -> None:
@@ -52,11 +71,11 @@ def enable_compilation_cache() -> None:
 
 def _check_devices(config: ml_collections.ConfigDict) -> None:
   devices = parallel.num_devices()
-  for phase in validation.PHASES:
-    batch_size = config[phase].train.global_batch_size
+  for name, train in validation.trainings(config):
+    batch_size = train.global_batch_size
     if batch_size % devices:
       raise errors.ConfigError(
-          f'config.{phase}.train.global_batch_size: {batch_size} cannot be split over {devices} '
+          f'config.{name}.global_batch_size: {batch_size} cannot be split over {devices} '
           f'devices; choose a multiple of {devices}')
 
 
@@ -95,4 +114,4 @@ def _run_phase(phase: str, experiment: Experiment) -> None:
     phases.run_heads(experiment)
   else:
     for name in experiment.modules.methods:
-      phases.run_student(experiment, name)
+      students.run_student(experiment, name)

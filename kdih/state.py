@@ -14,28 +14,36 @@ class TrainState:
   Attributes:
     step: int32 scalar, updates made so far.
     params: what is learnt.
-    batch_stats: running statistics of its batch norms; {} without any.
+    collections: the other variables, by collection: `batch_stats`, and the `memory` of a method;
+      {} without any.
     opt_state: of the optax transformation, for `params` alone.
   """
 
   step: jax.Array
   params: Any
-  batch_stats: Any
+  collections: dict[str, Any]
   opt_state: optax.OptState
 
   @property
   def variables(self) -> dict[str, Any]:
-    """{'params', 'batch_stats'}; the latter only where there are any."""
-    return pack(self.params, self.batch_stats)
-
-
-def pack(params: Any, batch_stats: Any) -> dict[str, Any]:
-  """Variables of a linen module; `batch_stats` only where there are any."""
-  return {'params': params, **({'batch_stats': batch_stats} if batch_stats else {})}
+    """{'params', 'batch_stats', ...}; the latter only where there are any."""
+    return {'params': self.params, **self.collections}
 
 
 def create(variables: dict[str, Any], tx: optax.GradientTransformation) -> TrainState:
   """The state before the first step."""
   params = variables['params']
-  return TrainState(jnp.zeros((), jnp.int32), params, variables.get('batch_stats', {}),
-                    tx.init(params))
+  collections = {name: tree for name, tree in variables.items() if name != 'params'}
+  return TrainState(jnp.zeros((), jnp.int32), params, collections, tx.init(params))
+
+
+def join(**parts: dict[str, Any]) -> dict[str, Any]:
+  """The variables of several modules as those of one: {collection: {part: ...}}."""
+  names = sorted({name for variables in parts.values() for name in variables})
+  return {name: {part: variables[name] for part, variables in parts.items() if name in variables}
+          for name in names}
+
+
+def part(variables: dict[str, Any], name: str) -> dict[str, Any]:
+  """The variables of one of the modules that `join` made one."""
+  return {collection: tree[name] for collection, tree in variables.items() if name in tree}

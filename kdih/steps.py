@@ -14,7 +14,8 @@ Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
 
 
 def make_train_step(
-    *, task: Task, tx: optax.GradientTransformation, gather: Gather, preprocess: Callable, seed: int
+    *, task: Task, tx: optax.GradientTransformation, gather: Gather, preprocess: Callable,
+    seed: int, steps_per_epoch: float,
 ) -> Callable:
   """Returns `step(state, frozen, resident, feed)` to (new state, metrics), over all devices.
 
@@ -27,20 +28,22 @@ def make_train_step(
     gather: of the loader that made `resident` and `feed`.
     preprocess: from `kdih.data.make_preprocess`.
     seed: of augmentation and dropout; each step derives its own key from it and its number.
+    steps_per_epoch: by which the task is told the epoch.
   """
   def step(state: TrainState, frozen, resident, feed):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     batch = gather(resident, feed)
-    batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key)}
+    batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
+             'epoch': state.step / steps_per_epoch}
     dropout_key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
-    (loss, (batch_stats, logits)), gradients = jax.value_and_grad(task.loss, has_aux=True)(
-        state.params, state.batch_stats, frozen, batch, dropout_key)
+    (loss, (collections, logits)), gradients = jax.value_and_grad(task.loss, has_aux=True)(
+        state.params, state.collections, frozen, batch, dropout_key)
     metrics = {'loss': loss, 'top1': _mean_top1(logits, batch['label'])}
-    gradients, batch_stats, metrics = jax.lax.pmean(
-        (gradients, batch_stats, metrics), parallel.AXIS)
+    gradients, metrics = jax.lax.pmean((gradients, metrics), parallel.AXIS)
+    collections = _reduce(collections)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+    return TrainState(state.step + 1, params, collections, opt_state), metrics
 
   return parallel.pmap_step(step, donate_state=True)
 
@@ -63,6 +66,26 @@ def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Calla
     return jax.lax.psum({**sums, 'count': batch['mask'].sum()}, parallel.AXIS)
 
   return parallel.pmap_step(step)
+
+
+def make_predict_step(*, task: Task, gather: Gather, preprocess: Callable) -> Callable:
+  """Returns `step(variables, frozen, resident, feed)` to the global batch's (logits, labels).
+
+  Logits [global batch, classes] come by the name of the classifier.
+  """
+  def step(variables, frozen, resident, feed):
+    batch = gather(resident, feed)
+    images = preprocess(batch['image'], batch['index'], None)
+    predictions = task.predict(variables, frozen, images)
+    return jax.tree.map(parallel.gather, (predictions, batch['label']))
+
+  return parallel.pmap_step(step)
+
+
+def _reduce(collections: dict[str, Any]) -> dict[str, Any]:
+  """Batch statistics become their mean; every device has the same memory already."""
+  return {name: jax.lax.pmean(tree, parallel.AXIS) if name == 'batch_stats' else tree
+          for name, tree in collections.items()}
 
 
 def _mean_top1(logits: dict[str, jax.Array], labels: jax.Array) -> jax.Array:

@@ -1,4 +1,5 @@
 """Taps: the named activations of a linen module that heads and feature methods read."""
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +13,40 @@ from kdih import errors
 
 Variables = dict[str, Any]
 Features = dict[str, jax.Array]
+Shapes = dict[str, tuple[int, ...]]
 
+EMBEDDING = 'embedding'  # Sown beside the taps: what the classifier reads.
 _OUTPUT = '/__call__'  # Where flax files the output of a submodule.
 
 
-def apply_with_taps(
-    model: nn.Module, variables: Variables, images: jax.Array, taps: Sequence[str]
-) -> tuple[jax.Array, Features]:
-  """Applies `model` in evaluation mode and returns its logits and the features at `taps`.
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """What a model says of a batch, all float32.
+
+  Attributes:
+    logits: [batch, classes].
+    features: {tap: [batch, height, width, channels]}, from the shallowest to the deepest.
+    preactivations: the same before their last ReLU, of those taps of which the model sows it
+      into the collection `preactivations`.
+    embedding: what the classifier reads, [batch, width]; None where the model does not sow it.
+  """
+
+  logits: jax.Array
+  features: Features
+  preactivations: Features = dataclasses.field(default_factory=dict)
+  embedding: jax.Array | None = None
+
+
+def observe(
+    model: nn.Module,
+    variables: Variables,
+    images: jax.Array,
+    taps: Sequence[str],
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+) -> tuple[Output, Variables]:
+  """Applies `model` and returns what it says, with its features at `taps`.
 
   A tap is a name that the model sows into 'intermediates', or the path of one of its submodules
   ('Block_3/Conv_0'), whose output it then is.
@@ -29,17 +56,31 @@ def apply_with_taps(
     variables: its {'params', 'batch_stats'}.
     images: float [batch, height, width, channels].
     taps: names, in the order in which the features are wanted.
+    train: batch norms take the statistics of the batch, and dropout drops.
+    key: of dropout.
+
+  Returns:
+    The output, and {'batch_stats'} after it where `train` is set and the model has any.
   """
+  changing = [name for name in ('batch_stats',) if train and name in variables]
   logits, state = model.apply(
-      variables, images, train=False, mutable=['intermediates'],
+      variables, images, train=train, mutable=['intermediates', 'preactivations', *changing],
+      rngs=None if key is None else {'dropout': key},
       capture_intermediates=lambda module, _: '/'.join(module.path) in taps)
-  features = _flatten(state)
-  return logits, {tap: features[tap] for tap in taps}
+  features, before = _flatten(state, 'intermediates'), _flatten(state, 'preactivations')
+  output = Output(
+      jnp.asarray(logits, jnp.float32), {tap: _float32(features[tap]) for tap in taps},
+      {tap: _float32(before[tap]) for tap in taps if tap in before},
+      _float32(features[EMBEDDING]) if EMBEDDING in features else None)
+  return output, {name: state[name] for name in changing}
 
 
-def _flatten(state: Any) -> Features:
-  flat = flax.traverse_util.flatten_dict(
-      flax.core.unfreeze(state.get('intermediates', {})), sep='/')
+def _float32(array: Any) -> jax.Array:
+  return jnp.asarray(array, jnp.float32)
+
+
+def _flatten(state: Any, collection: str) -> Features:
+  flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(state.get(collection, {})), sep='/')
   return {name.removesuffix(_OUTPUT): value[-1] if isinstance(value, tuple) else value
           for name, value in flat.items()}
 
@@ -50,8 +91,13 @@ def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> Variable
 
 
 def _init_shapes(model: nn.Module, image: jax.ShapeDtypeStruct) -> Variables:
-  shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-  return {name: shapes[name] for name in ('params', 'batch_stats') if name in shapes}
+  return jax.eval_shape(lambda x: initial(model, jax.random.key(0), x), image)
+
+
+def initial(model: nn.Module, key: jax.Array, images: jax.Array) -> Variables:
+  """Fresh {'params', 'batch_stats'}; the latter only where there are any."""
+  variables = model.init(key, images, train=False)
+  return {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
 
 
 def _one_image(image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
@@ -59,45 +105,52 @@ def _one_image(image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
 
 
 def choose_taps(
-    model: nn.Module, image_shape: Sequence[int], wanted: Sequence[str]
-) -> dict[str, tuple[int, ...]]:
-  """The taps to mount heads on, {name: shape of one example's feature}, in order.
+    model: nn.Module, image_shape: Sequence[int], wanted: Sequence[str],
+    setting: str = 'config.heads.taps',
+) -> Shapes:
+  """The taps to read, {name: shape of one example's feature}, in order.
 
   Args:
-    model: the teacher.
+    model: that has them.
     image_shape: height, width, channels.
     wanted: names from the config; empty for every tap that the model sows.
+    setting: the field that names them, for the errors.
 
   Raises:
     ConfigError: the model sows no taps and none is named, or a named one does not exist.
   """
-  sown, outputs = _all_taps(model, image_shape)
-  if not sown and not wanted:
+  own, outputs = _all_taps(model, image_shape)
+  if not own and not wanted:
     raise errors.ConfigError(
-        f'config.heads.taps: {type(model).__name__} sows no taps; name submodules instead, from: '
+        f'{setting}: {type(model).__name__} sows no taps; name submodules instead, from: '
         + ', '.join(outputs))
   for tap in wanted:
-    if tap not in sown | outputs:
+    if tap not in own | outputs:
       raise errors.ConfigError(
-          f'config.heads.taps: unknown {tap!r}; {errors.closest(tap, sown | outputs)}choose from: '
-          f'{", ".join(sorted(sown or outputs, key=_natural))}'
-          + ('; or any submodule, by its path' if sown else ''))
-  return {tap: (sown | outputs)[tap] for tap in wanted or sorted(sown, key=_natural)}
+          f'{setting}: unknown {tap!r}; {errors.closest(tap, own | outputs)}choose from: '
+          f'{", ".join(sorted(own or outputs, key=_natural))}'
+          + ('; or any submodule, by its path' if own else ''))
+  return {tap: (own | outputs)[tap] for tap in wanted or sorted(own, key=_natural)}
+
+
+def sown(model: nn.Module, image_shape: Sequence[int]) -> Shapes:
+  """The taps that the model sows, {name: shape of one example's feature}, unordered."""
+  return _all_taps(model, image_shape)[0]
 
 
 def _all_taps(model: nn.Module, image_shape: Sequence[int]):
   image = _one_image(image_shape)
   variables = _init_shapes(model, image)
 
-  def features(capture: bool) -> dict[str, tuple[int, ...]]:
+  def features(capture: bool) -> Shapes:
     _, state = jax.eval_shape(
         lambda v, x: model.apply(v, x, train=False, mutable=['intermediates'],
                                  capture_intermediates=capture), variables, image)
-    return {name: value.shape[1:] for name, value in _flatten(state).items()
-            if name != _OUTPUT[1:] and hasattr(value, 'shape')}
+    return {name: value.shape[1:] for name, value in _flatten(state, 'intermediates').items()
+            if name not in (_OUTPUT[1:], EMBEDDING) and hasattr(value, 'shape')}
 
-  sown = features(False)
-  return sown, {name: shape for name, shape in features(True).items() if name not in sown}
+  own = features(False)
+  return own, {name: shape for name, shape in features(True).items() if name not in own}
 
 
 def _natural(name: str) -> list:

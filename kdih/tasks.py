@@ -7,11 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdih import cohort, losses, state, taps as taps_lib
-from kdih.methods import Method
+from kdih import cohort, losses, parallel, state, taps as taps_lib
+from kdih.taps import Output
+from kdih.teaching import Lesson, Method
 
 Batch = dict[str, jax.Array]
 Logits = dict[str, jax.Array]
+Collections = dict[str, Any]
+# (frozen, images) to what the teacher says, if it is asked, and the logits of the members.
+Teach = Callable[[Any, jax.Array], tuple[Output | None, Logits]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,40 +23,37 @@ class Task:
   """One phase's learning problem.
 
   Attributes:
-    loss: (params, batch_stats, frozen, batch, key) to (mean loss of the batch, (new batch_stats,
+    loss: (params, collections, frozen, batch, key) to (mean loss of the batch, (new collections,
       logits of what is learnt)). Differentiated with respect to `params` alone.
     predict: (variables, frozen, images) to logits by name, in evaluation mode.
     frozen: variables that the two read and nothing changes.
     reference: the prediction that the others' agreement is measured with; '' for none.
+    partial: whether the loss may leave some of the parameters out.
   """
 
-  loss: Callable[[Any, Any, Any, Batch, jax.Array], tuple[jax.Array, tuple[Any, Logits]]]
+  loss: Callable[[Any, Collections, Any, Batch, jax.Array],
+                 tuple[jax.Array, tuple[Collections, Logits]]]
   predict: Callable[[Any, Any, jax.Array], Logits]
   frozen: Any
   reference: str = ''
-
-
-def _train_forward(model: nn.Module, params, batch_stats, images, key):
-  logits, updates = model.apply(
-      state.pack(params, batch_stats), images, train=True, mutable=['batch_stats'],
-      rngs={'dropout': key})
-  return logits.astype(jnp.float32), updates.get('batch_stats', {})
+  partial: bool = False
 
 
 def _predict(name: str, model: nn.Module):
   def predict(variables, frozen, images):
     del frozen
-    logits: Any = model.apply(variables, images, train=False)
-    return {name: logits.astype(jnp.float32)}
+    return {name: taps_lib.observe(model, variables, images, ())[0].logits}
   return predict
 
 
 def teacher_task(model: nn.Module) -> Task:
   """The teacher learns from the labels."""
-  def loss(params, batch_stats, frozen, batch, key):
+  def loss(params, collections, frozen, batch, key):
     del frozen
-    logits, batch_stats = _train_forward(model, params, batch_stats, batch['image'], key)
-    return losses.cross_entropy(logits, batch['label']).mean(), (batch_stats, {'teacher': logits})
+    output, collections = taps_lib.observe(
+        model, {'params': params, **collections}, batch['image'], (), train=True, key=key)
+    loss = losses.cross_entropy(output.logits, batch['label']).mean()
+    return loss, (collections, {'teacher': output.logits})
 
   return Task(loss, _predict('teacher', model), {})
 
@@ -64,12 +65,12 @@ def heads_task(
 
   The loss is the sum of the heads' cross-entropies. `predict` gives the whole cohort.
   """
-  def loss(params, batch_stats, frozen, batch, key):
+  def loss(params, collections, frozen, batch, key):
     del key
-    _, features = taps_lib.apply_with_taps(teacher, frozen['teacher'], batch['image'], taps)
-    logits: Any = heads.apply({'params': params}, jax.lax.stop_gradient(features))
+    output, _ = taps_lib.observe(teacher, frozen['teacher'], batch['image'], taps)
+    logits: Any = heads.apply({'params': params}, jax.lax.stop_gradient(output.features))
     per_head = [losses.cross_entropy(z, batch['label']).mean() for z in logits.values()]
-    return jnp.stack(per_head).sum(), (batch_stats, logits)
+    return jnp.stack(per_head).sum(), (collections, logits)
 
   def predict(variables, frozen, images):
     members = cohort.cohort_logits(
@@ -80,28 +81,79 @@ def heads_task(
 
 
 def student_task(
-    student: nn.Module,
-    method: Method,
-    teach: Callable[[Any, jax.Array], Logits],
-    frozen: Any,
+    student: nn.Module, taps: Sequence[str], method: Method, teach: Teach, frozen: Any,
+    *, preparing: bool = False,
 ) -> Task:
-  """The student learns by `method` from what `teach(frozen, images)` says."""
-  def loss(params, batch_stats, frozen, batch, key):
-    members = teach(frozen, batch['image'])
-    logits, batch_stats = _train_forward(student, params, batch_stats, batch['image'], key)
-    return method.loss(logits, members, batch['label']).mean(), (batch_stats, {'student': logits})
+  """The student learns by `method` from what `teach(frozen, images)` says.
 
-  return Task(loss, _predict('student', student), frozen)
+  Variables are those of student and method, joined: {'params': {'student', 'method'}, ...}.
+
+  Args:
+    student: its module.
+    taps: those of its taps that the method reads.
+    method: how it is taught.
+    teach: from `make_teach`.
+    frozen: what `teach` reads; also 'weights' and 'train_labels', see `Lesson`.
+    preparing: learn by `method.prepare`.
+  """
+  def loss(params, collections, frozen, batch, key):
+    variables = {'params': params, **collections}
+    dropout_key, method_key = jax.random.split(key)
+    output, changed = taps_lib.observe(
+        student, state.part(variables, 'student'), batch['image'], taps, train=True,
+        key=dropout_key)
+    teacher, members = teach(frozen, batch['image'])
+    lesson = Lesson(
+        batch['image'], batch['label'], output, teacher, members, frozen.get('weights', {}),
+        batch['index'], frozen.get('train_labels'), batch['epoch'], method_key, parallel.gather)
+    loss, kept = method.apply(
+        state.part(variables, 'method'), lesson, mutable=['batch_stats', 'memory'],
+        method='prepare' if preparing else '__call__')
+    collections = {**collections, **state.join(student=changed, method=kept)}
+    return loss.mean(), (collections, {'student': output.logits})
+
+  def predict(variables, frozen, images):
+    del frozen
+    variables = state.part(variables, 'student')
+    return {'student': taps_lib.observe(student, variables, images, ())[0].logits}
+
+  return Task(loss, predict, frozen, partial=True)
 
 
 def make_teach(
-    taught_by: str, teacher: nn.Module, heads: nn.Module, taps: Sequence[str]
-) -> Callable[[Any, jax.Array], Logits]:
-  """What a method hears: (frozen, images) to the logits of the members it is `taught_by`."""
+    taught_by: str, teacher: nn.Module, teacher_taps: Sequence[str], heads: nn.Module,
+    taps: Sequence[str],
+) -> Teach:
+  """What a method hears that is `taught_by` 'labels', 'teacher' or 'cohort'.
+
+  Args:
+    taught_by: see `kdih.teaching.Method`.
+    teacher: its module.
+    teacher_taps: those of its taps that methods read.
+    heads: the module of the heads.
+    taps: the taps that carry a head.
+  """
   if taught_by == 'labels':
-    return lambda *_: {}
+    return lambda *_: (None, {})
   members = tuple(taps) if taught_by == 'cohort' else ()
-  return lambda frozen, images: cohort.cohort_logits(teacher, heads, frozen, images, members)
+
+  def teach(frozen, images):
+    output, _ = taps_lib.observe(
+        teacher, frozen['teacher'], images, tuple(dict.fromkeys((*teacher_taps, *members))))
+    output = _without_gradients(output)
+    logits = cohort.members_of(heads, frozen.get('heads'), output, members)
+    features = {tap: output.features[tap] for tap in teacher_taps}
+    return dataclasses.replace(output, features=features), logits if members else {}
+
+  return teach
+
+
+def _without_gradients(output: Output) -> Output:
+  def stopped(features):  # One by one, for jax would sort the keys.
+    return {tap: jax.lax.stop_gradient(feature) for tap, feature in features.items()}
+
+  return Output(jax.lax.stop_gradient(output.logits), stopped(output.features),
+                stopped(output.preactivations), jax.lax.stop_gradient(output.embedding))
 
 
 def with_teacher(task: Task, teacher: nn.Module, teacher_variables: Any) -> Task:

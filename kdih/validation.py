@@ -49,10 +49,16 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_choice(name, _get(config, name), choices)
   for name, (words, test) in _RANGES.items():
     _check_range(name, _get(config, name), words, test)
-  for phase in PHASES:
-    _check_train(f'{phase}.train', config[phase].train)
+  for name, train in trainings(config):
+    _check_train(name, train)
   _check_names('phases', config.phases, PHASES)
   _check_names('student.methods', config.student.methods, config.methods)
+
+
+def trainings(config: ml_collections.ConfigDict) -> list[tuple[str, ml_collections.ConfigDict]]:
+  """Every group of fields that says how something trains, by its name."""
+  return [*((f'{phase}.train', config[phase].train) for phase in PHASES),
+          ('student.prepare', config.student.prepare)]
 
 
 def _check_fields(config: Any, reference: Any, prefix: str) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdih import cohort, errors, losses, methods, models, taps
+from kdih import cohort, errors, losses, methods, models, taps, teaching
 
 SHAPE, CLASSES = (4, 4, 3), 5
 IMAGES = jnp.asarray(np.random.default_rng(1).normal(size=(2, *SHAPE)), jnp.float32)
@@ -78,7 +78,8 @@ def variables(model):
 
 
 def features(model, *names):
-  return taps.apply_with_taps(model, variables(model), IMAGES, names)
+  output, _ = taps.observe(model, variables(model), IMAGES, names)
+  return output.logits, output.features
 
 
 def frozen(model, kind='flatten', names=('stage2', 'stage1')):
@@ -218,12 +219,14 @@ def test_alphas_go_to_the_heads_in_tap_order_and_then_to_the_teacher():
   heads, all_frozen = frozen(Net())
   dih = methods.create('dih', dict(
       kind='dih', alpha=(0.9, 0.0, 0.0), temperature=(2.0, 3.0, 4.0), reduction='sum',
-      cross_entropy='per_branch', members='cohort'), 3)
+      cross_entropy='per_branch', members='cohort', weights='equal', gain=1.0, standardise=False),
+      teaching.Context(num_members=3))
   student, labels = jnp.ones((2, CLASSES)), jnp.array([0, 3])
 
   def compute(tree):
     members = cohort.cohort_logits(Net(), heads, tree, IMAGES, ('stage2', 'stage1'))
-    return dih.loss(student, members, labels), members['stage2']
+    lesson = teaching.Lesson(IMAGES, labels, taps.Output(student, {}), members=members)
+    return dih.apply({}, lesson), members['stage2']
 
   found, first_head = jax.jit(compute)(all_frozen)
   expected = losses.kd_loss(student, first_head, labels, 0.9, 2.0)

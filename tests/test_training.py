@@ -47,17 +47,23 @@ def heads_task(built, frozen):
   return tasks.heads_task(built.teacher, built.heads, frozen['teacher'], tuple(built.taps))
 
 
-def student_task(built, frozen, method='dih'):
-  taught_by = built.methods[method].taught_by
-  teach = tasks.make_teach(taught_by, built.teacher, built.heads, tuple(built.taps))
-  return tasks.student_task(built.student, built.methods[method], teach, frozen)
+def student_task(built, frozen, name='dih'):
+  method = built.methods[name]
+  teach = tasks.make_teach(method.taught_by, built.teacher, tuple(built.teacher_taps), built.heads,
+                           tuple(built.taps))
+  return tasks.student_task(built.student, tuple(built.student_taps), method, teach, frozen)
+
+
+def fresh_student(built, student=None):
+  return state.join(student=modules.initialise(student or built.student, jax.random.key(2),
+                                               (8, 8, 1)), method={})
 
 
 def train(task, variables, num_steps=3):
   """(state, metrics of the last step) after some steps on 64 images at once."""
   loader = Arrays(200)
   step = steps.make_train_step(task=task, tx=SGD, gather=loader.gather, preprocess=PREPROCESS,
-                               seed=0)
+                               seed=0, steps_per_epoch=3.0)
   current = parallel.replicate(state.create(jax.tree.map(np.array, variables), SGD))
   subset = np.arange(200, dtype=np.int32)
   for feed in data.train_batches(subset, 64, 0, 0, num_steps):
@@ -84,7 +90,7 @@ def test_no_gradient_and_no_optimizer_slot_of_the_backbone_exists(built, frozen)
   heads = {f"['{tap}']['{leaf}']" for tap in built.taps for leaf in ('kernel', 'bias')}
   assert paths(after.params) == heads
   assert {path[path.index("['"):] for path in paths(after.opt_state) if "['" in path} == heads
-  assert not after.batch_stats
+  assert not after.collections
 
 
 def test_the_heads_loss_is_the_sum_of_their_cross_entropies_and_each_learns_alone(built, frozen):
@@ -98,8 +104,8 @@ def test_the_heads_loss_is_the_sum_of_their_cross_entropies_and_each_learns_alon
 
   params = frozen['heads']['params']
   total, gradients = jax.value_and_grad(loss)(params)
-  _, features = tasks.taps_lib.apply_with_taps(
-      built.teacher, frozen['teacher'], batch['image'], tuple(built.taps))
+  features = tasks.taps_lib.observe(
+      built.teacher, frozen['teacher'], batch['image'], tuple(built.taps))[0].features
   losses = []
   for tap, feature in features.items():
     logits = np.asarray(feature).reshape(32, -1) @ params[tap]['kernel'] + params[tap]['bias'][None]
@@ -114,21 +120,21 @@ def test_the_heads_loss_is_the_sum_of_their_cross_entropies_and_each_learns_alon
 @pytest.mark.parametrize('method', ['ce', 'kd', 'dih'])
 def test_a_student_learns_and_its_teachers_do_not(built, frozen, method):
   before = jax.tree.map(np.array, frozen)
-  variables = modules.initialise(built.student, jax.random.key(2), (8, 8, 1))
+  variables = fresh_student(built)
   after, metrics = train(student_task(built, frozen, method), variables)
   jax.tree.map(np.testing.assert_array_equal, before, frozen)
   assert int(after.step) == 3
   assert np.isfinite(float(metrics['loss']))
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), variables['batch_stats'],
-                       after.batch_stats)
+                       after.collections['batch_stats'])
   assert all(jax.tree.leaves(moved))
 
 
 def test_the_buffers_of_the_state_are_donated(built, frozen):
   task, loader = student_task(built, frozen), Arrays(64)
   step = steps.make_train_step(task=task, tx=SGD, gather=loader.gather, preprocess=PREPROCESS,
-                               seed=0)
-  variables = modules.initialise(built.student, jax.random.key(2), (8, 8, 1))
+                               seed=0, steps_per_epoch=3.0)
+  variables = fresh_student(built)
   before = parallel.replicate(state.create(variables, SGD))
   feed = next(data.train_batches(np.arange(64, dtype=np.int32), 64, 0, 0, 1))
   step(before, task.frozen, loader.resident, parallel.shard(feed))
@@ -144,9 +150,9 @@ def test_every_device_ends_with_the_same_state_and_metrics(built, frozen, sync):
       modules.Modules(**{**vars(built), 'student': student}), frozen)
   loader = Arrays(64)
   step = steps.make_train_step(task=task, tx=SGD, gather=loader.gather, preprocess=PREPROCESS,
-                               seed=0)
+                               seed=0, steps_per_epoch=3.0)
   spoken = jax.pmap(step.__wrapped__, axis_name=parallel.AXIS, in_axes=(None, None, None, 0))
-  initial = state.create(modules.initialise(student, jax.random.key(2), (8, 8, 1)), SGD)
+  initial = state.create(fresh_student(built, student), SGD)
   feed = next(data.train_batches(np.arange(64, dtype=np.int32), 64, 0, 0, 1))
   new, metrics = spoken(initial, task.frozen, loader.resident, parallel.shard(feed))
   for leaf in jax.tree.leaves((new, metrics)):

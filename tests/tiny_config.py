@@ -11,7 +11,10 @@ def get_config(arg=None):
   config.teacher.name = 'tiny_nets:TinyNet'
   config.student.name = 'tiny_nets:TinyNet'
   config.student.kwargs.width = 2
-  for phase in (config.teacher, config.heads, config.student):
-    phase.train.update(unit='steps', length=float(arg.steps), evaluate_every=2.0,
-                       milestones=(4.0,), global_batch_size=32)
+  for fields in (config.teacher.train, config.heads.train, config.student.train,
+                 config.student.prepare):
+    fields.update(unit='steps', length=float(arg.steps), evaluate_every=2.0, milestones=(4.0,),
+                  global_batch_size=32)
+  config.methods.takd.chain = ('tiny_nets:TinyNet', 'student')
+  config.methods.crd.update(negatives=16, width=8)
   return config

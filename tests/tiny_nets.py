@@ -19,9 +19,12 @@ class TinyNet(nn.Module):
       x = nn.Conv(self.width * stage, (3, 3), strides=2, dtype=self.dtype)(x)
       x = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name, dtype=self.dtype,
                        momentum=0.9)(x)
+      self.sow('preactivations', f'stage{stage}', x)
       x = nn.relu(x)
       self.sow('intermediates', f'stage{stage}', x)
-    return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+    x = x.mean(axis=(1, 2))
+    self.sow('intermediates', 'embedding', x)
+    return nn.Dense(self.num_classes)(x)
 
 
 class NoTaps(nn.Module):

@@ -1,11 +1,11 @@
 """Data sets: TFDS sources, the two loaders, the seeded order and the augmentation."""
-from kdih.data.loaders import Loader, MemoryLoader, StreamingLoader, make_loader
+from kdih.data.loaders import Loader, MemoryLoader, Splits, StreamingLoader, make_loader
 from kdih.data.preprocess import make_preprocess
 from kdih.data.sampling import eval_batches, split_validation, train_batches
 from kdih.data.source import DataSpec, Source, describe, open_builder, open_split, prepare
 
 __all__ = [
-    'DataSpec', 'Loader', 'MemoryLoader', 'Source', 'StreamingLoader', 'describe', 'eval_batches',
-    'make_loader', 'make_preprocess', 'open_builder', 'open_split', 'prepare', 'split_validation',
-    'train_batches',
+    'DataSpec', 'Loader', 'MemoryLoader', 'Source', 'Splits', 'StreamingLoader', 'describe',
+    'eval_batches', 'make_loader', 'make_preprocess', 'open_builder', 'open_split', 'prepare',
+    'split_validation', 'train_batches',
 ]

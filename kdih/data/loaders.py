@@ -5,7 +5,7 @@ over the devices; `gather(resident, feed)`, called inside the compiled step, mak
 {'image': uint8 [batch, height, width, channels], 'label': int32 [batch], 'index', 'mask'}.
 """
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 
 from kdih import errors, parallel
 from kdih.data import sampling, source as source_lib
+from kdih.progress import say
 
 
 class Loader(Protocol):
@@ -95,3 +96,34 @@ LOADERS: dict[str, Callable[[source_lib.Source], Loader]] = {
 def make_loader(name: str, source: source_lib.Source) -> Loader:
   """The loader `name` ('memory' or 'streaming') over a split."""
   return LOADERS[name](source)
+
+
+class Splits:
+  """The splits of a data set, each read when first asked for and then kept.
+
+  Args:
+    sources: the 'train' and 'test' split.
+    loader: how they are read, a key of `LOADERS`.
+  """
+
+  def __init__(self, sources: Mapping[str, source_lib.Source], loader: str):
+    self._sources, self._loader = sources, loader
+    self._loaders: dict[str, Loader] = {}
+
+  def size(self, split: str) -> int:
+    """Images in a split; validation images are counted in 'train'."""
+    return len(self._sources[split])
+
+  def loader(self, split: str) -> Loader:
+    """The loader of a split."""
+    if split not in self._loaders:
+      say(f'data: {self.size(split):,} images of the {split} split, {self._loader} loader')
+      self._loaders[split] = make_loader(self._loader, self._sources[split])
+    return self._loaders[split]
+
+  def labels(self, split: str) -> np.ndarray:
+    """int32 labels of all images of a split."""
+    resident = self.loader(split).resident
+    if 'label' in resident:
+      return parallel.to_host(resident['label'])
+    return self._sources[split].labels()

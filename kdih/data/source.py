@@ -158,6 +158,10 @@ class Source:
           f'{self.spec.num_classes - 1}; choose a split with labels')
     return images, labels
 
+  def labels(self) -> np.ndarray:
+    """int32 labels of the whole split."""
+    return np.array([example[self._label_key] for example in self._examples], np.int32)
+
   def _resize(self, image: np.ndarray) -> np.ndarray:
     if not self._image_size or image.shape == self.spec.image_shape:
       return image

@@ -1,18 +1,12 @@
 """Cross-entropy with the labels: the student without a teacher."""
-import dataclasses
-from typing import ClassVar
-
-from kdih import losses
+from kdih import losses, teaching
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
+class Method(teaching.Method):
   """CE(z, y)."""
 
-  taught_by: ClassVar[str] = 'labels'
-  num_members: int
+  taught_by = 'labels'
 
-  def loss(self, student, members, labels):
-    """[batch]; see `kdih.methods.Method`."""
-    del members
-    return losses.cross_entropy(student, labels)
+  def __call__(self, lesson):
+    """[batch]; see `kdih.teaching.Method`."""
+    return losses.cross_entropy(lesson.student.logits, lesson.labels)

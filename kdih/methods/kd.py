@@ -1,36 +1,41 @@
 """Knowledge distillation from the teacher's own classifier (Hinton et al., arXiv 1503.02531)."""
-import dataclasses
-from typing import ClassVar
+from flax import linen as nn
 
-from kdih import losses, options
-from kdih.cohort import FINAL
+from kdih import losses, options, teaching
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-  """scale * [(1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t) || p_T(z))].
+class Method(teaching.Method):
+  """scale * [(1 - alpha) CE(z, y) + alpha gain T^2 KL(p_T(t) || p_T(z))].
 
   Attributes:
     alpha: weight of the teacher, in [0, 1].
     temperature: T.
     scale: 'one', or 'cohort' for as many times the loss as the cohort has members: the control
       that tells what DIH gains from its teachers from what it gains from a larger loss.
+    gain: how much more the teacher counts; 1 but where a recipe has weights that do not add to 1.
+    standardise: show the KL standardised logits, see `kdih.losses.standardise`.
   """
 
-  taught_by: ClassVar[str] = 'teacher'
-  num_members: int
   alpha: float
   temperature: float
   scale: str
+  gain: float
+  standardise: bool
 
-  def __post_init__(self):
+  @nn.nowrap
+  def check(self):
+    """See `kdih.teaching.Method`."""
     options.check_single('alpha', self.alpha)
     options.check_single('temperature', self.temperature)
     options.check_alpha(self.alpha)
     options.check_temperature(self.temperature)
     options.check_choice('scale', self.scale, ('one', 'cohort'))
+    options.check_positive('gain', self.gain)
+    options.check_flag('standardise', self.standardise)
 
-  def loss(self, student, members, labels):
-    """[batch]; see `kdih.methods.Method`."""
-    scale = self.num_members if self.scale == 'cohort' else 1
-    return scale * losses.kd_loss(student, members[FINAL], labels, self.alpha, self.temperature)
+  def __call__(self, lesson):
+    """[batch]; see `kdih.teaching.Method`."""
+    scale = self.context.num_members if self.scale == 'cohort' else 1
+    return scale * losses.kd_loss(
+        lesson.student.logits, lesson.teacher.logits, lesson.labels, self.alpha, self.temperature,
+        self.gain, losses.standardise if self.standardise else losses.as_they_are)

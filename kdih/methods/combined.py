@@ -1,0 +1,63 @@
+"""A weighted sum of other methods, such as DIH with a feature method."""
+from flax import linen as nn
+
+from kdih import teaching
+
+_RANK = ('labels', 'teacher', 'cohort')
+
+
+class Method(teaching.Method):
+  """sum_i weights_i * loss_i; a feature method brings its weighted term, without the labels.
+
+  Attributes:
+    methods: names of entries of `config.methods`.
+    weights: one for each.
+  """
+
+  methods: tuple[str, ...]
+  weights: tuple[float, ...]
+
+  @nn.nowrap
+  def check(self):
+    """See `kdih.teaching.Method`."""
+    if len(self.methods) < 2 or len(self.methods) != len(self.weights):
+      raise ValueError(f'methods: has {len(self.methods)} names and weights {len(self.weights)} '
+                       'numbers; name two methods or more, and give a weight for each')
+    for weight in self.weights:
+      if not 0 < weight < float('inf'):
+        raise ValueError(f'weights: {weight} is not above 0')
+    for name, part in zip(self.methods, self._made(), strict=True):
+      if part.prepares or part.assistants or isinstance(part, Method):
+        raise ValueError(f'methods: {name!r} has phases or parts of its own and cannot be summed; '
+                         'choose one that has a single loss')
+    if all(isinstance(part, teaching.FeatureMethod) for part in self._made()):
+      raise ValueError('methods: none of them listens to the labels; name ce, kd or dih too')
+
+  @nn.nowrap
+  def _made(self):
+    return [self.context.method(name) for name in self.methods]
+
+  @property
+  def taught_by(self):
+    """The most that a part asks for."""
+    return max((part.taught_by for part in self._made()), key=_RANK.index)
+
+  @property
+  def needs_train_labels(self):
+    """Whether a part does."""
+    return any(part.needs_train_labels for part in self._made())
+
+  def setup(self):
+    """Makes the parts."""
+    self.parts = self._made()
+
+  def __call__(self, lesson):
+    """Scalar; see `kdih.teaching.Method`."""
+    return sum(weight * _loss(part, lesson).mean()
+               for weight, part in zip(self.weights, self.parts, strict=True))
+
+
+def _loss(part: teaching.Method, lesson: teaching.Lesson):
+  if isinstance(part, teaching.FeatureMethod):
+    return part.weight * part.term(lesson)
+  return part(lesson)

@@ -1,0 +1,52 @@
+"""Deep mutual learning (Zhang et al., 2018, arXiv 1706.00384, section 3)."""
+import jax
+from flax import linen as nn
+
+from kdih import losses, options, teaching
+
+
+class Method(teaching.Method):
+  """The student and its peers learn from the labels and from each other, in every batch.
+
+  Of m networks, each minimises
+  (1 - alpha) CE(z_i, y) + alpha T^2 / (m - 1) sum_{j != i} KL(p_T(z_j) || p_T(z_i)), where what
+  the others say is a constant. All take their step at once; the paper lets them take turns.
+
+  Attributes:
+    peers: names of models, 'student' for one like the student.
+    alpha: weight of the peers, in [0, 1]; 0.5 weights them as the paper does.
+    temperature: T; the paper has 1.
+  """
+
+  taught_by = 'labels'
+
+  peers: tuple[str, ...]
+  alpha: float
+  temperature: float
+
+  @nn.nowrap
+  def check(self):
+    """See `kdih.teaching.Method`."""
+    if not self.peers or isinstance(self.peers, str):
+      raise ValueError(f"peers: is {self.peers!r}; name one model or more, such as ('student',)")
+    for option in ('alpha', 'temperature'):
+      options.check_single(option, getattr(self, option))
+    options.check_alpha(self.alpha)
+    options.check_temperature(self.temperature)
+    for name in self.peers:
+      self.context.model(name)
+
+  @nn.compact
+  def __call__(self, lesson):
+    """[batch]; see `kdih.teaching.Method`."""
+    everyone = [lesson.student.logits, *(
+        self.context.model(name).clone(name=f'peer{number}', parent=self)(
+            lesson.images, train=True) for number, name in enumerate(self.peers, 1))]
+    return sum(self._loss(z, everyone[:i] + everyone[i + 1:], lesson.labels)
+               for i, z in enumerate(everyone))
+
+  @nn.nowrap
+  def _loss(self, z, others, labels):
+    taught = sum(losses.tempered_kl(z, jax.lax.stop_gradient(other), self.temperature)
+                 for other in others) / len(others)
+    return (1 - self.alpha) * losses.cross_entropy(z, labels) + self.alpha * taught

@@ -1,0 +1,130 @@
+"""The student phases: assistants, preparation, and the student itself, by one method."""
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from kdih import checkpoint, exported, modules, phases, state, tasks, taps as taps_lib
+from kdih.experiment import Experiment, Learnt
+from kdih.progress import say
+from kdih.tasks import Task
+from kdih.teaching import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class _Teacher:
+  """Who teaches next in a chain: a module, its taps that are read, and what is frozen."""
+
+  module: nn.Module
+  taps: tuple[str, ...]
+  frozen: dict[str, Any]
+
+
+def run_student(experiment: Experiment, name: str) -> dict:
+  """Trains a student by the method `name`, and measures how far it agrees with the teacher."""
+  config, built, phase = experiment.config, experiment.modules, f'student/{name}'
+  if finished := experiment.workdir.result(phase):
+    return finished
+  teacher = _first_teacher(experiment, built.methods[name])
+  for number, model in enumerate(built.methods[name].assistants):
+    teacher = _run_assistant(experiment, name, number, model, teacher)
+  described = exported.describe_model(config, 'student', built.spec.num_classes)
+  return _run(experiment, name, phase, built.student, tuple(built.student_taps), teacher, 2,
+              described)
+
+
+def _run_assistant(
+    experiment: Experiment, name: str, number: int, model: str, teacher: _Teacher
+) -> _Teacher:
+  """Trains the assistant `number` of a chain, and makes it the next teacher."""
+  built, phase = experiment.modules, f'student/{name}/assistant{number + 1}'
+  module = built.assistants[model]
+  if not experiment.workdir.result(phase):
+    described = {'name': model, 'kwargs': {}, 'num_classes': built.spec.num_classes}
+    _run(experiment, name, phase, module, (), teacher, 4 + number, described)
+  like = taps_lib.abstract_variables(module, built.spec.image_shape)
+  path = experiment.workdir.path / phase / 'variables'
+  variables = checkpoint.load(path, like, f'config.methods.{name}.chain')
+  return _Teacher(module, (), {'teacher': variables})
+
+
+def _run(
+    experiment: Experiment, name: str, phase: str, student: nn.Module, taps: tuple[str, ...],
+    teacher: _Teacher, role: int, described: dict,
+) -> dict:
+  """Trains `student` by the method `name` as the phase `phase`, and finishes the phase.
+
+  Args:
+    experiment: the run.
+    name: of the method.
+    phase: the name of the phase.
+    student: the module to teach.
+    taps: of the student, that the method reads.
+    teacher: who teaches.
+    role: see `Experiment.key`.
+    described: what the exported variables are of.
+  """
+  method = experiment.modules.methods[name]
+  variables = _initial(experiment, name, phase, student, role, described['name'])
+  if method.prepares:
+    task = _task(experiment, student, taps, method, teacher, preparing=True)
+    prepared = experiment.train(
+        f'{phase}/prepare', task, variables, experiment.config.student.prepare)
+    variables = prepared.last
+  task = _task(experiment, student, taps, method, teacher)
+  learnt = experiment.train(phase, task, variables, experiment.config.student.train)
+  measured = _measure(experiment, task, learnt)
+  alone = dataclasses.replace(learnt, last=state.part(learnt.last, 'student'),
+                              best=state.part(learnt.best, 'student'))
+  return phases.finish(experiment, phase, alone, {'model': described}, {
+      **measured, 'model': described['name'],
+      'method': experiment.config.methods[name].to_dict()})
+
+
+def _initial(
+    experiment: Experiment, name: str, phase: str, student: nn.Module, role: int, model: str
+) -> dict[str, Any]:
+  """Fresh variables of the student and of what the method trains beside it, joined."""
+  built, shape = experiment.modules, experiment.modules.spec.image_shape
+  variables = modules.initialise(student, experiment.key(role), shape)
+  phases.overview(experiment, phase, model, variables)
+  beside = modules.initialise_method(built, name, experiment.key(3), experiment.train_size)
+  if count := phases.count(beside.get('params', {})):
+    say(f'{phase}: {count:,} parameters of the method {name} are trained beside it')
+  return state.join(student=variables, method=beside)
+
+
+def _task(
+    experiment: Experiment, student: nn.Module, taps: tuple[str, ...], method: Method,
+    teacher: _Teacher, *, preparing: bool = False,
+) -> Task:
+  built, frozen = experiment.modules, dict(teacher.frozen)
+  teach = tasks.make_teach(
+      method.taught_by, teacher.module, teacher.taps, built.heads, tuple(built.taps))
+  if method.needs_train_labels:
+    frozen['train_labels'] = experiment.train_labels()
+  return tasks.student_task(student, taps, method, teach, frozen, preparing=preparing)
+
+
+def _measure(experiment: Experiment, task: Task, learnt: Learnt) -> dict:
+  """What the trained student does, and how far it agrees with the teacher if there is one."""
+  compared = task
+  if experiment.teachers.result('teacher'):
+    compared = tasks.with_teacher(
+        task, experiment.modules.teacher, phases.load_teacher(experiment))
+  return experiment.measure(task, learnt, compared)['student']
+
+
+def _first_teacher(experiment: Experiment, method: Method) -> _Teacher:
+  built, taps = experiment.modules, tuple(experiment.modules.teacher_taps)
+  if method.taught_by == 'labels':
+    return _Teacher(built.teacher, taps, {})
+  frozen = {'teacher': phases.load_teacher(experiment)}
+  if method.taught_by == 'cohort':
+    path = experiment.teachers.path / 'heads' / 'variables'
+    frozen['heads'], _ = exported.load_heads(
+        path, built, exported.fingerprint(frozen['teacher']))
+    weights = (experiment.teachers.result('heads') or {}).get('weights', {})
+    frozen['weights'] = {rule: jnp.asarray(numbers) for rule, numbers in weights.items()}
+  return _Teacher(built.teacher, taps, frozen)
