@@ -37,10 +37,10 @@ def main(argv: list[str]) -> int:
 def _run(argv: list[str]) -> int:
   config, workdir = command_line.read(argv)
   _set_environment(config)
-  from kdih import pipeline, report  # Takes seconds; the settings are read first.
+  from kdih import pipeline, run_report  # Takes seconds; the settings are read first.
 
   results = pipeline.run(config, workdir)
-  print(report.table(results))
+  print(run_report.table(results))
   print(f'\nresults and report: {workdir}/report.md')
   return 0
 

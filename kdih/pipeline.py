@@ -13,7 +13,7 @@ from kdih import (
   modules,
   parallel,
   phases,
-  report,
+  run_report,
   students,
   validation,
 )
@@ -48,7 +48,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
   enable_compilation_cache()
   for phase in config.phases:
     _run_phase(phase, experiment)
-  return report.write(workdir, built, config)
+  return run_report.write(workdir, built, config)
 
 
 def open_splits(

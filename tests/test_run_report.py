@@ -1,20 +1,17 @@
 """The table, `report.md`, `results.json` and the pictures of runs, whole and in part."""
 import json
 import pathlib
-from typing import Any
 
 import flax.linen as nn
 import jax
-import matplotlib.image
 import ml_collections
 import numpy as np
 import pytest
+from made_results import heads, read_png, result
 
-from kdih import checkpoint, cohort, cost, exported, modules, plots, report, taps, workdir
+from kdih import checkpoint, cohort, cost, exported, modules, run_report, taps, workdir
 from kdih.data import DataSpec
 from kdih.workdir import Workdir
-
-EIGHT = ('at', 'ce', 'crd', 'dih', 'fitnets', 'hint_long', 'kd', 'rkd')
 
 
 class Net(nn.Module):
@@ -33,29 +30,7 @@ CONFIG = ml_collections.ConfigDict({
     'data': {'name': 'digits'}, 'seed': 3, 'teacher': {'name': 'net16', 'kwargs': {}},
     'student': {'name': 'net2', 'kwargs': {}, 'methods': ('ce', 'dih')}})
 MODULES = modules.Modules(DataSpec('digits', (4, 4, 1), 10), Net(16), Net(2),
-                          cohort.Heads(10), {'stage1': (4, 4, 1)}, {})
-
-
-def measured(top1: float, agreement: float | None = None, **others: Any) -> dict:
-  """A classifier with `top1` on test; 1 point less after the last step, 2 more on validation."""
-  test = {'top1': top1, 'top5': 0.95, 'loss': 1.23456}
-  if agreement is not None:
-    test['agreement'] = agreement
-  return {'val': {'top1': top1 + 0.02, 'top5': 0.96, 'loss': 1.1},
-          'test_last': {**test, 'top1': top1 - 0.01}, 'test_best_val': test, **others}
-
-
-def result(top1: float, agreement: float | None = None, **others: Any) -> dict:
-  """What a finished phase reports."""
-  return measured(top1, agreement, **{
-      'parameters': 1234, 'seed': 3, 'steps': 78200, 'seconds': 61.25,
-      'examples_per_second': 2412.4, 'model': 'net', 'fingerprint': 'f', **others})
-
-
-def heads(*taps: str) -> dict:
-  members = {tap: measured(0.5, 0.6, parameters=650) for tap in taps}
-  members |= {'final': measured(0.8), 'mean': measured(0.7, 0.9)}
-  return result(0.7, 0.9, members=members)
+                          cohort.Heads(10), {'stage1': (4, 4, 1)}, {}, {}, {}, {})
 
 
 def some_results() -> dict:
@@ -87,16 +62,11 @@ def export(run: Workdir, phase: str, role: str, seed: int) -> None:
   finish(run, phase, result(0.8 - 0.1 * seed, fingerprint=exported.fingerprint(variables)))
 
 
-def read_png(path: Any) -> np.ndarray:
-  """Pixels [height, width, 4] in 0..1."""
-  return matplotlib.image.imread(path)
-
-
 # The table.
 
 
 def test_table_shows_every_number_aligned():
-  assert report.table(some_results()).split('\n') == [
+  assert run_report.table(some_results()).split('\n') == [
       '                test        test',
       '             top-1 %     top-1 %     test      val   test  agreement',
       '              (last)  (best val)  top-5 %  top-1 %   loss          %  parameters',
@@ -109,7 +79,7 @@ def test_table_shows_every_number_aligned():
 
 
 def test_table_without_validation_has_no_columns_about_it():
-  lines = report.table(without_validation(some_results())).split('\n')
+  lines = run_report.table(without_validation(some_results())).split('\n')
   assert lines[2].split() == ['(last)', 'top-5', '%', 'loss', '%', 'parameters']
   assert lines[3].split() == ['teacher', '79.00', '95.00', '1.235', '-', '1,234']
 
@@ -118,24 +88,24 @@ def test_table_with_few_classes_has_no_top5():
   teacher = result(0.8)
   for split in ('val', 'test_last', 'test_best_val'):
     del teacher[split]['top5']
-  text = report.table({'teacher': teacher})
+  text = run_report.table({'teacher': teacher})
   assert 'top-1' in text and 'top-5' not in text
 
 
 def test_table_of_heads_alone_takes_the_teacher_from_the_cohort():
-  lines = report.table({'heads': heads('stage1')}).split('\n')
+  lines = run_report.table({'heads': heads('stage1')}).split('\n')
   assert [line[:13].strip() for line in lines[3:]] == ['teacher', 'head stage1', 'cohort mean']
   assert '80.00' in lines[3]
 
 
 def test_table_keeps_the_order_of_depth():
-  lines = report.table({'heads': heads('Conv_0', 'Block_2', 'Block_10')}).split('\n')
+  lines = run_report.table({'heads': heads('Conv_0', 'Block_2', 'Block_10')}).split('\n')
   assert [line.split()[1] for line in lines if line.startswith('head')] == [
       'Conv_0', 'Block_2', 'Block_10']
 
 
 def test_table_of_nothing():
-  assert report.table({}) == 'no phase is finished yet'
+  assert run_report.table({}) == 'no phase is finished yet'
 
 
 # What `write` leaves in a workdir.
@@ -150,7 +120,7 @@ def whole(tmp_path_factory):
   finish(run, 'heads', heads('stage1'))
   export(run, 'student/ce', 'student', 1)
   export(run, 'student/dih', 'student', 2)
-  return run, report.write(run, MODULES, CONFIG)
+  return run, run_report.write(run, MODULES, CONFIG)
 
 
 def text_of(run: Workdir) -> str:
@@ -197,7 +167,7 @@ def test_report_compares_teacher_and_student(whole):
 def test_report_has_the_table_of_the_terminal(whole):
   run, results = whole
   text = text_of(run).split('## Compression')[0]
-  for line in report.table(results).split('\n')[3:]:
+  for line in run_report.table(results).split('\n')[3:]:
     name, *cells = line.rsplit(maxsplit=7)
     assert row(text, name) == cells
   assert '- test top-1 % (best val): ' in text and '- agreement %: ' in text
@@ -231,14 +201,14 @@ def copy_of(whole, tmp_path) -> Workdir:
 def test_compression_is_not_measured_twice(whole, tmp_path):
   run, known = copy_of(whole, tmp_path), {**whole[1]['compression'], 'device': 'another'}
   workdir.write_json(run.path / 'results.json', {'compression': known})
-  assert report.write(run, MODULES, CONFIG)['compression'] == known
+  assert run_report.write(run, MODULES, CONFIG)['compression'] == known
 
 
 def test_compression_outlives_a_method_that_is_added(whole, tmp_path):
   run, known = copy_of(whole, tmp_path), whole[1]['compression']
   workdir.write_json(run.path / 'results.json', {'compression': known})
   finish(run, 'student/at', result(0.5, fingerprint='new'))
-  assert report.write(run, MODULES, CONFIG)['compression'] == known
+  assert run_report.write(run, MODULES, CONFIG)['compression'] == known
 
 
 @pytest.mark.parametrize('role', ['teacher', 'student'])
@@ -249,7 +219,7 @@ def test_compression_of_other_variables_is_measured_anew(whole, tmp_path, role):
   known = json.loads(json.dumps(whole[1]['compression']))
   known['device'], known[role]['fingerprint'] = 'another', 'other'
   workdir.write_json(run.path / 'results.json', {'compression': known})
-  results = report.write(run, MODULES, CONFIG)
+  results = run_report.write(run, MODULES, CONFIG)
   assert results['compression']['device'] == jax.devices()[0].device_kind
   assert results['compression'][role]['fingerprint'] != 'other'
 
@@ -276,7 +246,7 @@ def test_report_leaves_out_what_does_not_exist(tmp_path, part):
   run = Workdir(tmp_path)
   for phase, content in phases.items():
     finish(run, phase, content, val=part != 'no validation')
-  assert report.write(run, MODULES, CONFIG) == run.results()
+  assert run_report.write(run, MODULES, CONFIG) == run.results()
   text = text_of(run)
   assert [words for words in there if words not in text] == []
   assert [words for words in absent if words in text] == []
@@ -286,63 +256,16 @@ def test_report_leaves_out_what_does_not_exist(tmp_path, part):
 def test_a_phase_that_was_loaded_has_no_curve(tmp_path):
   run = Workdir(tmp_path)
   run.finish('teacher', result(0.8, steps=0, seconds=0.0, examples_per_second=0.0))
-  report.write(run, MODULES, CONFIG)
+  run_report.write(run, MODULES, CONFIG)
   assert row(text_of(run).split('## Training')[1], 'teacher') == ['0', '0.0', '0']
   assert not (run.path / 'training_curves.png').exists()
 
 
-# The pictures.
-
-
-@pytest.mark.parametrize('members', [('stage1',), tuple(f'ResNetBlock_{i}' for i in range(11))])
-@pytest.mark.parametrize('students', [('dih',), EIGHT])
-def test_accuracy_by_depth_fits_any_number(tmp_path, members, students):
-  path = tmp_path / 'x.png'
-  plots.accuracy_by_depth(
-      {'teacher': result(0.8), 'heads': heads(*members),
-       'student': {name: result(0.6) for name in students}}, path)
-  height, width, _ = read_png(path).shape
-  assert height == 630
-  assert width == pytest.approx(150 * (2.5 + 0.62 * len(('teacher', *members, *students))), abs=1)
-
-
-def test_accuracy_by_depth_shows_the_numbers(tmp_path):
-  pictures = []
-  for top1 in (0.6, 0.7):
-    path = tmp_path / f'{top1}.png'
-    plots.accuracy_by_depth({'teacher': result(0.8), 'student': {'ce': result(top1)}}, path)
-    pictures.append(read_png(path))
-  assert np.array_equal(pictures[0][0, 0], [1, 1, 1, 1])  # A white background.
-  assert not np.array_equal(*pictures)
-
-
-@pytest.mark.parametrize('steps', [1, 50])
-def test_training_curves_of_any_length(tmp_path, steps):
-  lines = [{'step': i + 1, 'train/loss': 2.3, 'train/top1': 0.1} for i in range(steps)]
-  path = tmp_path / 'x.png'
-  plots.training_curves({'teacher': lines, **{f'student/{name}': lines for name in EIGHT}}, path)
-  assert read_png(path).shape == (630, 1650, 4)
-
-
-def test_training_curves_of_losses_that_reach_zero(tmp_path):
-  lines = [{'step': i, 'train/loss': 1.0 - i, 'train/top1': 0.1} for i in range(4)]
-  plots.training_curves({'teacher': lines}, tmp_path / 'x.png')
-  assert read_png(tmp_path / 'x.png').shape == (630, 1650, 4)
-
-
-def test_a_picture_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
-  path = tmp_path / 'x.png'
-  path.write_bytes(b'an older picture')
-  plots.training_curves({'teacher': [{'step': 1, 'train/loss': 1.0, 'train/top1': 0.1}]}, path)
-  assert read_png(path).shape == (630, 1650, 4)
-  assert [file.name for file in tmp_path.iterdir()] == ['x.png']
-
-
-def test_the_tables_in_the_readme_are_those_that_the_results_give(capsys):
+def test_the_tables_in_the_readme_are_those_that_the_results_give():
   root = pathlib.Path(__file__).parents[1]
   readme = (root / 'README.md').read_text(encoding='utf-8')
   digits = workdir.read_json(root / 'launch/results/digits.json')
-  assert f'```text\n{report.table(digits)}\n```' in readme
-  results = 'launch/results/cifar100_laptop.json'
-  assert report.main(['report', str(root / results)]) == 0
-  assert f'<!-- {results} -->\n{capsys.readouterr().out}<!-- end -->' in readme
+  assert f'```text\n{run_report.table(digits)}\n```' in readme
+  path = 'launch/results/cifar100_laptop.json'
+  laptop = run_report.markdown_table(workdir.read_json(root / path))
+  assert f'<!-- {path} -->\n{laptop}\n<!-- end -->' in readme

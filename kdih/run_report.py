@@ -1,7 +1,6 @@
 """What a run found, for people: a table, pictures and `report.md`; for programs: `results.json`."""
 import dataclasses
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -233,14 +232,9 @@ def _provenance_part(manifest: Any, config: ml_collections.ConfigDict) -> Iterat
   yield '\n'.join(f'- {name}: {fact}' for name, fact in facts.items())
 
 
-def main(argv: list[str]) -> int:
-  """Prints the accuracies in a `results.json` as a Markdown table."""
-  if len(argv) != 2 or (results := read_json(argv[1])) is None:
-    print('kdih: which results? such as python -m kdih.report runs/digits/results.json',
-          file=sys.stderr)
-    return 2
-  print(_markdown_table(_accuracy_cells(results)))
-  return 0
+def markdown_table(results: Results) -> str:
+  """The accuracies in `results`, as `write` returns them, in Markdown."""
+  return _markdown_table(_accuracy_cells(results))
 
 
 def _markdown_table(cells: list[list[str]]) -> str:
@@ -248,6 +242,3 @@ def _markdown_table(cells: list[list[str]]) -> str:
   rule = [':--', *('--:' for _ in header[1:])]
   return '\n'.join(f'| {" | ".join(row)} |' for row in (header, rule, *rows))
 
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv))
