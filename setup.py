@@ -17,6 +17,7 @@ setuptools.setup(
         'array-record',
         'clu',
         'etils[epath]',
+        'filelock',
         'flax>=0.10',
         'importlib_resources',  # TFDS imports it and does not require it.
         'jax>=0.6',

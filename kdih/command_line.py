@@ -1,5 +1,7 @@
 """The command line: `--config=FILE[:ARGUMENT] --workdir=FOLDER --config.field=value ...`."""
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import ml_collections
 from absl import flags
@@ -14,22 +16,25 @@ _HELP = {
 }
 
 
-def usage() -> str:
-  """The flags, one line each."""
-  return '\n'.join(f'  --{name}  {text}' for name, text in _HELP.items())
+def usage(more: Mapping[str, str] = MappingProxyType({})) -> str:
+  """The flags, one line each; `more` are those of a program, as for `read`."""
+  return '\n'.join(f'  --{name}  {text}' for name, text in {**_HELP, **more}.items())
 
 
-def read(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
+def read(
+    argv: list[str], more: Mapping[str, str] = MappingProxyType({})
+) -> tuple[ml_collections.ConfigDict, str]:
   """The config, with its overrides, and the workdir.
 
   Args:
     argv: the command, program name first.
+    more: further flags, {name: help}: each is short for the field `config.sweep.<name>`.
 
   Raises:
     ConfigError: a flag that is missing or unknown, a config file that cannot be read or raises
       an error, an override of a field that does not exist or of another type.
   """
-  values = flags.FlagValues()
+  values, argv = flags.FlagValues(), [_lengthen(argument, more) for argument in argv]
   config_flags.DEFINE_config_file('config', None, _HELP['config'], flag_values=values,
                                   sys_argv=argv)
   flags.DEFINE_string('workdir', None, _HELP['workdir'], flag_values=values)
@@ -47,6 +52,13 @@ def read(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
       raise errors.ConfigError(f'--{name}: is not set; such as --config=configs/digits.py '
                                '--workdir=runs/digits')
   return config, workdir
+
+
+def _lengthen(argument: str, more: Mapping[str, str]) -> str:
+  name, equals, value = argument.removeprefix('-').removeprefix('-').partition('=')
+  if not argument.startswith('-') or name not in more:
+    return argument
+  return f'--config.sweep.{name}={value if equals else "True"}'
 
 
 def _reason(error: Exception) -> str:

@@ -32,6 +32,7 @@ def base(recipe: str = 'paper') -> ml_collections.ConfigDict:
   config.heads = _heads(recipe)
   config.student = _student(recipe)
   config.methods = config_methods.methods(recipe)
+  config.sweep = _sweep()
   return config
 
 
@@ -106,6 +107,22 @@ def _student(recipe: str) -> ml_collections.ConfigDict:
   student.prepare = train(recipe)
   student.prepare.update(length=40.0, milestones=(20.0, 30.0), schedule='constant')
   return student
+
+
+def _sweep() -> ml_collections.ConfigDict:
+  """What `python -m kdih.sweep` runs; each field has a short flag: `--seeds=30,50`."""
+  sweep = ml_collections.ConfigDict()
+  # 'teacher:student', by name; () is every one of `students` with the config's teacher.
+  sweep.pairs = ()
+  # Names of students; () is the config's.
+  sweep.students = ()
+  # Names of entries in `methods`; () is `student.methods`.
+  sweep.methods = ()
+  # Seeds of the students; teacher and heads are trained once, with the config's seed.
+  sweep.seeds = (30, 50, 67)
+  # Say what it would cost, and train nothing.
+  sweep.dry_run = False
+  return sweep
 
 
 def train(recipe: str) -> ml_collections.ConfigDict:

@@ -14,8 +14,9 @@ def methods(recipe: str) -> ml_collections.ConfigDict:
 
 
 def _kd(recipe: str) -> dict:
-  options = dict(alpha=0.1, temperature=5.0) if recipe == 'paper' else dict(alpha=0.9, temperature=4.0)
-  return dict(kind='kd', scale='one', gain=1.0, standardise=False, **options)
+  alpha, temperature = (0.1, 5.0) if recipe == 'paper' else (0.9, 4.0)
+  return dict(kind='kd', alpha=alpha, temperature=temperature, scale='one', gain=1.0,
+              standardise=False)
 
 
 def _dih() -> dict:
@@ -86,7 +87,8 @@ def _features() -> dict[str, dict]:
       'ft': dict(kind='ft', rate=0.5, cross_entropy=1.0, weight=200.0),
       'nst': dict(kind='nst', cross_entropy=1.0, weight=50.0),
       'ab': dict(kind='ab', margin=1.0, cross_entropy=1.0, weight=1.0),
-      'reviewkd': dict(kind='reviewkd', width=64, warmup_epochs=20.0, cross_entropy=1.0, weight=1.0),
+      'reviewkd': dict(kind='reviewkd', width=64, warmup_epochs=20.0, cross_entropy=1.0,
+                       weight=1.0),
       'crd': dict(kind='crd', width=128, negatives=16384, temperature=0.07, momentum=0.5,
                   cross_entropy=1.0, weight=0.8),
   }

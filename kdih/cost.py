@@ -39,22 +39,34 @@ def measure(
 
   return {
       'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
-      'flops': _flops(forward, variables, image_shape),
+      'flops': flops(forward, variables, np.zeros((1, *image_shape), np.float32)),
       'latency_ms': 1000 * _seconds(forward, variables, (1, *image_shape), repeats),
       'images_per_second':
           batch_size / _seconds(forward, variables, (batch_size, *image_shape), repeats),
   }
 
 
-def _flops(forward: Any, variables: Any, image_shape: tuple[int, ...]) -> int | None:
+def forward_flops(model: nn.Module, variables: Any, image_shape: tuple[int, ...]) -> int | None:
+  """FLOPs of a forward pass of one image; see `flops`. Nothing is computed."""
+  def forward(variables, images):
+    return model.apply(variables, images, train=False)
+
+  return flops(jax.jit(forward), variables, np.zeros((1, *image_shape), np.float32))
+
+
+def flops(function: Any, *arguments: Any) -> int | None:
+  """FLOPs of a jitted function, a multiply-add counted as two and padding not at all.
+
+  None where JAX_PLATFORMS excludes the CPU: other platforms cannot analyse what is not compiled.
+  The arguments may be shapes.
+  """
   try:
-    cpu = jax.local_devices(backend='cpu')[0]  # Others cannot analyse what is not compiled.
+    cpu = jax.local_devices(backend='cpu')[0]
   except RuntimeError:
     return None
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-                        (variables, np.zeros((1, *image_shape), np.float32)))
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
   with jax.default_device(cpu):
-    return int(forward.lower(*shapes).cost_analysis().get('flops', 0))
+    return int(function.lower(*shapes).cost_analysis().get('flops', 0))
 
 
 def _seconds(

@@ -93,10 +93,10 @@ class Experiment:
       tx = reach.only(tx, self._reached(task, variables))
     compiled = steps.make_train_step(
         task=task, tx=tx, gather=loader.gather, preprocess=self.preprocess,
-        seed=self.config.seed, steps_per_epoch=duration.steps_per_epoch)
+        steps_per_epoch=duration.steps_per_epoch)
     frozen = parallel.replicate(task.frozen)
     validator = self._validator(task)
-    initial = state.create(variables, tx)
+    initial = state.create(variables, tx, self.config.seed)
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
     outcome = loop.train(
         state=initial,

@@ -92,7 +92,7 @@ def load_heads(path: epath.PathLike, built: Modules, teacher: str) -> tuple[Vari
     raise errors.ConfigError(
         f'{setting}: the heads at {str(path)!r} belong to another teacher; train heads on this '
         'one, or set config.teacher.variables to theirs')
-  like = jax.eval_shape(lambda: modules.initialise_heads(built, jax.random.key(0)))
+  like = modules.abstract_heads(built)
   return checkpoint.load(path, like, setting), meta
 
 

@@ -105,7 +105,7 @@ def _compared(model: nn.Module, spec: DataSpec, wanted: tuple[str, ...], field: 
 def _check_pair(config: ml_collections.ConfigDict, built: Modules, name: str) -> None:
   """Raises ConfigError unless the method accepts this teacher and this student."""
   try:
-    jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), 2, 2))
+    abstract_method(built, name, num_examples=2)
   except errors.ConfigError:
     raise
   except ValueError as error:
@@ -126,6 +126,11 @@ def initialise_heads(modules: Modules, key: jax.Array) -> dict[str, Any]:
   return dict(modules.heads.init(key, features))
 
 
+def abstract_heads(modules: Modules) -> dict[str, Any]:
+  """Shapes of what `initialise_heads` returns; nothing is computed."""
+  return jax.eval_shape(lambda: initialise_heads(modules, jax.random.key(0)))
+
+
 def initialise_method(
     built: Modules, name: str, key: jax.Array, num_examples: int
 ) -> dict[str, Any]:
@@ -138,6 +143,11 @@ def initialise_method(
     num_examples: size of the train split.
   """
   return _quickly(lambda key: _initial(built, name, key, 2, num_examples), key)
+
+
+def abstract_method(built: Modules, name: str, num_examples: int) -> dict[str, Any]:
+  """Shapes of what `initialise_method` returns; nothing is computed."""
+  return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), 2, num_examples))
 
 
 def _initial(

@@ -4,7 +4,7 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from kdih import checkpoint, cohort, errors, exported, modules, tasks
+from kdih import checkpoint, cohort, cost, errors, exported, modules, tasks
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
 from kdih.workdir import resolved
@@ -34,7 +34,9 @@ def run_teacher(experiment: Experiment) -> dict:
   measured = experiment.measure(task, learnt)['teacher']
   _check_stored(config.variables, stored, experiment, measured)
   meta = {'model': exported.describe_model(experiment.config, 'teacher', built.spec.num_classes)}
-  return finish(experiment, 'teacher', learnt, meta, {**measured, 'model': config.name})
+  flops = cost.forward_flops(built.teacher, learnt.best, built.spec.image_shape)
+  return finish(experiment, 'teacher', learnt, meta,
+                {**measured, 'model': config.name, 'flops': flops})
 
 
 def overview(experiment: Experiment, phase: str, model: str, variables: Any) -> None:

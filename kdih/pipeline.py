@@ -38,7 +38,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
   validation.check(config)
   workdir = Workdir(path)
   workdir.check(config)
-  _check_devices(config)
+  check_devices(config)
   builder = data.open_builder(config.data)
   built = modules.build(config, data.describe(builder, config.data))
   _check_phases(config, built, workdir)
@@ -69,7 +69,8 @@ def enable_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-def _check_devices(config: ml_collections.ConfigDict) -> None:
+def check_devices(config: ml_collections.ConfigDict) -> None:
+  """Raises ConfigError unless every batch can be split over the devices."""
   devices = parallel.num_devices()
   for name, train in validation.trainings(config):
     batch_size = train.global_batch_size

@@ -13,6 +13,8 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, updates made so far.
+    seed: uint32 scalar, of augmentation, dropout and the method's random numbers. It is here and
+      not in the program so that all seeds share one compiled program.
     params: what is learnt.
     collections: the other variables, by collection: `batch_stats`, and the `memory` of a method;
       {} without any.
@@ -20,6 +22,7 @@ class TrainState:
   """
 
   step: jax.Array
+  seed: jax.Array
   params: Any
   collections: dict[str, Any]
   opt_state: optax.OptState
@@ -30,11 +33,14 @@ class TrainState:
     return {'params': self.params, **self.collections}
 
 
-def create(variables: dict[str, Any], tx: optax.GradientTransformation) -> TrainState:
+def create(
+    variables: dict[str, Any], tx: optax.GradientTransformation, seed: int
+) -> TrainState:
   """The state before the first step."""
   params = variables['params']
   collections = {name: tree for name, tree in variables.items() if name != 'params'}
-  return TrainState(jnp.zeros((), jnp.int32), params, collections, tx.init(params))
+  return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), params, collections,
+                    tx.init(params))
 
 
 def join(**parts: dict[str, Any]) -> dict[str, Any]:

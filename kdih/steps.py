@@ -15,7 +15,7 @@ Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
 
 def make_train_step(
     *, task: Task, tx: optax.GradientTransformation, gather: Gather, preprocess: Callable,
-    seed: int, steps_per_epoch: float,
+    steps_per_epoch: float,
 ) -> Callable:
   """Returns `step(state, frozen, resident, feed)` to (new state, metrics), over all devices.
 
@@ -27,11 +27,10 @@ def make_train_step(
     tx: the optimizer, for the state's params.
     gather: of the loader that made `resident` and `feed`.
     preprocess: from `kdih.data.make_preprocess`.
-    seed: of augmentation and dropout; each step derives its own key from it and its number.
     steps_per_epoch: by which the task is told the epoch.
   """
   def step(state: TrainState, frozen, resident, feed):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
     batch = gather(resident, feed)
     batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
              'epoch': state.step / steps_per_epoch}
@@ -43,7 +42,7 @@ def make_train_step(
     collections = _reduce(collections)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, collections, opt_state), metrics
+    return TrainState(state.step + 1, state.seed, params, collections, opt_state), metrics
 
   return parallel.pmap_step(step, donate_state=True)
 

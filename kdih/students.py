@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdih import checkpoint, exported, modules, phases, state, tasks, taps as taps_lib
+from kdih import checkpoint, cost, exported, modules, phases, state, taps as taps_lib, tasks
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
 from kdih.tasks import Task
@@ -77,8 +77,9 @@ def _run(
   measured = _measure(experiment, task, learnt)
   alone = dataclasses.replace(learnt, last=state.part(learnt.last, 'student'),
                               best=state.part(learnt.best, 'student'))
+  flops = cost.forward_flops(student, alone.best, experiment.modules.spec.image_shape)
   return phases.finish(experiment, phase, alone, {'model': described}, {
-      **measured, 'model': described['name'],
+      **measured, 'model': described['name'], 'flops': flops,
       'method': experiment.config.methods[name].to_dict()})
 
 

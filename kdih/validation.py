@@ -33,6 +33,7 @@ _RANGES = {
     'data.validation_fraction': ('from 0 to less than 1', lambda x: 0 <= x < 1),
     'data.validation_seed': _FROM_0,
     'data.eval_global_batch_size': _ABOVE_0,
+    'sweep.seeds': ('from 0 to 4294967295', lambda x: 0 <= x < 2**32),
 }
 _TRAIN_RANGES = {
     'length': _ABOVE_0, 'evaluate_every': _ABOVE_0, 'global_batch_size': _ABOVE_0,

@@ -18,13 +18,13 @@ from kdih import errors
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets',
              'ml-collections', 'clu', 'numpy')
 # Fields that choose what runs or is shown, and change no number of a phase.
-_FREE = ('phases', 'student.methods', 'profile', 'log_every_steps')
+_FREE = ('phases', 'student.methods', 'sweep', 'profile', 'log_every_steps')
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   """Writes a file so that it is either whole or as it was before."""
   path = epath.Path(path)
-  temporary = path.with_name(f'.{path.name}.tmp')
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   temporary.write_bytes(content.encode() if isinstance(content, str) else content)
   temporary.replace(path)
 
@@ -41,10 +41,17 @@ def read_json(path: epath.PathLike) -> Any | None:
 
 
 class Workdir:
-  """The folder of a run."""
+  """The folder of a run.
 
-  def __init__(self, path: epath.PathLike):
+  Args:
+    path: of the folder.
+    free: fields, or groups of them, that may change from one command to the next, beside those
+      that change no number.
+  """
+
+  def __init__(self, path: epath.PathLike, free: tuple[str, ...] = ()):
     self.path = epath.Path(path)
+    self._free = (*_FREE, *free)
 
   def check(self, config: ml_collections.ConfigDict) -> None:
     """Writes nothing; raises ConfigError where `config` cannot run in this folder."""
@@ -52,11 +59,23 @@ class Workdir:
     manifest = read_json(self.path / 'manifest.json')
     if manifest is None:
       return
-    changed = sorted(_differences(manifest['config'], resolved(config)))
+    changed = sorted(self._differences(manifest['config'], resolved(config)))
     if changed:
       raise errors.ConfigError(
           f'--workdir: {self.path} holds a run of another config; changed: '
           f'{", ".join(changed)}. Choose another workdir, or set these back')
+
+  def _differences(self, old: dict, new: dict) -> Iterator[str]:
+    old, new = dict(_flatten(old)), dict(_flatten(new))
+    for name in old.keys() | new.keys():
+      if not self._is_free(name) and old.get(name) != new.get(name):
+        yield f'config.{name} (was {old.get(name)!r}, is {new.get(name)!r})'
+
+  def _is_free(self, name: str) -> bool:
+    group, *rest = name.split('.')
+    if group == 'methods':  # Those of a method that was never begun here.
+      return not (self.path / 'student' / rest[0]).exists()
+    return any(name == free or name.startswith(f'{free}.') for free in self._free)
 
   def open(self, config: ml_collections.ConfigDict) -> None:
     """Makes the folder and writes `manifest.json`."""
@@ -66,7 +85,8 @@ class Workdir:
       raise errors.ConfigError(f'--workdir: {self.path} cannot be made ({error.strerror}); choose '
                                'another folder') from error
     write_json(self.path / 'manifest.json', {
-        'command': shlex.join(['python', '-m', 'kdih.main', *sys.argv[1:]]),
+        'command': shlex.join(['python', '-m', f'kdih.{epath.Path(sys.argv[0]).stem}',
+                               *sys.argv[1:]]),
         'config': resolved(config),
         'versions': {'kdih': kdih.__version__, 'python': sys.version.split()[0], **_versions()},
         'devices': [str(device.device_kind) for device in jax.devices()],
@@ -116,13 +136,6 @@ def _check_writable(path: epath.Path) -> None:
     raise errors.ConfigError(f'--workdir: {existing} is a file; choose a folder')
   if not os.access(existing, os.W_OK):
     raise errors.ConfigError(f'--workdir: {existing} cannot be written to; choose another folder')
-
-
-def _differences(old: dict, new: dict) -> Iterator[str]:
-  old, new = dict(_flatten(old)), dict(_flatten(new))
-  for name in old.keys() | new.keys():
-    if name not in _FREE and old.get(name) != new.get(name):
-      yield f'config.{name} (was {old.get(name)!r}, is {new.get(name)!r})'
 
 
 def _flatten(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:

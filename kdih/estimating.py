@@ -1,0 +1,207 @@
+"""What a sweep would cost: shapes, parameters, FLOPs, memory and time, with nothing trained."""
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tensorflow_datasets as tfds
+
+from kdih import cohort, cost, grid, modules, optimizer, parallel, phases, state, taps, tasks
+from kdih.modules import Modules
+from kdih.tasks import Task
+
+_TIMED_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class _Phase:
+  """What a phase needs: `flops` in all, `memory` in bytes on one device, `runs` of it."""
+
+  name: str
+  parameters: int
+  flops: float
+  memory: int
+  runs: int
+
+
+def describe(
+    pairs: list[grid.Pair], built: list[Modules], num_seeds: int,
+    builder: tfds.core.DatasetBuilder,
+) -> str:
+  """Tables of what each pair consists of, and what each of its phases would cost.
+
+  FLOPs are those of the traced programs, a multiply-add counted as two. Times follow from them
+  and from the speed at which this machine trains the first student from labels, measured over a
+  few steps on blank images: the order of magnitude, no more. Memory is that of variables,
+  gradients, optimizer, resident data and the activations that the backward pass needs.
+
+  Args:
+    pairs: to be run.
+    built: their modules.
+    num_seeds: of the students.
+    builder: of the data set, which need not be prepared.
+  """
+  speed = _speed(pairs[0], built[0])
+  lines = [f'data: {built[0].spec.name}, images {built[0].spec.image_shape}, '
+           f'{built[0].spec.num_classes} classes',
+           f'speed: {speed / 1e9:,.1f} GFLOP/s on {parallel.num_devices()} x '
+           f'{jax.devices()[0].device_kind}']
+  total, teachers = 0.0, set[str]()
+  for pair, one in zip(pairs, built, strict=True):
+    lines += ['', f'{pair.teacher} -> {pair.student}', *_shapes(pair, one)]
+    for phase in _phases(pair, one, _sizes(pair, builder), num_seeds, pair.teacher in teachers):
+      seconds = phase.flops / speed
+      total += seconds * phase.runs
+      lines.append(f'  {phase.name:24}{phase.parameters:>14,} parameters {phase.flops:9.2e} FLOPs '
+                   f'{phase.memory / 2**20:9,.0f} MiB {_duration(seconds):>9} x {phase.runs}')
+    teachers.add(pair.teacher)
+  return '\n'.join([*lines, '', f'in all: {_duration(total)}; nothing was trained or written'])
+
+
+def _shapes(pair: grid.Pair, built: Modules) -> Iterator[str]:
+  for role in ('teacher', 'student'):
+    model, shape = getattr(built, role), built.spec.image_shape
+    variables = taps.abstract_variables(model, shape)
+    flops = cost.forward_flops(model, variables, shape) or 0
+    yield (f'  {role:8}{getattr(pair, role)}: {phases.count(variables["params"]):,} parameters, '
+           f'{flops:.2e} FLOPs an image')
+  for tap, feature in built.taps.items():
+    yield f'  head    {tap} on {feature}'
+
+
+def _sizes(pair: grid.Pair, builder: tfds.core.DatasetBuilder) -> dict[str, int]:
+  """Images to train with, to validate with and to test with; 0 where TFDS does not know."""
+  config = pair.config.data
+  known = {split: _size(builder, config[f'{split}_split']) for split in ('train', 'test')}
+  validation = round(config.validation_fraction * known['train'])
+  return {'train': known['train'] - validation, 'validation': validation, 'test': known['test']}
+
+
+def _size(builder: tfds.core.DatasetBuilder, split: str) -> int:
+  try:
+    return builder.info.splits[split].num_examples
+  except (KeyError, ValueError):
+    return 0
+
+
+def _phases(
+    pair: grid.Pair, built: Modules, sizes: dict[str, int], num_seeds: int, taught: bool
+) -> Iterator[_Phase]:
+  """What is trained for a pair; the teacher unless it is `taught` already."""
+  taught_by = {method.taught_by for method in built.methods.values()}
+  if not taught and taught_by != {'labels'}:
+    variables = taps.abstract_variables(built.teacher, built.spec.image_shape)
+    yield _cost(pair, built, sizes, 'teacher', tasks.teacher_task(built.teacher), variables,
+                pair.config.teacher.train, 1)
+  if not taught and 'cohort' in taught_by:
+    task, variables = _heads(built)
+    yield _cost(pair, built, sizes, 'heads', task, variables, pair.config.heads.train, 1)
+  for name in pair.methods:
+    task, variables = _student(built, name, sizes['train'] + sizes['validation'])
+    yield _cost(pair, built, sizes, f'student {name}', task, variables,
+                pair.config.student.train, num_seeds)
+
+
+def _heads(built: Modules) -> tuple[Task, Any]:
+  teacher = taps.abstract_variables(built.teacher, built.spec.image_shape)
+  task = tasks.heads_task(built.teacher, built.heads, teacher, tuple(built.taps))
+  return task, modules.abstract_heads(built)
+
+
+def _student(built: Modules, name: str, num_examples: int) -> tuple[Task, Any]:
+  method, shape = built.methods[name], built.spec.image_shape
+  frozen: dict[str, Any] = {}
+  if method.taught_by != 'labels':
+    frozen['teacher'] = taps.abstract_variables(built.teacher, shape)
+  if method.taught_by == 'cohort':
+    frozen['heads'] = modules.abstract_heads(built)
+    frozen['weights'] = {rule: jax.ShapeDtypeStruct((len(built.taps) + 1,), jnp.float32)
+                         for rule in cohort.RULES}
+  if method.needs_train_labels:
+    frozen['train_labels'] = jax.ShapeDtypeStruct((max(num_examples, 1),), jnp.int32)
+  teach = tasks.make_teach(method.taught_by, built.teacher, tuple(built.teacher_taps),
+                           built.heads, tuple(built.taps))
+  task = tasks.student_task(built.student, tuple(built.student_taps), method, teach, frozen)
+  return task, state.join(student=taps.abstract_variables(built.student, shape),
+                          method=modules.abstract_method(built, name, max(num_examples, 1)))
+
+
+def _cost(
+    pair: grid.Pair, built: Modules, sizes: dict[str, int], name: str, task: Task, variables: Any,
+    train: Any, runs: int,
+) -> _Phase:
+  batch_size = max(train.global_batch_size // parallel.num_devices(), 1)
+  duration = optimizer.Duration(train.unit, max(sizes['train'], 1) / train.global_batch_size)
+  steps, step = duration.steps(train.length), _step(task)
+  batch = _batch(built, batch_size)
+  flops = cost.flops(jax.jit(step), variables, task.frozen, batch) or 0
+  evaluations = -(-steps // max(duration.steps(train.evaluate_every), 1))
+  # A forward pass is a third of a training step, and less of one that has a teacher.
+  evaluated = (sizes['validation'] * evaluations + 2 * sizes['test']) / batch_size / 3
+  resident = (sizes['train'] + sizes['validation'] + sizes['test']) * _image_bytes(built)
+  memory = (3 * _bytes(variables['params']) + _bytes(task.frozen) + resident
+            + _activations(step, variables, task.frozen, batch))
+  return _Phase(name, phases.count(variables['params']),
+                flops * (steps * parallel.num_devices() + evaluated), memory, runs)
+
+
+def _step(task: Task):
+  """(variables, frozen, batch) to the gradient of the task, as one device computes it."""
+  def step(variables, frozen, batch):
+    collections = {name: tree for name, tree in variables.items() if name != 'params'}
+
+    def on_device(batch):
+      def loss(params):
+        return task.loss(params, collections, frozen, batch, jax.random.key(0))[0]
+      return jax.grad(loss)(variables['params'])
+
+    return jax.vmap(on_device, axis_name=parallel.AXIS)(jax.tree.map(lambda x: x[None], batch))
+
+  return step
+
+
+def _batch(built: Modules, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  shapes = {'image': ((size, *built.spec.image_shape), jnp.float32), 'label': ((size,), jnp.int32),
+            'index': ((size,), jnp.int32), 'epoch': ((), jnp.float32)}
+  return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def _activations(step, *arguments: Any) -> int:
+  """Bytes of the results of convolutions and products, which the backward pass keeps."""
+  equations = jax.make_jaxpr(step)(*arguments).jaxpr.eqns
+  return sum(output.aval.size * output.aval.dtype.itemsize for equation in equations
+             for output in equation.outvars
+             if equation.primitive.name in ('conv_general_dilated', 'dot_general')) // 3
+
+
+def _speed(pair: grid.Pair, built: Modules) -> float:
+  """FLOPs a second, over all devices, at which the student learns from labels."""
+  task = tasks.teacher_task(built.student)
+  variables = modules.initialise(built.student, jax.random.key(0), built.spec.image_shape)
+  size = max(pair.config.student.train.global_batch_size // parallel.num_devices(), 1)
+  batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _batch(built, size))
+  step = jax.jit(_step(task))
+  jax.block_until_ready(step(variables, {}, batch))
+  begun = time.perf_counter()
+  for _ in range(_TIMED_STEPS):
+    jax.block_until_ready(step(variables, {}, batch))
+  seconds = (time.perf_counter() - begun) / _TIMED_STEPS
+  return (cost.flops(step, variables, {}, batch) or 1) * parallel.num_devices() / seconds
+
+
+def _image_bytes(built: Modules) -> int:
+  height, width, channels = built.spec.image_shape
+  return height * width * channels
+
+
+def _bytes(tree: Any) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _duration(seconds: float) -> str:
+  for unit, size in (('days', 86400), ('hours', 3600), ('minutes', 60)):
+    if seconds >= size:
+      return f'{seconds / size:.1f} {unit}'
+  return f'{seconds:.0f} seconds'

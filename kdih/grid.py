@@ -1,0 +1,109 @@
+"""Which runs a sweep consists of, and where each of them lies."""
+import dataclasses
+
+import ml_collections
+from etils import epath
+
+from kdih import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """One teacher, with its heads, and one student.
+
+  Attributes:
+    teacher: name of its model.
+    student: name of its model.
+    config: of all their runs, but for the seed.
+    methods: names, in the order in which they are run.
+  """
+
+  teacher: str
+  student: str
+  config: ml_collections.ConfigDict
+  methods: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One student to train."""
+
+  pair: Pair
+  method: str
+  seed: int
+
+  @property
+  def name(self) -> str:
+    """What messages call it."""
+    return f'{self.pair.teacher}/{self.pair.student}/{self.method}/seed{self.seed}'
+
+  @property
+  def config(self) -> ml_collections.ConfigDict:
+    """That of the pair, with the seed."""
+    return changed(self.pair.config, seed=self.seed)
+
+  def folder(self, workdir: epath.Path) -> epath.Path:
+    """The workdir of the run, which it shares with the other methods."""
+    return pair_folder(workdir, self.pair.teacher) / folder_name(self.pair.student) / (
+        f'seed{self.seed}')
+
+
+def folder_name(model: str) -> str:
+  """The name of a model as that of a folder; import paths hold a colon."""
+  return model.replace(':', '.').replace('/', '.')
+
+
+def pair_folder(workdir: epath.Path, teacher: str) -> epath.Path:
+  """The workdir of a teacher and its heads."""
+  return workdir / folder_name(teacher)
+
+
+def changed(config: ml_collections.ConfigDict, **fields) -> ml_collections.ConfigDict:
+  """A copy of `config` with other values for some of its fields."""
+  copy = config.copy_and_resolve_references()
+  copy.update(fields)
+  return copy
+
+
+def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
+  """The pairs that `config.sweep` names, each with its own config.
+
+  Raises:
+    ConfigError: a pair that is not 'teacher:student', or something that is named twice.
+  """
+  sweep = config.sweep
+  if sweep.pairs and sweep.students:
+    raise errors.ConfigError('config.sweep.students: is set, and config.sweep.pairs too; set one')
+  methods = tuple(sweep.methods or config.student.methods)
+  names = [_split(pair) for pair in sweep.pairs] or [
+      (config.teacher.name, student) for student in sweep.students or (config.student.name,)]
+  for field, values in (('pairs', names), ('methods', methods), ('seeds', tuple(sweep.seeds))):
+    if not values or len(set(values)) < len(values):
+      raise errors.ConfigError(f'config.sweep.{field}: is {values!r}; name each wanted one once')
+  return [Pair(teacher, student, _pair_config(config, teacher, student, methods), methods)
+          for teacher, student in names]
+
+
+def runs(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[Run]:
+  """Every combination: seed by seed, so that an early table holds every method."""
+  return [Run(pair, method, seed) for seed in config.sweep.seeds for pair in chosen
+          for method in pair.methods]
+
+
+def _split(pair: str) -> tuple[str, str]:
+  teacher, separator, student = pair.partition(':')
+  if not (teacher and separator and student):
+    raise errors.ConfigError(f"config.sweep.pairs: {pair!r} is not 'teacher:student', such as "
+                             "'resnet110:resnet20'")
+  return teacher, student
+
+
+def _pair_config(
+    config: ml_collections.ConfigDict, teacher: str, student: str, methods: tuple[str, ...]
+) -> ml_collections.ConfigDict:
+  copy = changed(config, phases=('student',))
+  for role, name in (('teacher', teacher), ('student', student)):
+    if copy[role].name != name:  # Arguments of one model are not those of another.
+      copy[role].name, copy[role].kwargs = name, ml_collections.ConfigDict()
+  copy.student.methods = methods
+  return copy

@@ -1,0 +1,46 @@
+"""Compares methods: one teacher and one set of heads, every method, student and seed.
+
+  python -m kdih.sweep --config=configs/cifar100.py --methods=ce,kd,kd_matched,dih \\
+      --students=resnet8,resnet20 --seeds=30,50,67 --workdir=runs/sweep
+  python -m kdih.sweep --config=configs/paper.py:table=cifar100 --workdir=runs/paper --dry_run
+
+The same command goes on with a sweep that was cut off, and trains again what failed. Started
+several times on one workdir, on one machine or on several that share the folder, the processes
+share the work. Exit codes: 0 done, 1 some runs failed, 2 a setting is wrong, 130 interrupted.
+"""
+import sys
+
+from kdih import command_line, entry
+
+_FLAGS = {
+    'methods': 'Names of entries in config.methods, by commas.',
+    'students': 'Names of students, by commas, for the teacher of the config.',
+    'pairs': "In place of students: 'teacher:student', by commas.",
+    'seeds': 'Seeds of the students, by commas.',
+    'dry_run': 'Say what it would cost, and train nothing.',
+}
+
+
+def main(argv: list[str]) -> int:
+  """Runs what the command line `argv` asks for and returns the exit code."""
+  return entry.main(argv, f'{__doc__}\n{command_line.usage(_FLAGS)}', _run)
+
+
+def _run(argv: list[str]) -> int:
+  config, workdir = command_line.read(argv, _FLAGS)
+  entry.set_environment(config)
+  from kdih import comparing  # Takes seconds; the settings are read first.
+
+  if config.sweep.dry_run:
+    print(comparing.estimate(config, workdir))
+    return 0
+  failures = comparing.run(config, workdir)
+  for name, reason in failures.items():
+    print(f'failed: {name}: {reason}', file=sys.stderr)
+  print(f'\n{len(failures)} of the runs failed; tables and pictures: '
+        f'python -m kdih.report {workdir}')
+  return 1 if failures else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))
