@@ -37,14 +37,29 @@ class _Sweep:
 
   def __init__(self, config: ml_collections.ConfigDict, path: epath.PathLike):
     self.config, self.path = config, epath.Path(path)
-    self.pairs = grid.pairs(config)
-    self.runs = grid.runs(config, self.pairs)
     self.builder = data.open_builder(config.data)
     spec = data.describe(self.builder, config.data)
-    self._built = {(pair.teacher, pair.student): modules.build(pair.config, spec)
-                   for pair in self.pairs}
+    self.left_out: dict[str, str] = {}
+    self.pairs: list[grid.Pair] = []
+    self._built: dict[tuple[str, str], Modules] = {}
+    for pair in grid.pairs(config):
+      self._add(pair, spec)
+    if not self.pairs:
+      raise errors.ConfigError(next(iter(self.left_out.values())))
+    self.runs = grid.runs(config, self.pairs)
     self.begun = time.time()
     self.failures: dict[str, str] = {}
+
+  def _add(self, pair: grid.Pair, spec: data.DataSpec) -> None:
+    """Takes up the pair with the methods that fit it, and notes the others."""
+    while pair.methods:
+      try:
+        self._built[pair.teacher, pair.student] = modules.build(pair.config, spec)
+        self.pairs.append(pair)
+        return
+      except errors.UnfitError as error:
+        self.left_out[f'{pair.teacher}/{pair.student}/{error.method}'] = str(error)
+        pair = pair.without(error.method)
 
   def modules(self, pair: grid.Pair) -> Modules:
     """Those of a pair."""
@@ -86,6 +101,8 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
                              'cannot share it safely; choose a local or mounted folder')
   sweep = _Sweep(config, path)
   sweep.check()
+  for reason in sweep.left_out.values():
+    say(f'sweep: left out: {reason}')
   pipeline.check_devices(config)
   splits = pipeline.open_splits(config, sweep.builder)
   _write_sweep(sweep)
@@ -172,5 +189,6 @@ def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
   validation.check(config)
   sweep = _Sweep(config, path)
   sweep.check()
-  return estimating.describe(sweep.pairs, [sweep.modules(pair) for pair in sweep.pairs],
-                             len(config.sweep.seeds), sweep.builder)
+  table = estimating.describe(sweep.pairs, [sweep.modules(pair) for pair in sweep.pairs],
+                              len(config.sweep.seeds), sweep.builder)
+  return '\n'.join([*(f'left out: {reason}' for reason in sweep.left_out.values()), table])

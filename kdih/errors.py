@@ -7,6 +7,14 @@ class ConfigError(ValueError):
   """A setting is wrong. The message is one line that names it and the remedy."""
 
 
+class UnfitError(ConfigError):
+  """A method does not fit a pair of teacher and student; `method` is its name."""
+
+  def __init__(self, message: str, method: str):
+    super().__init__(message)
+    self.method = method
+
+
 class DataError(ConfigError):
   """A data set cannot be read. The message is one line that says how to get it."""
 

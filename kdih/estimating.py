@@ -54,7 +54,7 @@ def describe(
     for phase in _phases(pair, one, _sizes(pair, builder), num_seeds, pair.teacher in teachers):
       seconds = phase.flops / speed
       total += seconds * phase.runs
-      lines.append(f'  {phase.name:24}{phase.parameters:>14,} parameters {phase.flops:9.2e} FLOPs '
+      lines.append(f'  {phase.name:28}{phase.parameters:>14,} parameters {phase.flops:9.2e} FLOPs '
                    f'{phase.memory / 2**20:9,.0f} MiB {_duration(seconds):>9} x {phase.runs}')
     teachers.add(pair.teacher)
   return '\n'.join([*lines, '', f'in all: {_duration(total)}; nothing was trained or written'])
@@ -99,9 +99,29 @@ def _phases(
     task, variables = _heads(built)
     yield _cost(pair, built, sizes, 'heads', task, variables, pair.config.heads.train, 1)
   for name in pair.methods:
-    task, variables = _student(built, name, sizes['train'] + sizes['validation'])
-    yield _cost(pair, built, sizes, f'student {name}', task, variables,
-                pair.config.student.train, num_seeds)
+    yield from _student_phases(pair, built, sizes, name, num_seeds)
+
+
+def _student_phases(
+    pair: grid.Pair, built: Modules, sizes: dict[str, int], name: str, num_seeds: int
+) -> Iterator[_Phase]:
+  """Assistants, what is prepared, and the student."""
+  method, train = built.methods[name], pair.config.student.train
+  num_examples, teacher = sizes['train'] + sizes['validation'], built.teacher
+  for model in method.assistants:
+    module = built.assistants[model]
+    assistant = dataclasses.replace(built, teacher=teacher, student=module, student_taps={},
+                                    teacher_taps={})
+    yield _cost(pair, built, sizes, f'  {name}: {model}', *_student(assistant, name, num_examples),
+                train, num_seeds)
+    teacher = module
+  built = dataclasses.replace(built, teacher=teacher)
+  if method.prepares:
+    yield _cost(pair, built, sizes, f'  {name}: prepare',
+                *_student(built, name, num_examples, preparing=True), pair.config.student.prepare,
+                num_seeds)
+  yield _cost(pair, built, sizes, f'student {name}', *_student(built, name, num_examples), train,
+              num_seeds)
 
 
 def _heads(built: Modules) -> tuple[Task, Any]:
@@ -110,7 +130,9 @@ def _heads(built: Modules) -> tuple[Task, Any]:
   return task, modules.abstract_heads(built)
 
 
-def _student(built: Modules, name: str, num_examples: int) -> tuple[Task, Any]:
+def _student(
+    built: Modules, name: str, num_examples: int, *, preparing: bool = False
+) -> tuple[Task, Any]:
   method, shape = built.methods[name], built.spec.image_shape
   frozen: dict[str, Any] = {}
   if method.taught_by != 'labels':
@@ -123,7 +145,8 @@ def _student(built: Modules, name: str, num_examples: int) -> tuple[Task, Any]:
     frozen['train_labels'] = jax.ShapeDtypeStruct((max(num_examples, 1),), jnp.int32)
   teach = tasks.make_teach(method.taught_by, built.teacher, tuple(built.teacher_taps),
                            built.heads, tuple(built.taps))
-  task = tasks.student_task(built.student, tuple(built.student_taps), method, teach, frozen)
+  task = tasks.student_task(built.student, tuple(built.student_taps), method, teach, frozen,
+                            preparing=preparing)
   return task, state.join(student=taps.abstract_variables(built.student, shape),
                           method=modules.abstract_method(built, name, max(num_examples, 1)))
 

@@ -23,6 +23,13 @@ class Pair:
   config: ml_collections.ConfigDict
   methods: tuple[str, ...]
 
+  def without(self, method: str) -> 'Pair':
+    """The pair without one of its methods."""
+    methods = tuple(name for name in self.methods if name != method)
+    copy = changed(self.config)
+    copy.student.methods = methods
+    return dataclasses.replace(self, config=copy, methods=methods)
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -48,8 +48,8 @@ def build(config: ml_collections.ConfigDict, spec: DataSpec) -> Modules:
   """Builds the modules; nothing is computed.
 
   Raises:
-    ConfigError: an unknown model, tap or method, one that does not fit the data set, or a method
-      by which this teacher cannot teach this student.
+    ConfigError: an unknown model, tap or method, or one that does not fit the data set.
+    UnfitError: a method by which this teacher cannot teach this student.
   """
   teacher, student = (_model(config, spec, role) for role in ('teacher', 'student'))
   taps = taps_lib.choose_taps(teacher, spec.image_shape, config.heads.taps)
@@ -103,16 +103,16 @@ def _compared(model: nn.Module, spec: DataSpec, wanted: tuple[str, ...], field: 
 
 
 def _check_pair(config: ml_collections.ConfigDict, built: Modules, name: str) -> None:
-  """Raises ConfigError unless the method accepts this teacher and this student."""
+  """Raises UnfitError unless the method accepts this teacher and this student."""
   try:
     abstract_method(built, name, num_examples=2)
   except errors.ConfigError:
     raise
   except ValueError as error:
     reason = errors.first_line(error)
-    raise errors.ConfigError(
+    raise errors.UnfitError(
         f'config.methods.{name}: the teacher {config.teacher.name} cannot teach the student '
-        f'{config.student.name} so: {reason}') from error
+        f'{config.student.name} so: {reason}', name) from error
 
 
 def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
