@@ -177,7 +177,8 @@ def _step(task: Task):
 
     def on_device(batch):
       def loss(params):
-        return task.loss(params, collections, frozen, batch, jax.random.key(0))[0]
+        keyed = {**batch, 'key': jax.random.key(0)}
+        return task.loss(params, collections, frozen, keyed, jax.random.key(0))[0]
       return jax.grad(loss)(variables['params'])
 
     return jax.vmap(on_device, axis_name=parallel.AXIS)(jax.tree.map(lambda x: x[None], batch))

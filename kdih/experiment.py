@@ -114,7 +114,7 @@ class Experiment:
     collections = {name: tree for name, tree in variables.items() if name != 'params'}
     batch = {'image': jnp.zeros((2, *self.modules.spec.image_shape)),
              'label': jnp.zeros(2, jnp.int32), 'index': jnp.zeros(2, jnp.int32),
-             'epoch': jnp.zeros(())}
+             'epoch': jnp.zeros(()), 'key': jax.random.key(0)}
 
     def loss(params):
       return task.loss(params, collections, task.frozen, batch, jax.random.key(0))[0]

@@ -33,7 +33,7 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
     batch = gather(resident, feed)
     batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
-             'epoch': state.step / steps_per_epoch}
+             'epoch': state.step / steps_per_epoch, 'key': key}
     dropout_key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
     (loss, (collections, logits)), gradients = jax.value_and_grad(task.loss, has_aux=True)(
         state.params, state.collections, frozen, batch, dropout_key)

@@ -104,7 +104,7 @@ def _task(
   teach = tasks.make_teach(
       method.taught_by, teacher.module, teacher.taps, built.heads, tuple(built.taps))
   if method.needs_train_labels:
-    frozen['train_labels'] = experiment.train_labels()
+    frozen['train_labels'] = jnp.asarray(experiment.train_labels())
   return tasks.student_task(student, taps, method, teach, frozen, preparing=preparing)
 
 

@@ -24,7 +24,8 @@ class Task:
 
   Attributes:
     loss: (params, collections, frozen, batch, key) to (mean loss of the batch, (new collections,
-      logits of what is learnt)). Differentiated with respect to `params` alone.
+      logits of what is learnt)). Differentiated with respect to `params` alone. The key, of
+      dropout, is another one on every device; `batch['key']` is the same.
     predict: (variables, frozen, images) to logits by name, in evaluation mode.
     frozen: variables that the two read and nothing changes.
     reference: the prediction that the others' agreement is measured with; '' for none.
@@ -98,14 +99,13 @@ def student_task(
   """
   def loss(params, collections, frozen, batch, key):
     variables = {'params': params, **collections}
-    dropout_key, method_key = jax.random.split(key)
     output, changed = taps_lib.observe(
         student, state.part(variables, 'student'), batch['image'], taps, train=True,
-        key=dropout_key)
+        key=key)
     teacher, members = teach(frozen, batch['image'])
     lesson = Lesson(
         batch['image'], batch['label'], output, teacher, members, frozen.get('weights', {}),
-        batch['index'], frozen.get('train_labels'), batch['epoch'], method_key, parallel.gather)
+        batch['index'], frozen.get('train_labels'), batch['epoch'], batch['key'], parallel.gather)
     loss, kept = method.apply(
         state.part(variables, 'method'), lesson, mutable=['batch_stats', 'memory'],
         method='prepare' if preparing else '__call__')

@@ -29,7 +29,8 @@ class Lesson:
     train_labels: int32 [size of the train split], -1 for images that are not trained with; None
       unless the method `needs_train_labels`.
     epoch: float scalar, epochs since the phase began.
-    key: for random numbers, another one on every device.
+    key: for random numbers, the same on every device. With `index` folded in, an image gets the
+      same numbers on whichever device it lies.
     gather: puts the same array of all devices together along its leading axis. What couples the
       images of a batch has to see all of them.
   """

@@ -2,11 +2,13 @@
 import json
 import shutil
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import exported, read_config
 
-from kdih import config_lib, pipeline, writers
+from kdih import checkpoint, config_lib, pipeline, writers
 
 NAMES = tuple(sorted(config_lib.base().methods))
 
@@ -33,3 +35,45 @@ def test_a_method_trains_a_student_and_exports_it_alone(workdir, digits_dir, nam
   assert {path: array.shape for path, array in alone.items()} == {
       path: array.shape for path, array in ce.items()}
   assert result['parameters'] == sum(a.size for p, a in ce.items() if p.startswith("['params']"))
+
+
+@pytest.mark.parametrize('name, phase', [
+    ('crd', ''), ('fitnets', '/prepare'), ('fitnets', ''), ('takd', '/assistant2')])
+def test_what_is_trained_beside_the_student_is_resumed(
+    workdir, tmp_path, finished, digits_dir, monkeypatch, name, phase):
+  """Cut off right after a checkpoint, the phase ends with the same bits: student and beside."""
+  again = tmp_path / 'again'
+  shutil.copytree(finished, again)
+  config = read_config(again, digits_dir, f'--config.student.methods={name}')
+  folder = f'student/{name}{phase}/checkpoints'
+  save = checkpoint.Checkpoints.save
+
+  def save_and_stop(self, state, meta, metrics):
+    save(self, state, meta, metrics)
+    if int(state.step) == 4 and (again / folder).exists() and not (again / 'cut').exists():
+      (again / 'cut').touch()
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(checkpoint.Checkpoints, 'save', save_and_stop)
+  with pytest.raises(KeyboardInterrupt):
+    pipeline.run(config, again)
+  assert not (again / f'student/{name}{phase}/result.json').exists()
+  pipeline.run(config, again)
+  monkeypatch.undo()
+  if not (workdir / f'student/{name}/result.json').exists():
+    pipeline.run(read_config(workdir, digits_dir, f'--config.student.methods={name}'), workdir)
+  assert last_state(again / folder) == last_state(workdir / folder)
+  whole, cut = (exported(path, f'student/{name}') for path in (workdir, again))
+  assert {path: array.tobytes() for path, array in cut.items()} == {
+      path: array.tobytes() for path, array in whole.items()}
+
+
+def last_state(folder) -> dict[str, bytes]:
+  """Every leaf of the last checkpoint, those of the method with them."""
+  with ocp.CheckpointManager(folder) as manager:
+    state = manager.restore(manager.latest_step(), args=ocp.args.Composite(
+        state=ocp.args.StandardRestore()))['state']
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  found = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+  assert any("['method']" in path for path in found) or 'takd' in str(folder)
+  return found
