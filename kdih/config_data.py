@@ -1,7 +1,9 @@
 """What is known of the data sets that the paper uses."""
+from typing import Any
+
 import ml_collections
 
-_KNOWN = {
+_KNOWN: dict[str, dict[str, Any]] = {
     'cifar10': dict(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261)),
     'cifar100': dict(mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276)),
     # The images for testing have no labels; those for validation stand in for them.

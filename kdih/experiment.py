@@ -11,7 +11,7 @@ import numpy as np
 from kdih import checkpoint, cohort, data, loop, optimizer, parallel, reach, state, steps
 from kdih.evaluation import Evaluator, Metrics
 from kdih.modules import Modules
-from kdih.tasks import Logits, Task
+from kdih.tasks import Task
 from kdih.workdir import Workdir
 
 
@@ -50,6 +50,7 @@ class Experiment:
     self.config, self.modules, self.workdir = config, modules, workdir
     self.teachers = teachers or workdir
     self._splits = splits
+    self._validated: tuple[Task, Evaluator] | None = None
     self.train_subset, self.validation_subset = data.split_validation(
         splits.size('train'), config.data.validation_fraction, config.data.validation_seed)
     self.preprocess = data.make_preprocess(
@@ -72,9 +73,12 @@ class Experiment:
     return jax.random.fold_in(jax.random.key(self.config.seed), role)
 
   def _validator(self, task: Task) -> Evaluator | None:
+    """Of the validation split; training and `measure` share it, so that it is compiled once."""
     if not len(self.validation_subset):
       return None
-    return self._evaluator(task, 'train', self.validation_subset)
+    if self._validated is None or self._validated[0] is not task:
+      self._validated = (task, self._evaluator(task, 'train', self.validation_subset))
+    return self._validated[1]
 
   def _evaluator(self, task: Task, split: str, subset: np.ndarray) -> Evaluator:
     return Evaluator(task=task, loader=self._splits.loader(split), subset=subset,
@@ -139,7 +143,9 @@ class Experiment:
     return (periodic_actions.Profile(
         logdir=str(folder), num_profile_steps=5, profile_duration_ms=None, first_profile=10),)
 
-  def predict(self, task: Task, variables: Any, split: str) -> tuple[Logits, np.ndarray]:
+  def predict(
+      self, task: Task, variables: Any, split: str
+  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Logits of every classifier and labels of the 'validation' or 'test' images, in numpy."""
     subset = (self.validation_subset if split == 'validation'
               else np.arange(self._splits.size('test'), dtype=np.int32))

@@ -31,6 +31,7 @@ class Modules:
     teacher_taps: those of the teacher that feature methods compare with.
     student_taps: those of the student that feature methods compare.
     assistants: {model: its module}, of all methods.
+    validated: whether there is a validation split.
   """
 
   spec: DataSpec
@@ -42,6 +43,7 @@ class Modules:
   teacher_taps: Shapes
   student_taps: Shapes
   assistants: dict[str, nn.Module]
+  validated: bool
 
 
 def build(config: ml_collections.ConfigDict, spec: DataSpec) -> Modules:
@@ -60,7 +62,8 @@ def build(config: ml_collections.ConfigDict, spec: DataSpec) -> Modules:
   built = Modules(
       spec, teacher, student, Heads(spec.num_classes, config.heads.kind), taps, chosen,
       _compared(teacher, spec, config.student.teacher_taps, 'teacher_taps') if read else {},
-      _compared(student, spec, config.student.taps, 'taps') if read else {}, assistants)
+      _compared(student, spec, config.student.taps, 'taps') if read else {}, assistants,
+      config.data.validation_fraction > 0)
   for name in chosen:
     _check_pair(config, built, name)
   return built
@@ -171,7 +174,7 @@ def _blank_lesson(built: Modules, method: Method, batch_size: int, num_examples:
       images, jnp.zeros(batch_size, jnp.int32), zeros(built.student, taps=built.student_taps),
       None if method.taught_by == 'labels' else zeros(built.teacher, taps=built.teacher_taps),
       {member: jnp.zeros((batch_size, built.spec.num_classes)) for member in names},
-      {rule: jnp.ones(len(names)) for rule in RULES if names},
+      {rule: jnp.ones(len(names)) for rule in RULES if names and built.validated},
       jnp.zeros(batch_size, jnp.int32), jnp.zeros(num_examples, jnp.int32), 0.0,
       jax.random.key(0))
 

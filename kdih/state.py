@@ -1,4 +1,5 @@
 """What training changes."""
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -43,7 +44,7 @@ def create(
                     tx.init(params))
 
 
-def join(**parts: dict[str, Any]) -> dict[str, Any]:
+def join(**parts: Mapping[str, Any]) -> dict[str, Any]:
   """The variables of several modules as those of one: {collection: {part: ...}}."""
   names = sorted({name for variables in parts.values() for name in variables})
   return {name: {part: variables[name] for part, variables in parts.items() if name in variables}

@@ -1,7 +1,7 @@
 """What a method sees of a batch (`Lesson`), and what every method is (`Method`)."""
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -74,20 +74,31 @@ class Method(nn.Module):
   loss does not depend on stay as they are.
 
   Attributes:
-    taught_by: 'labels', 'teacher' or 'cohort': what has to be there before it.
-    prepares: whether `prepare` is to be trained before the loss itself.
-    needs_train_labels: whether it reads `Lesson.train_labels`.
-    assistants: names of models that are taught one after the other, each by the one before and
-      the first by the teacher, until the last one teaches the student.
     context: what it is made for.
   """
 
-  taught_by: ClassVar[str] = 'teacher'
-  prepares: ClassVar[bool] = False
-  needs_train_labels: ClassVar[bool] = False
-  assistants: ClassVar[tuple[str, ...]] = ()
-
   context: Context
+
+  @property
+  def taught_by(self) -> str:
+    """'labels', 'teacher' or 'cohort': what has to be there before it."""
+    return 'teacher'
+
+  @property
+  def prepares(self) -> bool:
+    """Whether `prepare` is to be trained before the loss itself."""
+    return False
+
+  @property
+  def needs_train_labels(self) -> bool:
+    """Whether it reads `Lesson.train_labels`."""
+    return False
+
+  @property
+  def assistants(self) -> tuple[str, ...]:
+    """Names of models that are taught one after the other, each by the one before and the first
+    by the teacher, until the last one teaches the student."""
+    return ()
 
   @nn.nowrap
   def check(self) -> None:

@@ -201,6 +201,15 @@ def test_without_a_validation_split_the_last_checkpoint_is_chosen(tmp_path, digi
     assert result['test_last'] == result['test_best_val']
 
 
+def test_weights_by_validation_need_a_validation_split(tmp_path, digits_dir, capsys):
+  code = main.main(tiny_command(tmp_path / 'w', digits_dir, '--config.student.methods=dih_learnt',
+                                '--config.data.validation_fraction=0.0'))
+  line = capsys.readouterr().err
+  assert code == 2
+  assert 'set config.data.validation_fraction above 0' in line and line.count('\n') == 1
+  assert not (tmp_path / 'w').exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('override', [
     'dtype=bfloat16', 'sync_batch_norm=false', 'heads.kind=gap', 'heads.taps=stage2',

@@ -30,7 +30,7 @@ CONFIG = ml_collections.ConfigDict({
     'data': {'name': 'digits'}, 'seed': 3, 'teacher': {'name': 'net16', 'kwargs': {}},
     'student': {'name': 'net2', 'kwargs': {}, 'methods': ('ce', 'dih')}})
 MODULES = modules.Modules(DataSpec('digits', (4, 4, 1), 10), Net(16), Net(2),
-                          cohort.Heads(10), {'stage1': (4, 4, 1)}, {}, {}, {}, {})
+                          cohort.Heads(10), {'stage1': (4, 4, 1)}, {}, {}, {}, {}, True)
 
 
 def some_results() -> dict:

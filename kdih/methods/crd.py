@@ -1,0 +1,143 @@
+"""Contrastive representation distillation (Tian et al., 2020, arXiv 1910.10699, section 3)."""
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kdih import options, teaching
+from kdih.models import layers
+
+_EPSILON = 1e-7
+
+
+class Method(teaching.FeatureMethod):
+  """Tells an image's embedding from those of images of other classes, across the two models.
+
+  Embeddings of student and teacher become v^S and v^T, linear and of length 1, which banks M^S
+  and M^T keep of every train image. With K negatives, N images that are trained with and
+
+      s_ij = exp(M^T_j . v^S_i / T) / Z_S,   t_ij = exp(M^S_j . v^T_i / T) / Z_T
+
+  where j is image i itself (0) or a negative (1 .. K), the term is l(s) + l(t) of
+
+      l(x)_i = -log(x_i0 / (x_i0 + K/N + 1e-7)) - sum_j log(K/N / (x_ij + K/N + 1e-7)).
+
+  Z is N times the mean exponential in the first batch, and constant from then on. After every
+  batch M_i becomes momentum M_i + (1 - momentum) v_i, of length 1 again; of an image that comes
+  twice in a batch, the first counts. The authors' code draws negatives without replacement where
+  there are enough of them; here they are always drawn with.
+
+  Scores are taken with the whole bank, [batch, train split], and counted as often as an image was
+  drawn: so the negatives' embeddings, [batch, K, width], never have to be laid out.
+
+  Attributes:
+    width: of v.
+    negatives: K, for every image; the train split needs a second class to draw them from.
+    temperature: T.
+    momentum: of the banks, in [0, 1).
+  """
+
+  needs_train_labels = True
+
+  width: int
+  negatives: int
+  temperature: float
+  momentum: float
+
+  @nn.nowrap
+  def check(self):
+    """See `kdih.teaching.Method`."""
+    super().check()
+    for option in ('width', 'negatives'):
+      value = getattr(self, option)
+      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{option}: {value!r} is not a whole number above 0')
+    options.check_positive('temperature', self.temperature)
+    if not 0 <= self.momentum < 1:
+      raise ValueError(f'momentum: {self.momentum} is outside [0, 1); 0.5 is usual')
+
+  @nn.compact
+  def term(self, lesson):
+    """[batch]; see `kdih.teaching.FeatureMethod`."""
+    student, teacher = (
+        normalise(layers.dense(embedding.shape[-1], self.width, name=side)(embedding))
+        for side, embedding in zip(('student', 'teacher'), teaching.embeddings(lesson),
+                                   strict=True))
+    counts = count(draw_negatives(lesson.key, lesson.labels, lesson.train_labels, self.negatives),
+                   lesson.train_labels.size)
+    return (self._contrast('teacher', student, teacher, counts, lesson)
+            + self._contrast('student', teacher, student, counts, lesson))
+
+  def _contrast(self, side, anchors, own, counts, lesson):
+    """l, [batch], of `anchors` against the bank of `side`, into which `own` then goes."""
+    bank = self.variable('memory', f'{side}_bank', self._initial_bank, lesson.train_labels.size)
+    z = self.variable('memory', f'{side}_z', jnp.zeros, ())  # 0 until the first batch.
+    drawn = jnp.exp(anchors @ bank.value.T / self.temperature)
+    itself = jnp.exp((anchors * bank.value[lesson.index]).sum(-1) / self.temperature)
+    mean = ((counts * drawn).sum(-1) + itself) / (self.negatives + 1)
+    num_images = (lesson.train_labels >= 0).sum()
+    first = num_images * lesson.gather(jax.lax.stop_gradient(mean)).mean()
+    scale = jnp.where(z.value > 0, z.value, first)
+    if not self.is_initializing():
+      z.value = scale
+      bank.value = update(bank.value, lesson.gather(lesson.index),
+                          lesson.gather(jax.lax.stop_gradient(own)), self.momentum)
+    noise = self.negatives / num_images
+    wrong = jnp.log(noise / (drawn / scale + noise + _EPSILON))
+    right = jnp.log(itself / scale / (itself / scale + noise + _EPSILON))
+    return -right - (counts * wrong).sum(-1)
+
+  def _initial_bank(self, size):
+    bound = 1 / math.sqrt(self.width / 3)
+    return jax.random.uniform(
+        self.make_rng('params'), (size, self.width), jnp.float32, -bound, bound)
+
+
+def draw_negatives(
+    key: jax.Array, labels: jax.Array, train_labels: jax.Array, number: int
+) -> jax.Array:
+  """Draws images of other classes, uniformly and with replacement: int32 [batch, number].
+
+  Args:
+    key: for the numbers.
+    labels: int [batch].
+    train_labels: int [size of the train split], -1 for images that are never drawn; some have
+      another class.
+    number: of images to draw for each of the batch.
+  """
+  order = jnp.argsort(train_labels)
+  by_class = train_labels[order]
+  begin = jnp.searchsorted(by_class, 0)
+  start, stop = (jnp.searchsorted(by_class, labels, side=side)[:, None]
+                 for side in ('left', 'right'))
+  shape = (labels.size, number)
+  others = jnp.broadcast_to(by_class.size - begin - (stop - start), shape)
+  drawn = begin + jax.random.randint(key, shape, 0, others)
+  return order[jnp.where(drawn < start, drawn, drawn + stop - start)]
+
+
+def count(drawn: jax.Array, size: int) -> jax.Array:
+  """How often each number below `size` is in each row: int [batch, n] to float [batch, size]."""
+  rows = jnp.arange(len(drawn))[:, None]
+  # Whole numbers add up to the same in any order: deterministic on a GPU, and fast.
+  return jnp.zeros((len(drawn), size), jnp.int32).at[rows, drawn].add(1).astype(jnp.float32)
+
+
+def update(bank: jax.Array, index: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
+  """The bank, [size, width], after its rows `index` took in `new`, [batch, width].
+
+  Row i becomes momentum * row + (1 - momentum) * new, over its length. Where a number is twice in
+  `index`, the first counts.
+  """
+  rows = normalise(momentum * bank[index] + (1 - momentum) * new)
+  place = jnp.arange(len(index))
+  first = (index[:, None] == index[None]).argmax(1) == place
+  beyond = len(bank) + place  # Out of bounds, and so not written.
+  return bank.at[jnp.where(first, index, beyond)].set(rows, mode='drop', unique_indices=True)
+
+
+def normalise(vectors: jax.Array) -> jax.Array:
+  """Each row over its length."""
+  squares = (vectors * vectors).sum(-1, keepdims=True)
+  return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
