@@ -86,7 +86,7 @@ def _features() -> dict[str, dict]:
       'pkt': dict(kind='pkt', cross_entropy=1.0, weight=30000.0),
       'ft': dict(kind='ft', rate=0.5, cross_entropy=1.0, weight=200.0),
       'nst': dict(kind='nst', cross_entropy=1.0, weight=50.0),
-      'ab': dict(kind='ab', margin=1.0, cross_entropy=1.0, weight=1.0),
+      'ab': dict(kind='ab', margin=1.0),
       'reviewkd': dict(kind='reviewkd', width=64, warmup_epochs=20.0, cross_entropy=1.0,
                        weight=1.0),
       'crd': dict(kind='crd', width=128, negatives=16384, temperature=0.07, momentum=0.5,

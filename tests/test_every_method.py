@@ -10,7 +10,9 @@ from conftest import exported, read_config
 
 from kdih import checkpoint, config_lib, pipeline, writers
 
-NAMES = tuple(sorted(config_lib.base().methods))
+QUICK = ('at', 'crd', 'dih_at', 'dml', 'fitnets')  # One of each sort; the others are slow.
+NAMES = tuple(name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+              for name in sorted(config_lib.base().methods))
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +40,8 @@ def test_a_method_trains_a_student_and_exports_it_alone(workdir, digits_dir, nam
 
 
 @pytest.mark.parametrize('name, phase', [
-    ('crd', ''), ('fitnets', '/prepare'), ('fitnets', ''), ('takd', '/assistant2')])
+    ('crd', ''), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('fitnets', '/prepare'), ('fitnets', ''), ('takd', '/assistant2')))])
 def test_what_is_trained_beside_the_student_is_resumed(
     workdir, tmp_path, finished, digits_dir, monkeypatch, name, phase):
   """Cut off right after a checkpoint, the phase ends with the same bits: student and beside."""

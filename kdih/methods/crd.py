@@ -64,7 +64,7 @@ class Method(teaching.FeatureMethod):
         normalise(layers.dense(embedding.shape[-1], self.width, name=side)(embedding))
         for side, embedding in zip(('student', 'teacher'), teaching.embeddings(lesson),
                                    strict=True))
-    counts = count(draw_negatives(lesson.key, lesson.labels, lesson.train_labels, self.negatives),
+    counts = count(draw_negatives(lesson.key, lesson.index, lesson.train_labels, self.negatives),
                    lesson.train_labels.size)
     return (self._contrast('teacher', student, teacher, counts, lesson)
             + self._contrast('student', teacher, student, counts, lesson))
@@ -95,26 +95,29 @@ class Method(teaching.FeatureMethod):
 
 
 def draw_negatives(
-    key: jax.Array, labels: jax.Array, train_labels: jax.Array, number: int
+    key: jax.Array, index: jax.Array, train_labels: jax.Array, number: int
 ) -> jax.Array:
   """Draws images of other classes, uniformly and with replacement: int32 [batch, number].
 
   Args:
-    key: for the numbers.
-    labels: int [batch].
-    train_labels: int [size of the train split], -1 for images that are never drawn; some have
+    key: for the numbers; what is drawn for an image depends on it and the image alone.
+    index: int32 [batch], the images.
+    train_labels: int32 [size of the train split], -1 for images that are never drawn; some have
       another class.
     number: of images to draw for each of the batch.
   """
   order = jnp.argsort(train_labels)
   by_class = train_labels[order]
   begin = jnp.searchsorted(by_class, 0)
-  start, stop = (jnp.searchsorted(by_class, labels, side=side)[:, None]
-                 for side in ('left', 'right'))
-  shape = (labels.size, number)
-  others = jnp.broadcast_to(by_class.size - begin - (stop - start), shape)
-  drawn = begin + jax.random.randint(key, shape, 0, others)
-  return order[jnp.where(drawn < start, drawn, drawn + stop - start)]
+
+  def draw(image):  # Counts positions in `order` from `begin`, and skips the image's own class.
+    start, stop = (jnp.searchsorted(by_class, train_labels[image], side=side)
+                   for side in ('left', 'right'))
+    drawn = begin + jax.random.randint(
+        jax.random.fold_in(key, image), (number,), 0, by_class.size - begin - (stop - start))
+    return order[jnp.where(drawn < start, drawn, drawn + stop - start)]
+
+  return jax.vmap(draw)(index)
 
 
 def count(drawn: jax.Array, size: int) -> jax.Array:

@@ -118,7 +118,7 @@ class _Separable(nn.Module):
   @nn.compact
   def __call__(self, x, train):
     for stride, features in ((2, x.shape[-1]), (1, self.features)):
-      x = _depthwise(x.shape[-1], stride)(x)
+      x = layers.conv(x.shape[-1], stride=stride, groups=x.shape[-1])(x)
       x = layers.conv(features, 1)(x)
       x = nn.relu(layers.batch_norm(train=train, axis_name=self.axis_name)(x))
     return x
@@ -136,18 +136,10 @@ class _Link(nn.Module):
   @nn.compact
   def __call__(self, pooled):
     width = pooled.shape[-1]
-    # Uniform within 1 / sqrt(width), as PyTorch's `Linear`.
-    kernel = self.param('kernel', nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
-                        (width, self.features))
-    skew = _norm(kernel.T @ kernel - jnp.eye(self.features)) + _norm(kernel @ kernel.T - jnp.eye(width))
+    kernel = self.param('kernel', layers.PYTORCH_DEFAULT, (width, self.features))
+    skew = (_norm(kernel.T @ kernel - jnp.eye(self.features))
+            + _norm(kernel @ kernel.T - jnp.eye(width)))
     return pooled @ kernel, skew
-
-
-def _depthwise(channels: int, stride: int) -> nn.Conv:
-  """As `kdih.models.layers.conv`, every channel by itself."""
-  return nn.Conv(channels, (3, 3), strides=stride, padding=1, use_bias=False,
-                 feature_group_count=channels,
-                 kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'))
 
 
 def _norm(matrix: jax.Array) -> jax.Array:

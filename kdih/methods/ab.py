@@ -1,0 +1,55 @@
+"""Transfer of activation boundaries (Heo et al., AAAI 2019, arXiv 1811.03233, section 3)."""
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kdih import losses, options, teaching
+from kdih.methods.fitnets import Regressor
+
+
+class Method(teaching.Method):
+  """First the student's neurons fire where the teacher's do, then it learns from the labels.
+
+  With the preactivations s of the student, mapped by a connector where the shapes differ, and t
+  of the teacher, the first loss is, over the taps i = 1 .. n,
+
+      0.003 sum_i 2^(i - n) sum((s_i + margin)_+^2 where t_i <= 0, else (margin - s_i)_+^2)
+
+  a sum over the map, and the factors those of the authors' code. It trains the student but its
+  classifier. The second loss is CE(z, y) alone, as in the paper and in RepDistiller, which gives
+  the first one no weight there. A connector is a convolution and batch norm, see
+  `kdih.methods.fitnets.Regressor`.
+
+  Attributes:
+    margin: above 0; the paper has 1.
+  """
+
+  prepares = True
+
+  margin: float
+
+  @nn.nowrap
+  def check(self):
+    """See `kdih.teaching.Method`."""
+    options.check_positive('margin', self.margin)
+
+  @nn.compact
+  def prepare(self, lesson):
+    """[batch]; see `kdih.teaching.Method`."""
+    pairs = teaching.preactivation_pairs(lesson)
+    return 0.003 * sum(
+        2.0**(number - len(pairs)) * self._boundary(self._connected(number, *pair), pair[1])
+        for number, pair in enumerate(pairs, 1))
+
+  def __call__(self, lesson):
+    """[batch]; see `kdih.teaching.Method`."""
+    return losses.cross_entropy(lesson.student.logits, lesson.labels)
+
+  def _connected(self, number, student, teacher):
+    if student.shape == teacher.shape:
+      return student
+    return Regressor(self.context.axis_name, name=f'connector{number}')(student, teacher.shape)
+
+  @nn.nowrap
+  def _boundary(self, student, teacher):
+    missed = jnp.where(teacher > 0, self.margin - student, self.margin + student)
+    return (nn.relu(missed)**2).sum((1, 2, 3))

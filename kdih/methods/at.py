@@ -1,0 +1,23 @@
+"""Attention transfer (Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928, section 3.1)."""
+from kdih import teaching, vectors
+
+
+class Method(teaching.FeatureMethod):
+  """Where in the image the features are large, at every tap.
+
+  With Q(f) = mean_c f^2 over all positions, of length 1, the term is the sum over the taps of
+  mean((Q(f_S) - Q(f_T))^2); the larger map is average-pooled to the size of the smaller. The
+  paper's formula (2) has the length of the difference instead; its authors' code, and the usual
+  weight, have this.
+  """
+
+  def term(self, lesson):
+    """[batch]; see `kdih.teaching.FeatureMethod`."""
+    sized = [teaching.same_size(*pair) for pair in teaching.pairs(lesson)]
+    return sum(((_attention(student) - _attention(teacher))**2).mean(-1)
+               for student, teacher in sized)
+
+
+def _attention(feature):
+  """Q, [batch, H * W]."""
+  return vectors.unit((feature * feature).mean(-1).reshape(len(feature), -1))

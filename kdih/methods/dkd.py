@@ -1,0 +1,74 @@
+"""Decoupled knowledge distillation (Zhao et al., CVPR 2022, arXiv 2203.08679, section 3)."""
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kdih import losses, options, teaching
+
+
+class Method(teaching.Method):
+  """cross_entropy CE(z, y) + min(epoch / warmup_epochs, 1) T^2 (alpha TCKD + beta NCKD).
+
+  TCKD is the KL divergence of (p_y, 1 - p_y), the label against all the rest, NCKD that of the
+  softmax over the classes other than y, both at temperature T, the teacher's from the student's.
+  The authors' code counts whole epochs from 1; here the epoch grows with every step, from 0.
+
+  Attributes:
+    alpha: weight of TCKD, 0 or more.
+    beta: weight of NCKD, 0 or more; one of both is above 0.
+    temperature: T.
+    cross_entropy: weight of the labels, 0 or more.
+    warmup_epochs: until the teacher counts in full; 0 for at once.
+    standardise: show both standardised logits, see `kdih.losses.standardise`; the usual weights
+      are then 9 times as large, and T 2 (Sun et al., 2024, arXiv 2403.01427).
+  """
+
+  alpha: float
+  beta: float
+  temperature: float
+  cross_entropy: float
+  warmup_epochs: float
+  standardise: bool
+
+  @nn.nowrap
+  def check(self):
+    """See `kdih.teaching.Method`."""
+    for option in ('alpha', 'beta', 'cross_entropy', 'warmup_epochs'):
+      options.check_single(option, getattr(self, option))
+      if not 0 <= getattr(self, option) < float('inf'):
+        raise ValueError(f'{option}: {getattr(self, option)} is below 0 or not finite')
+    if not self.alpha + self.beta:
+      raise ValueError('alpha: and beta are both 0, so that the teacher says nothing; use ce')
+    options.check_single('temperature', self.temperature)
+    options.check_temperature(self.temperature)
+    options.check_flag('standardise', self.standardise)
+
+  def __call__(self, lesson):
+    """[batch]; see `kdih.teaching.Method`."""
+    label_loss = losses.cross_entropy(lesson.student.logits, lesson.labels)
+    return self.cross_entropy * label_loss + self._warmth(lesson.epoch) * self._taught(lesson)
+
+  @nn.nowrap
+  def _warmth(self, epoch):
+    return jnp.minimum(epoch / self.warmup_epochs, 1) if self.warmup_epochs else 1
+
+  @nn.nowrap
+  def _taught(self, lesson):
+    view = losses.standardise if self.standardise else losses.as_they_are
+    student, teacher = (_decoupled(view(output.logits), lesson.labels, self.temperature)
+                        for output in (lesson.student, lesson.teacher))
+    target, others = (losses.tempered_kl(*both, self.temperature)
+                      for both in zip(student, teacher, strict=True))
+    return self.alpha * target + self.beta * others
+
+
+def _decoupled(logits: jax.Array, labels: jax.Array, temperature: float):
+  """Logits of (p_y, 1 - p_y) at T, [batch, 2], and those of the classes other than y.
+
+  In the latter, [batch, classes], the label's are so low that its probability is 0.
+  """
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  others = jnp.where(is_label, -1e9, logits)
+  rest = temperature * jax.nn.logsumexp(others / temperature, axis=-1)
+  target = jnp.where(is_label, logits, 0).sum(-1)
+  return jnp.stack([target, rest], axis=-1), others

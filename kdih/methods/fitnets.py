@@ -1,0 +1,105 @@
+"""FitNets: hints from a layer in the middle (Romero et al., 2015, arXiv 1412.6550, section 2)."""
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from kdih import losses, options, teaching
+from kdih.models import layers
+
+
+class Method(teaching.FeatureMethod):
+  """The student's feature at one tap, mapped by a regressor r, imitates the teacher's there.
+
+      hint = mean((r(f_S) - f_T)^2)
+
+  In two phases, the paper's, the hint trains the student up to that tap, with r; then KD trains
+  the student alone: (1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t) || p_T(z)). In one phase,
+  RepDistiller's, the loss is cross_entropy CE(z, y) + weight hint. The other phase's options are
+  not read. The regressor is RepDistiller's, and there where the shapes are equal too.
+
+  Attributes:
+    phases: 'two' or 'one'.
+    hint: number of the tap, from 1.
+    alpha: weight of the teacher in KD, in [0, 1].
+    temperature: T.
+  """
+
+  phases: str
+  hint: int
+  alpha: float
+  temperature: float
+
+  @property
+  def prepares(self):
+    """See `kdih.teaching.Method`."""
+    return self.phases == 'two'
+
+  @nn.nowrap
+  def check(self):
+    """See `kdih.teaching.Method`."""
+    super().check()
+    options.check_choice('phases', self.phases, ('one', 'two'))
+    if isinstance(self.hint, bool) or not isinstance(self.hint, int) or self.hint < 1:
+      raise ValueError(f'hint: {self.hint!r} is not the number of a tap, 1 or more')
+    for option in ('alpha', 'temperature'):
+      options.check_single(option, getattr(self, option))
+    options.check_alpha(self.alpha)
+    options.check_temperature(self.temperature)
+
+  @nn.compact
+  def term(self, lesson):
+    """The hint, [batch]; see `kdih.teaching.FeatureMethod`."""
+    pairs = teaching.pairs(lesson)
+    if self.hint > len(pairs):
+      raise ValueError(f'hint is {self.hint}, and there are {len(pairs)} taps')
+    student, teacher = pairs[self.hint - 1]
+    mapped = nn.relu(Regressor(self.context.axis_name, name='regressor')(student, teacher.shape))
+    return ((mapped - teacher)**2).mean((1, 2, 3))
+
+  def prepare(self, lesson):
+    """The hint, [batch]; see `kdih.teaching.Method`."""
+    return self.term(lesson)
+
+  def __call__(self, lesson):
+    """[batch] or scalar; see `kdih.teaching.Method`."""
+    if not self.prepares:
+      return super().__call__(lesson)
+    return losses.kd_loss(lesson.student.logits, lesson.teacher.logits, lesson.labels,
+                          self.alpha, self.temperature)
+
+
+class Regressor(nn.Module):
+  """A convolution and batch norm, from the student's feature to the shape of the teacher's.
+
+  A map twice as large as the teacher's is convolved 3x3 with stride 2, one half as large 4x4
+  transposed, any other by what is too much: to a map of the same size, 1x1. RepDistiller's
+  `ConvReg`, less the bias, which batch norm takes away again.
+
+  Attributes:
+    axis_name: see `kdih.models.layers.batch_norm`.
+  """
+
+  axis_name: Any
+
+  @nn.compact
+  def __call__(self, student: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """[batch, H, W, C] to `shape`. Raises ValueError where no convolution leads there."""
+    x = _convolution(student.shape, shape)(student)
+    return layers.batch_norm(train=True, axis_name=self.axis_name, name='norm')(x)
+
+
+def _convolution(given: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
+  size, goal, features = given[1:3], wanted[1:3], wanted[-1]
+  if size == (2 * goal[0], 2 * goal[1]):
+    return layers.conv(features, stride=2, kernel_init=layers.PYTORCH_DEFAULT, name='conv')
+  if goal == (2 * size[0], 2 * size[1]):
+    return nn.ConvTranspose(features, (4, 4), strides=(2, 2), use_bias=False,
+                            kernel_init=layers.PYTORCH_DEFAULT, name='conv')
+  if size[0] < goal[0] or size[1] < goal[1]:
+    raise ValueError(
+        f'no regressor leads from a map of {size[0]}x{size[1]} to one of {goal[0]}x{goal[1]}; '
+        'the student\'s has to be half as large, or as large or larger')
+  kernel_size = (1 + size[0] - goal[0], 1 + size[1] - goal[1])
+  return nn.Conv(features, kernel_size, padding='VALID', use_bias=False,
+                 kernel_init=layers.PYTORCH_DEFAULT, name='conv')

@@ -1,0 +1,90 @@
+"""Factor transfer (Kim et al., NeurIPS 2018, arXiv 1802.04977, section 3)."""
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kdih import options, teaching, vectors
+from kdih.models import layers
+
+
+class Method(teaching.FeatureMethod):
+  """A translator of the student's last feature imitates a paraphrase of the teacher's.
+
+  First the paraphraser, an autoencoder, learns to reconstruct the teacher's last feature, by the
+  mean squared error. Then it is frozen, and with the factors F that paraphraser and translator
+  make of the last features the term is
+
+      mean(|Q(F_S) - Q(F_T)|),   Q(F) = mean_c F^2, flattened, of length 1
+
+  as in RepDistiller; in the paper, Q(F) is all of F, of length 1. The larger factor is
+  average-pooled to the size of the smaller. The paraphraser has batch norm, as the translator
+  has; RepDistiller's has none, and a smaller learning rate instead.
+
+  Attributes:
+    rate: channels of a factor over those of the teacher's feature, above 0; the paper's k.
+  """
+
+  prepares = True
+
+  rate: float
+
+  @nn.nowrap
+  def check(self):
+    """See `kdih.teaching.Method`."""
+    super().check()
+    options.check_positive('rate', self.rate)
+
+  def setup(self):
+    """Makes paraphraser (an encoder and a decoder) and translator."""
+    self.encoder, self.decoder, self.translator = (
+        _Block(self.context.axis_name) for _ in range(3))
+
+  def prepare(self, lesson):
+    """The paraphraser's error, [batch]; see `kdih.teaching.Method`."""
+    _, teacher = teaching.pairs(lesson)[-1]
+    width, channels = self._width(teacher), teacher.shape[-1]
+    factor = self.encoder(teacher, (channels, width, width), train=True)
+    rebuilt = self.decoder(factor, (width, channels, channels), train=True)
+    return ((rebuilt - teacher)**2).mean((1, 2, 3))
+
+  def term(self, lesson):
+    """[batch]; see `kdih.teaching.FeatureMethod`."""
+    student, teacher = teaching.pairs(lesson)[-1]
+    width = self._width(teacher)
+    taught = jax.lax.stop_gradient(
+        self.encoder(teacher, (teacher.shape[-1], width, width), train=False))
+    learnt = self.translator(student, (student.shape[-1], width, width), train=True)
+    ours, theirs = map(_normalised, teaching.same_size(learnt, taught))
+    return jnp.abs(ours - theirs).mean(-1)
+
+  @nn.nowrap
+  def _width(self, teacher):
+    return max(int(teacher.shape[-1] * self.rate), 1)
+
+
+class _Block(nn.Module):
+  """Three times a 3x3 convolution, batch norm and a leaky ReLU.
+
+  It serves as a decoder too: of stride 1, a transposed convolution is one with a mirrored kernel.
+
+  Attributes:
+    axis_name: see `kdih.models.layers.batch_norm`.
+  """
+
+  axis_name: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array, widths: tuple[int, ...], train: bool) -> jax.Array:
+    """[batch, H, W, C] to [batch, H, W, widths[-1]]."""
+    for width in widths:
+      x = layers.conv(width, kernel_init=layers.PYTORCH_DEFAULT)(x)
+      x = layers.batch_norm(train=train, axis_name=self.axis_name)(x)
+      x = nn.leaky_relu(x, 0.1)
+    return x
+
+
+def _normalised(factor: jax.Array) -> jax.Array:
+  """Q: [batch, H, W, C] to [batch, H * W]."""
+  return vectors.unit((factor**2).mean(-1).reshape(len(factor), -1))

@@ -1,0 +1,29 @@
+"""Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, arXiv 1803.10837, section 3)."""
+import jax
+import jax.numpy as jnp
+
+from kdih import teaching, vectors
+
+_EPSILON = 1e-7
+
+
+class Method(teaching.FeatureMethod):
+  """Which images of the batch are near an image, as probabilities, by their embeddings.
+
+  With k_ij = (1 + cos(e_i, e_j)) / 2 and p_ij = k_ij / sum_j k_ij, the term is the mean over
+  batch^2 entries of p^T log((p^T + 1e-7) / (p^S + 1e-7)). As in the authors' code, an image is
+  near itself too; the paper leaves it out.
+  """
+
+  def term(self, lesson):
+    """Scalar; see `kdih.teaching.FeatureMethod`."""
+    student, teacher = (_probabilities(lesson.gather(e)) for e in teaching.embeddings(lesson))
+    return (teacher * jnp.log((teacher + _EPSILON) / (student + _EPSILON))).mean()
+
+
+def _probabilities(embeddings: jax.Array) -> jax.Array:
+  """p, [batch, batch], of embeddings [batch, width]."""
+  directions = vectors.unit(embeddings)
+  # A cosine that is rounded to below -1 is none.
+  near = jnp.maximum((1 + vectors.products(directions, directions)) / 2, 0)
+  return near / near.sum(-1, keepdims=True)
