@@ -1,4 +1,4 @@
-"""The models: their sizes, taps, numerics against PyTorch's rules, and the registry's errors."""
+"""The models: the registry and its errors, and what holds for all families."""
 import functools
 from typing import Any
 
@@ -8,12 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_checks import (
+    FAMILIES,
+    NORMALISED,
+    applied,
+    close,
+    random_images,
+    random_variables,
+    shapes,
+    smaller,
+    tap_shapes,
+)
 
-from kdih import errors, models
-from kdih.models import layers
+from kdih import cohort, errors, models
+from kdih.taps import EMBEDDING
 
 # Parameters at 100 classes: PAPER.md, section 2, has resnet8, 14, 20, 110, 18, 34, vgg11 and
-# wrn_28_2. The others were counted on RepDistiller's model files, layer by layer, without torch.
+# wrn_28_2. The others were counted on RepDistiller's model files (vit_tiny: test_models_vit.py).
 PARAMETERS = {
     'resnet8': 83_892, 'resnet14': 181_108, 'resnet20': 278_324, 'resnet32': 472_756,
     'resnet44': 667_188, 'resnet56': 861_620, 'resnet110': 1_736_564,
@@ -21,9 +32,14 @@ PARAMETERS = {
     'resnet18': 11_220_132, 'resnet34': 21_328_292,
     'wrn_16_1': 180_916, 'wrn_16_2': 703_284, 'wrn_28_2': 1_481_252, 'wrn_40_1': 569_780,
     'wrn_40_2': 2_255_156,
+    'resnet50': 23_705_252, 'mobilenetv2': 812_836, 'shufflenetv1': 949_258,
+    'shufflenetv2': 1_355_528, 'vit_tiny': 5_380_132,
     'vgg8': 3_965_028, 'vgg11': 9_277_284, 'vgg13': 9_462_180, 'vgg16': 14_774_436,
     'vgg19': 20_086_692,
 }
+# Those of torchvision at 1000 classes, as its documentation states them.
+IMAGENET = {'resnet18_imagenet': 11_689_512, 'resnet34_imagenet': 21_797_672,
+            'resnet50_imagenet': 25_557_032}
 # Taps at 32x32, (height, width, channels).
 CIFAR = ((32, 32, 16), (16, 16, 32), (8, 8, 64))
 CIFAR_X4 = ((32, 32, 64), (16, 16, 128), (8, 8, 256))
@@ -34,61 +50,34 @@ TAPS = {
     'resnet8': CIFAR, 'resnet14': CIFAR, 'resnet20': CIFAR, 'resnet110': CIFAR,
     'resnet8x4': CIFAR_X4, 'resnet18': FOUR_STAGES, 'resnet34': FOUR_STAGES,
     'wrn_16_1': CIFAR, 'wrn_28_2': WIDE_2, 'vgg8': VGG, 'vgg13': VGG,
+    'resnet50': ((32, 32, 256), (16, 16, 512), (8, 8, 1024), (4, 4, 2048)),
+    'mobilenetv2': ((16, 16, 12), (8, 8, 16), (4, 4, 48), (2, 2, 160)),
+    'shufflenetv1': ((16, 16, 240), (8, 8, 480), (4, 4, 960)),
+    'shufflenetv2': ((16, 16, 116), (8, 8, 232), (4, 4, 464)),
+    'vit_tiny': ((8, 8, 192),) * 12,
     'vgg11': ((16, 16, 64), (16, 16, 128), (8, 8, 256), (1, 1, 512)),
 }
-FAMILIES = ('resnet8', 'resnet18', 'wrn_16_1', 'vgg8', 'vgg11')
+# Height and width of the first tap, as a part of the image's.
+FIRST_TAP = {'vgg8': 2, 'vgg11': 2, 'mobilenetv2': 2, 'shufflenetv1': 2, 'shufflenetv2': 2,
+             'resnet18_imagenet': 4, 'vit_tiny': 4}
 
 
-@functools.cache
-def shapes(name: str, size: int = 32, channels: int = 3, classes: int = 100,
-           dtype: Any = jnp.float32) -> tuple[Any, Any]:
-  """The shapes of a model's logits and variables, taps included, for a batch of 2."""
-  model = models.create(name, classes, dtype=dtype)
-  run = functools.partial(model.init_with_output, train=False, mutable=True)
-  images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
-  return jax.eval_shape(run, jax.random.key(0), images)
-
-
-def tap_shapes(name: str, *size: int) -> tuple[tuple[int, ...], ...]:
-  taps = shapes(name, *size)[1]['intermediates']
-  assert sorted(taps) == [f'stage{i}' for i in range(1, len(taps) + 1)]
-  return tuple(taps[key].shape[1:] for key in sorted(taps))
-
-
-def tiny_resnet(axis_name: str | None = None) -> nn.Module:
-  return models.create('resnet8', 3, axis_name=axis_name, stage_sizes=(1,), stage_widths=(2,),
-                       stem_width=2)
-
-
-def random_images(batch: int, size: int, channels: int = 3) -> np.ndarray:
-  images = np.random.default_rng(1).normal(size=(batch, size, size, channels))
-  return images.astype(np.float32)
-
-
-def random_variables(model: nn.Module, images: np.ndarray) -> Any:
-  """Kernels of either sign, the rest positive; far quicker than compiling the model's own init."""
-  random = np.random.default_rng(0)
-
-  def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    return random.uniform(-1 if leaf.ndim > 1 else 0.5, 1, leaf.shape).astype(np.float32)
-
-  init = functools.partial(model.init, train=False)
-  return jax.tree.map(draw, jax.eval_shape(init, jax.random.key(0), images))
-
-
-def close(actual: Any, expected: Any) -> None:
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-               actual, expected)
+def count(variables: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
 
 def test_every_name_has_a_known_size():
-  assert models.names() == tuple(sorted(PARAMETERS))
+  assert models.names() == tuple(sorted(PARAMETERS | IMAGENET))
 
 
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_parameter_count(name):
-  params = shapes(name)[1]['params']
-  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[name]
+  assert count(shapes(name)[1]) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize('name', IMAGENET)
+def test_parameter_count_of_torchvision(name):
+  assert count(shapes(name, 64, classes=1000)[1]) == IMAGENET[name]
 
 
 @pytest.mark.parametrize('name', TAPS)
@@ -102,36 +91,57 @@ def test_any_image(name, size):
   logits, variables = shapes(name, size, channels=1, classes=7)
   assert logits.shape == (2, 7)
   first = variables['intermediates']['stage1'].shape
-  assert first[1] == {'vgg8': size // 4 * 2, 'vgg11': size // 2}.get(name, size)
+  assert first[1] == {1: size, 2: size // 4 * 2 if name == 'vgg8' else size // 2, 4: size // 4}[
+      FIRST_TAP.get(name, 1)]
 
 
 @pytest.mark.parametrize(('name', 'size', 'last'), [
     ('resnet8', 28, (7, 7, 64)), ('resnet18', 28, (4, 4, 512)), ('wrn_16_1', 64, (16, 16, 64)),
     ('vgg8', 64, (4, 4, 512)), ('vgg8', 8, (1, 1, 512)), ('vgg11', 64, (2, 2, 512)),
+    ('resnet50', 64, (8, 8, 2048)), ('resnet50_imagenet', 64, (2, 2, 2048)),
+    ('resnet18_imagenet', 224, (7, 7, 512)), ('resnet34_imagenet', 50, (2, 2, 512)),
+    ('mobilenetv2', 64, (4, 4, 160)), ('shufflenetv1', 64, (8, 8, 960)),
+    ('shufflenetv2', 28, (4, 4, 464)), ('vit_tiny', 64, (16, 16, 192)),
     ('vgg11', 28, (1, 1, 512))])
 def test_last_tap_of_other_sizes(name, size, last):
   assert tap_shapes(name, size)[-1] == last
 
 
-def test_logits_are_the_classifier_on_the_mean_of_the_last_tap():
-  model, images = tiny_resnet(), random_images(2, 6)
-  variables = random_variables(model, images)
-  assert set(variables) == {'params', 'batch_stats'}
-  logits, taps = model.apply(variables, images, train=False, mutable=['intermediates'])
-  classifier = variables['params']['classifier']
-  pooled = taps['intermediates']['stage1'].mean((1, 2))
-  close(logits, pooled @ classifier['kernel'] + classifier['bias'][None])
+@pytest.mark.parametrize('name', FAMILIES)
+def test_the_classifier_reads_the_embedding(name):
+  found = applied(name)
+  classifier = found.variables['params']['classifier']
+  assert found.embedding.shape == (2, len(classifier['kernel']))
+  close(found.logits, found.embedding @ classifier['kernel'] + classifier['bias'][None])
 
 
-@pytest.mark.parametrize(('name', 'smaller', 'rectified'), [
-    ('resnet8', {'stage_sizes': (1,), 'stage_widths': (2,), 'stem_width': 2}, True),
-    ('vgg8', {'layout': (4, 'pool', 8, 'tap')}, True), ('wrn_16_1', {'depth': 10}, False)])
-def test_taps_are_after_the_relu_but_before_it_in_wide_resnets(name, smaller, rectified):
-  model, images = models.create(name, 3, **smaller), random_images(2, 4)
-  variables = random_variables(model, images)
-  apply = jax.jit(functools.partial(model.apply, train=True, mutable=True))
-  _, updates = apply(variables, images)
-  assert (updates['intermediates']['stage1'].min() >= 0) == rectified
+@pytest.mark.parametrize('name', FAMILIES)
+def test_initial_variables_hold_nothing_that_is_sown(name):
+  init = functools.partial(smaller(name).init, train=False)
+  found = jax.eval_shape(init, jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
+  assert set(found) == ({'params', 'batch_stats'} if name in NORMALISED else {'params'})
+
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('name', ['resnet8', 'resnet50', 'resnet18_imagenet', 'vgg8', 'vgg11',
+                                  'shufflenetv1', 'shufflenetv2'])
+def test_relu_of_the_preactivation_is_the_tap(name, train):
+  found = applied(name, train)
+  assert set(found.preactivations) == set(found.taps)
+  for tap, feature in found.taps.items():
+    before = found.preactivations[tap]
+    assert before.min() < 0
+    np.testing.assert_array_equal(np.maximum(before, 0), feature)
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_heads_stand_on_every_tap(name):
+  features = applied(name).taps
+  heads = cohort.Heads(5, 'gap')
+  logits, variables = jax.eval_shape(heads.init_with_output, jax.random.key(0), features)
+  assert {tap: z.shape for tap, z in logits.items()} == dict.fromkeys(features, (2, 5))
+  for tap, feature in features.items():
+    assert variables['params'][tap]['kernel'].shape == (feature.shape[-1], 5)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -139,58 +149,14 @@ def test_bfloat16_computes_in_it_and_keeps_float32(name):
   with jax.numpy_dtype_promotion('standard'):  # Flax's own layers rely on it.
     logits, variables = shapes(name, 32, dtype=jnp.bfloat16)
   assert logits.dtype == jnp.float32
-  assert {x.dtype for x in jax.tree.leaves(variables['intermediates'])} == {jnp.dtype('bfloat16')}
-  kept = jax.tree.leaves([variables['params'], variables['batch_stats']])
+  assert {tap for tap, x in variables['intermediates'].items() if x.dtype == jnp.float32
+          } == {EMBEDDING}
+  assert variables['intermediates']['stage1'].dtype == jnp.bfloat16
+  kept = jax.tree.leaves([variables['params'], variables.get('batch_stats')])
   assert {x.dtype for x in kept} == {jnp.dtype('float32')}
 
 
-@pytest.mark.parametrize('size', [5, 6])
-def test_strided_convolution_pads_both_sides_as_pytorch(size):
-  image = random_images(1, size, 2)
-  conv = layers.conv(3, stride=2)
-  variables = conv.init(jax.random.key(0), image)
-  kernel = np.asarray(variables['params']['kernel'])
-  padded = np.pad(image[0], ((1, 1), (1, 1), (0, 0)))
-  expected = [[np.tensordot(padded[i:i + 3, j:j + 3], kernel, 3) for j in range(0, size, 2)]
-              for i in range(0, size, 2)]
-  close(conv.apply(variables, image)[0], np.array(expected))
-
-
-def test_initialisation_has_the_spread_of_pytorch():
-  conv = layers.conv(128).init(jax.random.key(0), jnp.zeros((1, 4, 4, 64)))['params']
-  assert set(conv) == {'kernel'}
-  assert conv['kernel'].std() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
-  dense = layers.dense(64, 1000).init(jax.random.key(0), jnp.zeros((1, 64)))['params']
-  for leaf in dense.values():
-    assert leaf.min() == pytest.approx(-1 / 8, rel=0.02)
-    assert leaf.max() == pytest.approx(1 / 8, rel=0.02)
-
-
-def test_batch_norm_has_the_constants_of_pytorch():
-  images = 3 + 2 * random_images(4, 4, 2)
-  norm = layers.batch_norm(train=True)
-  variables = norm.init(jax.random.key(0), images)
-  output, updates = norm.apply(variables, images, mutable=['batch_stats'])
-  mean, variance = images.mean((0, 1, 2)), images.var((0, 1, 2))
-  close(output, (images - mean[None, None, None]) / jnp.sqrt(variance + 1e-5)[None, None, None])
-  close(updates['batch_stats'], {'mean': 0.1 * mean, 'var': 0.9 + 0.1 * variance})
-
-
-def test_synchronised_statistics_are_those_of_the_whole_batch():
-  images = random_images(4, 6)
-  variables = random_variables(tiny_resnet(), images)
-
-  def train_step(model, images):
-    return model.apply(variables, images, train=True, mutable=['batch_stats'])[1]
-
-  whole = train_step(tiny_resnet(), images)
-  sharded = images.reshape(2, 2, 6, 6, 3)
-  synchronised = jax.vmap(functools.partial(train_step, tiny_resnet('batch')), axis_name='batch',
-                          out_axes=None)(sharded)
-  close(synchronised, whole)
-
-
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', NORMALISED)
 def test_every_batch_norm_gets_the_axis(name):
   model = models.create(name, 3, axis_name='batch')
   axes = []
@@ -206,14 +172,17 @@ def test_every_batch_norm_gets_the_axis(name):
   assert set(axes) == {'batch'}
 
 
-def test_only_training_moves_the_statistics():
-  model, images = tiny_resnet(), random_images(2, 6)
-  variables = random_variables(model, images)
-  _, kept = model.apply(variables, images, train=False, mutable=['batch_stats'])
-  close(kept['batch_stats'], variables['batch_stats'])
-  _, moved = model.apply(variables, images, train=True, mutable=['batch_stats'])
+@pytest.mark.parametrize('name', NORMALISED)
+def test_only_training_moves_the_statistics(name):
+  kept, moved = applied(name).statistics, applied(name, train=True).statistics
+  close(kept, applied(name).variables['batch_stats'])
   for before, after in zip(jax.tree.leaves(kept), jax.tree.leaves(moved), strict=True):
     assert np.all(before != after)
+
+
+def test_training_without_mutable_statistics_is_refused():
+  model, images = smaller('resnet8'), random_images(2, 6)
+  variables = random_variables(model, images)
   with pytest.raises(flax.errors.FlaxError, match='batch_stats'):
     model.apply(variables, images, train=True)
 

@@ -2,7 +2,9 @@
 
 Every model is called as `model.apply(variables, images, train=...)`, images float
 [batch, H, W, C] -> float32 logits [batch, num_classes], and sows its taps `stage1` ... `stageN`,
-each [batch, height, width, channels], into the collection `intermediates`.
+each [batch, height, width, channels], into the collection `intermediates`, and beside them its
+`embedding`, what its classifier reads: float32 [batch, width]. What lies before a tap's last ReLU
+is under the tap's name in the collection `preactivations`.
 """
 import importlib
 import inspect
@@ -13,10 +15,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kdih import errors
-from kdih.models import resnet, resnet_cifar, vgg, wide_resnet
+from kdih.models import mobilenet, resnet, resnet_cifar, shufflenet, vgg, vit, wide_resnet
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
-    **resnet_cifar.MODELS, **resnet.MODELS, **wide_resnet.MODELS, **vgg.MODELS}
+    **resnet_cifar.MODELS, **resnet.MODELS, **wide_resnet.MODELS, **vgg.MODELS,
+    **mobilenet.MODELS, **shufflenet.MODELS, **vit.MODELS}
 
 
 def names() -> tuple[str, ...]:

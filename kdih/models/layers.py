@@ -11,22 +11,29 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from kdih.taps import EMBEDDING
+
 # `conv` or `batch_norm` with a model's settings filled in.
 ModuleFactory = Callable[..., Any]
 Initializer = nn.initializers.Initializer
 
+# Of a convolution's weights: N(0, sqrt(2 / (k * k * features))), He et al. (2015) by fan-out; and
+# PyTorch's default, uniform within 1 / sqrt(k * k * inputs / groups).
+HE_FAN_OUT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+PYTORCH_DEFAULT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
-def conv(features: int, kernel_size: int = 3, *, stride: int = 1, use_bias: bool = False,
-         dtype: Any = jnp.float32, name: str | None = None) -> nn.Conv:
+
+def conv(features: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 1,
+         use_bias: bool = False, dtype: Any = jnp.float32, kernel_init: Initializer = HE_FAN_OUT,
+         name: str | None = None) -> nn.Conv:
   """A square convolution: [batch, H, W, C] -> [batch, H / stride, W / stride, features].
 
-  It pads `kernel_size // 2` on all four sides, as the references do in PyTorch; with stride 2,
-  Flax's 'SAME' pads only after the image. Weights are N(0, sqrt(2 / (k * k * features))), the
-  initialisation of He et al. (2015) by fan-out.
+  Each of the `groups` reads its own C / groups channels. It pads `kernel_size // 2` on all four
+  sides, as the references do in PyTorch; with stride 2, Flax's 'SAME' pads only after the image.
   """
   return nn.Conv(features, (kernel_size, kernel_size), strides=stride, padding=kernel_size // 2,
-                 use_bias=use_bias, dtype=dtype, name=name,
-                 kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'))
+                 feature_group_count=groups, use_bias=use_bias, dtype=dtype,
+                 kernel_init=kernel_init, name=name)
 
 
 def batch_norm(*, train: bool, dtype: Any = jnp.float32, axis_name: str | None = None,
@@ -59,7 +66,23 @@ def average_pool(x: jax.Array) -> jax.Array:
   return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
-def tap(module: nn.Module, name: str, feature: jax.Array) -> jax.Array:
-  """Exposes `feature` as `intermediates[name]` of `module`, the array itself, and returns it."""
-  module.sow('intermediates', name, feature, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+def tap(module: nn.Module, name: str, feature: jax.Array,
+        before: jax.Array | None = None) -> jax.Array:
+  """Exposes `feature` as `intermediates[name]` of `module`, the array itself, and returns it.
+
+  `before`, what lies before the feature's last ReLU, becomes `preactivations[name]`.
+  """
+  _expose(module, 'intermediates', name, feature)
+  # Of what is sown, Flax leaves the intermediates alone out of the variables that `init` returns.
+  if before is not None and not module.is_initializing():
+    _expose(module, 'preactivations', name, before)
   return feature
+
+
+def _expose(module: nn.Module, collection: str, name: str, array: jax.Array) -> None:
+  module.sow(collection, name, array, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+
+
+def embedding(module: nn.Module, x: jax.Array) -> jax.Array:
+  """The mean over the map, for the classifier to read: float32 [batch, C], exposed as such."""
+  return tap(module, EMBEDDING, average_pool(x))

@@ -1,8 +1,9 @@
-"""Residual networks of basic blocks (He et al., 2016, figure 2 and table 1), post-activation.
+"""Residual networks (He et al., 2016, figures 2 and 5, table 1), post-activation.
 
-`MODELS` holds those of four stages, with the stem for small images: 3x3, stride 1, no max-pool.
-Source: RepDistiller's `resnetv2.py`. The DIH authors' `massive_resnets.py` has the same layers, but
-its convolutions keep PyTorch's default initialisation.
+`MODELS` holds those of four stages. `resnet18`, `resnet34` and `resnet50` have the stem for small
+images, a 3x3 convolution; source: RepDistiller's `resnetv2.py`. The DIH authors'
+`massive_resnets.py` has the same layers, but its convolutions keep PyTorch's default
+initialisation. `resnet…_imagenet` have that for large ones, as torchvision's `resnet.py`.
 """
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,9 +19,9 @@ from kdih.models import layers
 class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut.
 
-  [batch, H, W, C] -> [batch, H / stride, W / stride, width]. The shortcut is a
-  1x1 convolution where the shape changes (option B), else the identity. `conv` and `norm` make a
-  convolution and a batch norm.
+  [batch, H, W, C] -> [batch, H / stride, W / stride, width]. The shortcut is a 1x1 convolution
+  where the shape changes (option B), else the identity. `conv` and `norm` make a convolution and
+  a batch norm.
   """
   width: int
   stride: int
@@ -29,27 +30,48 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    """Returns the block's output, after its last ReLU."""
+    """Returns the block's sum, before its last ReLU."""
     x = self.conv(self.width, stride=self.stride, name='conv1')(inputs)
     x = nn.relu(self.norm(name='norm1')(x))
     x = self.norm(name='norm2')(self.conv(self.width, name='conv2')(x))
-    shortcut = inputs
-    if shortcut.shape != x.shape:
-      shortcut = self.conv(self.width, 1, stride=self.stride, name='projection')(inputs)
-      shortcut = self.norm(name='projection_norm')(shortcut)
-    return nn.relu(x + shortcut)
+    return x + self.shortcut(inputs, x.shape)
+
+  def shortcut(self, inputs: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inputs, brought to `shape`."""
+    if inputs.shape == shape:
+      return inputs
+    x = self.conv(shape[-1], 1, stride=self.stride, name='projection')(inputs)
+    return self.norm(name='projection_norm')(x)
+
+
+class Bottleneck(BasicBlock):
+  """As `BasicBlock`, but a 1x1, a 3x3 and a 1x1 convolution, the last one 4 times `width` wide.
+
+  The 3x3 convolution has the stride, as in both sources; in He et al. it is the first.
+  """
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """Returns the block's sum, before its last ReLU."""
+    x = nn.relu(self.norm(name='norm1')(self.conv(self.width, 1, name='conv1')(inputs)))
+    x = self.conv(self.width, stride=self.stride, name='conv2')(x)
+    x = self.conv(4 * self.width, 1, name='conv3')(nn.relu(self.norm(name='norm2')(x)))
+    x = self.norm(name='norm3')(x)
+    return x + self.shortcut(inputs, x.shape)
 
 
 class ResNet(nn.Module):
   """A residual network; every stage but the first halves the image.
 
-  `stage{i}` taps the output of stage i, after its last ReLU:
-  [batch, H / 2**(i - 1), W / 2**(i - 1), stage_widths[i - 1]].
+  `stage{i}` taps the output of stage i, after its last ReLU; its preactivation is the last block's
+  sum: [batch, H / 2**(i - 1), W / 2**(i - 1), stage_widths[i - 1]], with the ImageNet stem a
+  quarter of that height and width, with `Bottleneck` 4 times the channels.
   """
   num_classes: int
   stage_sizes: Sequence[int]
   stage_widths: Sequence[int] = (64, 128, 256, 512)
   stem_width: int = 64
+  imagenet_stem: bool = False
   block: Callable[..., Any] = BasicBlock
   dtype: Any = jnp.float32
   axis_name: str | None = None
@@ -59,17 +81,30 @@ class ResNet(nn.Module):
     """Images [batch, H, W, C] -> float32 logits [batch, num_classes]."""
     conv = partial(layers.conv, dtype=self.dtype)
     norm = partial(layers.batch_norm, train=train, dtype=self.dtype, axis_name=self.axis_name)
-    x = nn.relu(norm(name='stem_norm')(conv(self.stem_width, name='stem')(images)))
+    x = self._stem(images, conv, norm)
     for i, (size, width) in enumerate(zip(self.stage_sizes, self.stage_widths, strict=True), 1):
       for j in range(1, size + 1):
         stride = 2 if i > 1 and j == 1 else 1
-        x = self.block(width, stride, conv=conv, norm=norm, name=f'stage{i}_block{j}')(x)
-      layers.tap(self, f'stage{i}', x)
-    x = layers.average_pool(x)
+        before = self.block(width, stride, conv=conv, norm=norm, name=f'stage{i}_block{j}')(x)
+        x = nn.relu(before)
+      layers.tap(self, f'stage{i}', x, before)
+    x = layers.embedding(self, x)
     return layers.dense(x.shape[-1], self.num_classes, name='classifier')(x)
 
+  def _stem(self, images: jax.Array, conv: layers.ModuleFactory, norm: layers.ModuleFactory
+            ) -> jax.Array:
+    size, stride = (7, 2) if self.imagenet_stem else (3, 1)
+    x = conv(self.stem_width, size, stride=stride, name='stem')(images)
+    x = nn.relu(norm(name='stem_norm')(x))
+    if self.imagenet_stem:
+      x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return x
 
-MODELS = {
+
+_SMALL = {
     'resnet18': partial(ResNet, stage_sizes=(2, 2, 2, 2)),
     'resnet34': partial(ResNet, stage_sizes=(3, 4, 6, 3)),
+    'resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck),
 }
+MODELS = _SMALL | {
+    f'{name}_imagenet': partial(model, imagenet_stem=True) for name, model in _SMALL.items()}

@@ -26,6 +26,7 @@ class VGG(nn.Module):
 
   `layout` lists what follows what: a convolution's channels, 'pool' (2x2), 'pool_large' (a pool if
   the image is larger than 32x32) or 'tap', which exposes the feature there as `stage1`, `stage2` …
+  The preactivation of a tap behind a pool is pooled too: max-pool and ReLU commute.
   """
   num_classes: int
   layout: Sequence[int | str]
@@ -37,19 +38,21 @@ class VGG(nn.Module):
     """Images [batch, H, W, C] -> float32 logits [batch, num_classes]."""
     norm = partial(layers.batch_norm, train=train, dtype=self.dtype, axis_name=self.axis_name)
     large = min(images.shape[1:3]) > 32
-    x, convs, taps = images, 0, 0
+    x = before = images
+    convs = taps = 0
     for layer in self.layout:
       if layer == 'tap':
         taps += 1
-        layers.tap(self, f'stage{taps}', x)
+        layers.tap(self, f'stage{taps}', x, before)
       elif isinstance(layer, int):
         convs += 1
         x = layers.conv(layer, use_bias=True, dtype=self.dtype, name=f'conv{convs}')(x)
-        x = nn.relu(norm(name=f'norm{convs}')(x))
+        before = norm(name=f'norm{convs}')(x)
+        x = nn.relu(before)
       elif layer == 'pool' or (layer == 'pool_large' and large):
-        x = _pool(x)
+        x, before = _pool(x), _pool(before)
     return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01),
-                    name='classifier')(layers.average_pool(x))
+                    name='classifier')(layers.embedding(self, x))
 
 
 def _repdistiller(*sizes: int) -> partial[VGG]:

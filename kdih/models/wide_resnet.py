@@ -25,16 +25,21 @@ class PreActivationBlock(nn.Module):
   conv: layers.ModuleFactory
   norm: layers.ModuleFactory
 
-  @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
-    """Returns the block's sum, before any norm or ReLU."""
-    activated = nn.relu(self.norm(name='norm1')(inputs))
-    x = self.conv(self.width, stride=self.stride, name='conv1')(activated)
-    x = self.conv(self.width, name='conv2')(nn.relu(self.norm(name='norm2')(x)))
-    shortcut = inputs
-    if shortcut.shape != x.shape:
-      shortcut = self.conv(self.width, 1, stride=self.stride, name='projection')(activated)
-    return x + shortcut
+  def setup(self):
+    """The layers; `projection` has parameters only where it is used."""
+    self.norm1, self.norm2 = self.norm(), self.norm()
+    self.conv1, self.conv2 = self.conv(self.width, stride=self.stride), self.conv(self.width)
+    self.projection = self.conv(self.width, 1, stride=self.stride)
+
+  def normalise(self, inputs: jax.Array) -> jax.Array:
+    """What lies before the block's first ReLU: [batch, H, W, C]."""
+    return self.norm1(inputs)
+
+  def __call__(self, inputs: jax.Array, normalised: jax.Array) -> jax.Array:
+    """Returns the block's sum, before any norm or ReLU; `normalised` are the normalised inputs."""
+    activated = nn.relu(normalised)
+    x = self.conv2(nn.relu(self.norm2(self.conv1(activated))))
+    return x + (inputs if inputs.shape == x.shape else self.projection(activated))
 
 
 class WideResNet(nn.Module):
@@ -42,6 +47,7 @@ class WideResNet(nn.Module):
 
   `stage{i}` taps the output of stage i, [batch, H / 2**(i - 1), W / 2**(i - 1), width], as
   RepDistiller does: the raw sum, for the norm and ReLU that follow it belong to the next stage.
+  Its preactivation is the output of that norm.
   """
   num_classes: int
   depth: int
@@ -58,11 +64,16 @@ class WideResNet(nn.Module):
     x = conv(16, name='stem')(images)
     for i, width in enumerate((16, 32, 64), 1):
       for j in range(1, (self.depth - 4) // 6 + 1):
-        stride = 2 if i > 1 and j == 1 else 1
-        x = PreActivationBlock(width * self.widening, stride, conv=conv, norm=norm,
-                               name=f'stage{i}_block{j}')(x)
-      layers.tap(self, f'stage{i}', x)
-    x = layers.average_pool(nn.relu(norm(name='final_norm')(x)))
+        first = i > 1 and j == 1
+        block = PreActivationBlock(width * self.widening, 2 if first else 1, conv=conv, norm=norm,
+                                   name=f'stage{i}_block{j}')
+        normalised = block.normalise(x)
+        if first:
+          layers.tap(self, f'stage{i - 1}', x, normalised)
+        x = block(x, normalised)
+    normalised = norm(name='final_norm')(x)
+    layers.tap(self, 'stage3', x, normalised)
+    x = layers.embedding(self, nn.relu(normalised))
     return layers.dense(x.shape[-1], self.num_classes, bias_init=nn.initializers.zeros,
                         name='classifier')(x)
 
