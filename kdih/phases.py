@@ -2,9 +2,10 @@
 from typing import Any
 
 import jax
+import numpy as np
 from clu import parameter_overview
 
-from kdih import checkpoint, cohort, cost, errors, exported, modules, tasks
+from kdih import analysis, checkpoint, cohort, cost, errors, exported, modules, tasks
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
 from kdih.workdir import resolved
@@ -88,23 +89,30 @@ def run_heads(experiment: Experiment) -> dict:
     overview(experiment, 'heads', config.kind, variables)
     learnt = experiment.train('heads', task, variables, config.train)
   measured = experiment.measure(task, learnt)
-  weights = _member_weights(experiment, task, learnt)
   members = {name: measured[name] for name in (*built.taps, cohort.FINAL, cohort.MEAN)}
   for tap, size in sizes.items():
     members[tap]['parameters'] = size
   meta = {'model': exported.describe_heads(built), 'teacher': owner}
-  return finish(experiment, 'heads', learnt, meta,
-                {**members[cohort.MEAN], 'members': members, 'weights': weights})
+  return finish(experiment, 'heads', learnt, meta, {
+      **members[cohort.MEAN], 'members': members,
+      'weights': _member_weights(experiment, task, learnt),
+      'analysis': analysis.analyse(*_cohort_logits(experiment, task, learnt, 'test'))})
 
 
 def _member_weights(experiment: Experiment, task: tasks.Task, learnt: Learnt) -> dict:
   """{rule: a weight for every member, in cohort order}; {} without a validation split."""
   if not len(experiment.validation_subset):
     return {}
-  logits, labels = experiment.predict(task, learnt.best, 'validation')
-  order = (*experiment.modules.taps, cohort.FINAL)
-  weights = cohort.weigh({name: logits[name] for name in order}, labels)
+  weights = cohort.weigh(*_cohort_logits(experiment, task, learnt, 'validation'))
   return {rule: numbers.tolist() for rule, numbers in weights.items()}
+
+
+def _cohort_logits(
+    experiment: Experiment, task: tasks.Task, learnt: Learnt, split: str
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Logits of every member, in cohort order, and the labels."""
+  logits, labels = experiment.predict(task, learnt.best, split)
+  return {name: logits[name] for name in (*experiment.modules.taps, cohort.FINAL)}, labels
 
 
 def _data_identity(experiment: Experiment) -> dict:
