@@ -13,7 +13,7 @@ import ml_collections
 from etils import epath
 
 import kdih
-from kdih import errors
+from kdih import config_lib, errors
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets',
              'ml-collections', 'clu', 'numpy')
@@ -66,7 +66,9 @@ class Workdir:
           f'{", ".join(changed)}. Choose another workdir, or set these back')
 
   def _differences(self, old: dict, new: dict) -> Iterator[str]:
-    old, new = dict(_flatten(old)), dict(_flatten(new))
+    # A field that kdih did not have yet when the run was begun had its default.
+    defaults = dict(_flatten(resolved(config_lib.base())))
+    old, new = {**defaults, **dict(_flatten(old))}, dict(_flatten(new))
     for name in old.keys() | new.keys():
       if not self._is_free(name) and old.get(name) != new.get(name):
         yield f'config.{name} (was {old.get(name)!r}, is {new.get(name)!r})'
