@@ -89,13 +89,13 @@ def _size(builder: tfds.core.DatasetBuilder, split: str) -> int:
 def _phases(
     pair: grid.Pair, built: Modules, sizes: dict[str, int], num_seeds: int, taught: bool
 ) -> Iterator[_Phase]:
-  """What is trained for a pair; the teacher unless it is `taught` already."""
+  """What is trained for a pair; teacher and heads unless they are `taught` already, or exist."""
   taught_by = {method.taught_by for method in built.methods.values()}
-  if not taught and taught_by != {'labels'}:
+  if not (taught or pair.config.teacher.variables) and taught_by != {'labels'}:
     variables = taps.abstract_variables(built.teacher, built.spec.image_shape)
     yield _cost(pair, built, sizes, 'teacher', tasks.teacher_task(built.teacher), variables,
                 pair.config.teacher.train, 1)
-  if not taught and 'cohort' in taught_by:
+  if not (taught or pair.config.heads.variables) and 'cohort' in taught_by:
     task, variables = _heads(built)
     yield _cost(pair, built, sizes, 'heads', task, variables, pair.config.heads.train, 1)
   for name in pair.methods:
