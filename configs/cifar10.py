@@ -4,15 +4,14 @@
     python -m kdih.main --config=configs/cifar10.py:runlocal --workdir=/tmp/smoke
     python -m kdih.main --config=configs/cifar10.py:recipe=repdistiller --workdir=runs/cifar10-rd
 """
-from kdih import config_lib
+from kdih import config_data, config_lib
 
 
 def get_config(arg=None):
   """`arg`: `runlocal` for a smoke test, `recipe=paper|repdistiller`."""
   arg = config_lib.parse_arg(arg, runlocal=False, recipe='paper')
   config = config_lib.base(arg.recipe)
-  config.data.name = 'cifar10'
-  config.data.update(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261))
+  config_data.use(config, 'cifar10')
   config.teacher.name = 'resnet110'
   config.student.name = 'resnet8'
   if arg.runlocal:

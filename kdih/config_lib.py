@@ -38,8 +38,11 @@ def base(recipe: str = 'paper') -> ml_collections.ConfigDict:
 
 def _data() -> ml_collections.ConfigDict:
   data = ml_collections.ConfigDict()
-  # A TFDS name, such as 'cifar100' or 'imagenet2012/5.1.0'; 'digits' is kdih's own.
+  # A TFDS name, such as 'cifar100' or 'imagenet2012/5.1.0', or one of kdih's own: 'digits',
+  # 'tiny_imagenet', 'image_folder'.
   data.name = 'digits'
+  # The images of 'image_folder', in <folder>/SPLIT/CLASS/*.jpg (.jpeg, .png).
+  data.folder = ''
   # Where TFDS keeps its data sets; '' is TFDS's default (~/tensorflow_datasets).
   data.data_dir = ''
   # TFDS splits, slices included: 'train[:90%]'. The test split is read once, at the end.

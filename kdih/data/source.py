@@ -1,120 +1,17 @@
-"""Any TFDS image-classification split as a sequence with random access, without TensorFlow."""
-import dataclasses
+"""A split of any TFDS image-classification set, with random access and without TensorFlow."""
 import itertools
 import mmap
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import ml_collections
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-import requests
 import tensorflow_datasets as tfds
 
 from kdih import errors
-
-_PREPARE = ('`python -c "import tensorflow_datasets as tfds; '
-            "tfds.builder('{name}', data_dir={data_dir!r}).download_and_prepare()\"`")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSpec:
-  """What models need to know of a data set."""
-
-  name: str
-  image_shape: tuple[int, int, int]  # Height, width, channels.
-  num_classes: int
-
-
-def open_builder(data: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-  """The TFDS builder that `config.data` names; nothing is downloaded."""
-  from kdih.data import digits as _  # noqa: F401  Registers kdih's own builder.
-
-  try:
-    return tfds.builder(data.name, data_dir=data.data_dir or None, try_gcs=False)
-  except tfds.core.registered.DatasetNotFoundError:
-    names = tfds.list_builders(with_community_datasets=False)
-    raise _unknown_dataset(data.name, names) from None
-  except Exception as error:  # TFDS raises many kinds for a bad version or config name.
-    raise errors.ConfigError(f'config.data.name: TFDS cannot open {data.name!r}: '
-                             f'{errors.first_line(error)}') from error
-
-
-def _unknown_dataset(name: str, names: Sequence[str]) -> errors.ConfigError:
-  close = errors.closest(name, names)
-  return errors.ConfigError(
-      f'config.data.name: unknown {name!r}; {close}give the name of a TFDS data set, such as '
-      'cifar10, cifar100 or digits')
-
-
-def describe(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> DataSpec:
-  """Shapes and classes from the data set's metadata, before anything is read.
-
-  Raises:
-    ConfigError: a key that is no image or no class, or images of several sizes.
-  """
-  image = _feature(builder, 'image_key', data.image_key, tfds.features.Image)
-  label = _feature(builder, 'label_key', data.label_key, tfds.features.ClassLabel)
-  height, width, channels = image.shape
-  if data.image_size:
-    height = width = data.image_size
-  if height is None or width is None:
-    raise errors.ConfigError(
-        f'config.data.image_size: the images of {data.name} differ in size; set the side in '
-        'pixels to resize them to')
-  for field in ('mean', 'std'):
-    if len(data[field]) not in (1, channels):
-      raise errors.ConfigError(
-          f'config.data.{field}: has {len(data[field])} numbers for images of {channels} '
-          f'channel{"s"[:channels > 1]}; give one for each channel, or one for all')
-  return DataSpec(data.name, (height, width, channels), label.num_classes)
-
-
-def _feature(builder, field: str, key: str, kind: type) -> Any:
-  features = builder.info.features
-  if key not in features:
-    raise errors.unknown(f'config.data.{field}', key, features)
-  if not isinstance(features[key], kind):
-    raise errors.ConfigError(f'config.data.{field}: {key!r} is not a {kind.__name__} feature')
-  return features[key]
-
-
-def prepare(builder: tfds.core.DatasetBuilder, timeout: float = 5.0) -> None:
-  """Downloads and prepares the data set where that has not been done.
-
-  Raises:
-    DataError: it is not prepared, and its source does not answer within `timeout` seconds or
-      TFDS fails; the message says how to prepare it.
-  """
-  if builder.is_prepared():
-    return
-  remedy = ('prepare it where there is a network with '
-            + _PREPARE.format(name=builder.name, data_dir=str(builder.data_dir_root))
-            + f' and copy {builder.data_dir_root}, or set config.data.data_dir')
-  unreachable = _unreachable(builder, timeout)
-  if unreachable:
-    raise errors.DataError(f'config.data.name: {builder.name} is not prepared in '
-                           f'{builder.data_dir_root} and {unreachable} does not answer; {remedy}')
-  if not builder.url_infos:
-    tfds.disable_progress_bar()  # Nothing to download: it is over in seconds.
-  try:
-    builder.download_and_prepare(file_format='array_record')
-  except Exception as error:
-    raise errors.DataError(f'config.data.name: TFDS could not prepare {builder.name} '
-                           f'({errors.first_line(error)}); {remedy}') from error
-
-
-def _unreachable(builder: tfds.core.DatasetBuilder, timeout: float) -> str | None:
-  url = next(iter(builder.url_infos or ()), None)
-  if url is None:
-    return None
-  try:
-    requests.head(url, timeout=timeout, allow_redirects=True)
-  except requests.RequestException:
-    return url
-  return None
+from kdih.data import builders
 
 
 def open_split(
@@ -124,23 +21,36 @@ def open_split(
   split = data[field]
   try:
     info = builder.info.splits[split]
-  except (KeyError, ValueError):
-    raise errors.unknown(f'config.data.{field}', split, builder.info.splits) from None
+  except (KeyError, ValueError) as error:
+    if split.isidentifier():
+      raise errors.unknown(f'config.data.{field}', split, builder.info.splits) from None
+    raise errors.ConfigError(f'config.data.{field}: {split!r} cannot be read '
+                             f'({errors.first_line(error)}); such as train[:90%]') from error
   if not info.num_examples:
     raise errors.ConfigError(f'config.data.{field}: {split!r} holds no images')
+  spec = builders.describe(builder, data)
+  encoded = {data.image_key: tfds.decode.SkipDecoding()}  # For who asks for labels alone.
   if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
-    examples: Sequence = _TFRecords(info.file_instructions, builder.info.features)
+    examples: Sequence = _TFRecords(info.file_instructions, builder.info.features, encoded)
   else:
-    examples = builder.as_data_source(split=split)
-  return Source(examples, describe(builder, data), data)
+    examples = builder.as_data_source(split=split, decoders=encoded)
+  return Source(examples, builder.info.features[data.image_key], spec, data)
 
 
 class Source:
-  """A split with random access."""
+  """A split with random access.
 
-  def __init__(self, examples: Sequence, spec: DataSpec, data: ml_collections.ConfigDict):
+  Args:
+    examples: by feature; the image as it is stored.
+    feature: decodes the image.
+    spec: of the data set.
+    data: `config.data`.
+  """
+
+  def __init__(self, examples: Sequence, feature: tfds.features.Image,
+               spec: builders.DataSpec, data: ml_collections.ConfigDict):
     self.spec = spec
-    self._examples = examples
+    self._examples, self._decode = examples, feature.decode_example_np
     self._image_key, self._label_key = data.image_key, data.label_key
     self._image_size = data.image_size
 
@@ -150,7 +60,7 @@ class Source:
   def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images [n, height, width, channels] and int32 labels [n]."""
     examples = [self._examples[int(i)] for i in indices]
-    images = np.stack([self._resize(e[self._image_key]) for e in examples])
+    images = np.stack([self._resize(self._decode(e[self._image_key])) for e in examples])
     labels = np.array([e[self._label_key] for e in examples], np.int32)
     if labels.min() < 0 or labels.max() >= self.spec.num_classes:
       raise errors.DataError(
@@ -174,8 +84,9 @@ class Source:
 class _TFRecords(Sequence):
   """Examples of TFRecord shards by number: TFDS offers random access to array_record alone."""
 
-  def __init__(self, shards: Sequence, features: tfds.features.FeaturesDict):
-    self._features = features
+  def __init__(self, shards: Sequence, features: tfds.features.FeaturesDict,
+               decoders: dict[str, tfds.decode.Decoder]):
+    self._features, self._decoders = features, decoders
     self._records: list[tuple[mmap.mmap, int, int]] = []
     for shard in shards:
       with open(shard.filename, 'rb') as file:
@@ -188,7 +99,8 @@ class _TFRecords(Sequence):
 
   def __getitem__(self, index):
     content, start, size = self._records[index]
-    return self._features.deserialize_example_np(content[start:start + size])
+    return self._features.deserialize_example_np(
+        content[start:start + size], decoders=self._decoders)
 
 
 def _records(content: mmap.mmap):
