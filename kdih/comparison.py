@@ -1,5 +1,13 @@
 """Methods compared: what runs of several seeds say together, pair by pair."""
 import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from kdih import published
+from kdih.published import Published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +38,6 @@ class Run:
   result: dict
   teacher_result: dict | None
   heads_result: dict | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-  """A number from the literature: top-1 in percent, where from, and how it was chosen."""
-
-  top1: float
-  source: str
-  protocol: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,3 +113,136 @@ class Pair:
 
 
 BASELINES = ('ce', 'kd', 'kd_matched')
+_ORDER = (*BASELINES, 'kd_repdistiller', 'kd_std', 'dkd', 'dkd_std', 'takd', 'dml', 'fitnets',
+          'fitnets_one', 'at', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'ft', 'nst', 'ab', 'reviewkd',
+          'crd', 'tofd', 'mhkd', 'dih', 'dih_teacher', 'dih_mean', 'dih_once', 'dih_accuracy',
+          'dih_learnt', 'dih_std', 'dih_at', 'dih_crd')
+
+
+def compare(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
+  """What the runs say together.
+
+  Args:
+    runs: from `kdih.collect.collect`.
+
+  Returns:
+    Pairs in the order in which they are found, and what stands in the way of comparing, a line
+    each. Rows come with the baselines first, then known methods, then the others as found.
+  """
+  groups: dict[tuple[str, str, str], dict[str, list[Run]]] = {}
+  for run in runs:
+    protocols = groups.setdefault((run.data, run.teacher, run.student), {})
+    protocols.setdefault(run.protocol, []).append(run)
+  pairs, problems = [], []
+  for (data, teacher, student), protocols in groups.items():
+    name = f'{data}: {teacher} -> {student}'
+    if len(protocols) > 1:
+      problems.append(f'{name}: runs under {len(protocols)} protocols are not compared with each '
+                      f'other; they differ in {", ".join(_differences(protocols))}')
+    for number, found in enumerate(protocols.values(), 1):
+      which = f' (protocol {number} of {len(protocols)})' if len(protocols) > 1 else ''
+      methods = _by_method(found, name + which, problems)
+      _note_missing_seeds(methods, name + which, problems)
+      pairs.append(_pair(methods))
+  return pairs, problems
+
+
+def _differences(protocols: Iterable[str]) -> list[str]:
+  flat = [dict(_flatten(json.loads(protocol))) for protocol in protocols]
+  names = sorted({name for fields in flat for name in fields})
+  return [name for name in names
+          if any(fields.get(name) != flat[0].get(name) for fields in flat)]
+
+
+def _flatten(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, list[Run]]:
+  """{method: its runs by seed}. Of a method with several settings, those that most runs have."""
+  found: dict[str, list[Run]] = {}
+  for run in runs:
+    found.setdefault(run.method, []).append(run)
+  known = [method for method in _ORDER if method in found]
+  return {method: _of_one_setting(found[method], name, problems)
+          for method in dict.fromkeys((*known, *found))}
+
+
+def _of_one_setting(runs: list[Run], name: str, problems: list[str]) -> list[Run]:
+  settings: dict[str, list[Run]] = {}
+  for run in runs:
+    settings.setdefault(json.dumps(run.result['method'], sort_keys=True), []).append(run)
+  most = max(settings.values(), key=len)
+  if others := [run.seed for run in runs if run not in most]:
+    problems.append(f'{name}: {most[0].method} has other {", ".join(_differences(settings))} for '
+                    f'{_seeds(others)}, left out')
+  return sorted(most, key=lambda run: run.seed)
+
+
+def _note_missing_seeds(methods: dict[str, list[Run]], name: str, problems: list[str]) -> None:
+  seeds = {run.seed for runs in methods.values() for run in runs}
+  for method, runs in methods.items():
+    if missing := seeds - {run.seed for run in runs}:
+      problems.append(f'{name}: {method} lacks {_seeds(missing)}, which other methods have')
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+  numbers = sorted(set(seeds))
+  return f'seed{"s" if len(numbers) > 1 else ""} {", ".join(map(str, numbers))}'
+
+
+def _pair(methods: dict[str, list[Run]]) -> Pair:
+  runs = [run for found in methods.values() for run in found]
+  one = runs[0]
+  teacher = next((run.teacher_result for run in runs if run.teacher_result), None)
+  return Pair(
+      one.data, one.teacher, one.student, one.protocol,
+      teacher_top1=None if teacher is None else 100 * teacher['test_last']['top1'],
+      teacher_published=published.alone(one.data, one.teacher),
+      costs={'teacher': _costs([teacher or {}]), 'student': _costs([run.result for run in runs])},
+      heads=next((run.heads_result for run in runs if run.heads_result), None),
+      rows=tuple(_row(method, methods) for method in methods))
+
+
+def _costs(results: list[dict]) -> dict[str, int | None]:
+  """From the first result that knows them."""
+  return {cost: next((result[cost] for result in results if result.get(cost) is not None), None)
+          for cost in ('parameters', 'flops')}
+
+
+def _row(method: str, methods: dict[str, list[Run]]) -> Row:
+  runs = methods[method]
+  last = list(_last(runs).values())
+  best = [100 * run.result['test_best_val']['top1'] for run in runs if run.result['val']]
+  validated = len(best) == len(runs)
+  gains = {baseline: gain for baseline in BASELINES
+           if baseline != method and baseline in methods
+           and (gain := _gain(runs, methods[baseline]))}
+  return Row(
+      method, tuple(run.seed for run in runs), statistics.fmean(last), _std(last),
+      statistics.fmean(best) if validated else None, _std(best) if validated else None, gains,
+      published.taught(runs[0].data, runs[0].teacher, runs[0].student, runs[0].result['method']))
+
+
+def _last(runs: list[Run]) -> dict[int, float]:
+  """{seed: test top-1 after the last step, in percent}."""
+  return {run.seed: 100 * run.result['test_last']['top1'] for run in runs}
+
+
+def _std(values: list[float]) -> float | None:
+  return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _gain(runs: list[Run], baseline: list[Run]) -> Gain | None:
+  """None where no seed is in both."""
+  mine, other = _last(runs), _last(baseline)
+  differences = [mine[seed] - other[seed] for seed in mine if seed in other]
+  if not differences:
+    return None
+  std = _std(differences)
+  error = None if std is None else std / math.sqrt(len(differences))
+  return Gain(statistics.fmean(differences), error, len(differences))

@@ -6,9 +6,9 @@ import lessons
 import numpy as np
 import tiny_nets
 
-from kdih import reach, state, taps, tasks
+from kdih import parallel, reach, state, taps, tasks
 from kdih.taps import Output
-from kdih.teaching import Lesson
+from kdih.teaching import Context, Lesson
 
 
 def of(tree):
@@ -56,27 +56,52 @@ def cross_entropy(z):
 def started(options, lesson: Lesson):
   """A method and its variables, with no batch norm, bias or statistic as it begins."""
   method = lessons.make(options)
+  variables = _compiled(lambda: _initial(method, lesson))()
+  rng = np.random.default_rng(5)
+  return method, jax.tree.map(
+      lambda x: x + lessons.single(rng.uniform(0.1, 0.5, x.shape)) if x.ndim == 1 else x, variables)
 
+
+def _initial(method, lesson: Lesson):
   def both(method, lesson):
     return (method.prepare(lesson) if method.prepares else 0, method(lesson))
 
-  variables = method.init(jax.random.key(3), lesson, method=both)
-  rng = np.random.default_rng(4)
-  return method, jax.tree.map(
-      lambda x: x + lessons.single(rng.uniform(0.1, 0.5, x.shape)) if x.ndim == 1 else x,
-      dict(variables))
+  return dict(method.init(jax.random.key(3), lesson, method=both))
+
+
+def _compiled(function):
+  """Quickly, to a slow program that runs a few times."""
+  return jax.jit(function, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def applied(method, variables, lesson: Lesson, phase='__call__'):
   """(the mean loss, the collections after it)."""
+  return _compiled(lambda variables: _apply(method, variables, lesson, phase))(variables)
+
+
+def _apply(method, variables, lesson: Lesson, phase: str):
   loss, changed = method.apply(variables, lesson, mutable=['batch_stats', 'memory'], method=phase)
   return loss.mean(), changed
+
+
+def apart(options, variables, lesson: Lesson, phase='__call__'):
+  """The mean loss of as many devices as there are images, each of which has one."""
+  method = lessons.make(options, Context(axis_name=parallel.AXIS))
+
+  def loss(student, teacher, labels):
+    own = dataclasses.replace(
+        lesson, student=Output(**student), teacher=Output(**teacher), labels=labels)
+    return _apply(method, variables, own, phase)[0]
+
+  batch = (_fields(lesson.student), _fields(lesson.teacher), lesson.labels)
+  parts = jax.tree.map(lambda x: x[:, None], batch)
+  return _compiled(jax.vmap(loss, axis_name=parallel.AXIS))(*parts).mean()
 
 
 def check(method, variables, lesson: Lesson, reference, phase='__call__'):
   """The loss is `reference`, and so are its gradients by every parameter and student's array.
 
-  Gradients are compared along two random directions of each array.
+  Gradients are compared along a random direction of each array.
 
   Args:
     method: as `started` makes it.
@@ -89,49 +114,62 @@ def check(method, variables, lesson: Lesson, reference, phase='__call__'):
 
   def loss(params, student):
     changed = dataclasses.replace(lesson, student=Output(**student))
-    return applied(method, {**variables, 'params': params}, changed, phase)[0]
+    return _apply(method, {**variables, 'params': params}, changed, phase)[0]
 
-  student = {field.name: getattr(lesson.student, field.name)
-             for field in dataclasses.fields(lesson.student)}
-  found, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, student)
+  student = _fields(lesson.student)
+  found, gradients = _compiled(jax.value_and_grad(loss, (0, 1)))(params, student)
   point = of((params, student))
   np.testing.assert_allclose(found, reference(*point), rtol=2e-5)
   slopes = jax.tree.map(np.asarray, gradients)
   leaves, structure = jax.tree.flatten(point)
   rng, step = np.random.default_rng(6), 1e-6
   for i, gradient in enumerate(jax.tree.leaves(slopes)):
-    for _ in range(2):
-      way = rng.normal(size=leaves[i].shape)
+    way = rng.normal(size=leaves[i].shape)
 
-      def along(distance, i=i, way=way):
-        moved = [leaf + distance * way if j == i else leaf for j, leaf in enumerate(leaves)]
-        return reference(*jax.tree.unflatten(structure, moved))
+    def along(distance, i=i, way=way):
+      moved = [leaf + distance * way if j == i else leaf for j, leaf in enumerate(leaves)]
+      return reference(*jax.tree.unflatten(structure, moved))
 
-      np.testing.assert_allclose((gradient * way).sum(), (along(step) - along(-step)) / (2 * step),
-                                 rtol=2e-3, atol=2e-5, err_msg=f'leaf {i}')
+    np.testing.assert_allclose((gradient * way).sum(), (along(step) - along(-step)) / (2 * step),
+                               rtol=2e-3, atol=2e-5, err_msg=f'leaf {i}')
 
 
 def reached(options, phase: str) -> set[str]:
   """Modules of student and method that the task of a phase reaches, all of their parameters."""
-  method, images = lessons.make(options), lessons.lesson().images
+  method, lesson, names = lessons.make(options), lessons.lesson(), ('stage1', 'stage2')
   student, teacher = (tiny_nets.TinyNet(lessons.CLASSES, width) for width in (2, 4))
-  names = ('stage1', 'stage2')
-  pupil, frozen = (taps.initial(model, jax.random.key(0), images) for model in (student, teacher))
-  lesson = dataclasses.replace(
-      lessons.lesson(), student=taps.observe(student, pupil, images, names)[0],
-      teacher=taps.observe(teacher, frozen, images, names)[0])
-  variables = state.join(student=pupil, method=started(options, lesson)[1])
-  teach = tasks.make_teach('teacher', teacher, names, None, ())
-  task = tasks.student_task(student, names, method, teach, {'teacher': frozen},
-                            preparing=phase == 'prepare')
-  batch = {'image': images, 'label': lesson.labels, 'index': lesson.index,
-           'epoch': np.float32(1), 'key': lesson.key}
+  pupil, frozen = (_blank(taps.initial, model, lesson.key, lesson.images)
+                   for model in (student, teacher))
+  outputs = {role: Output(**_blank(_said, model, variables, lesson.images, names))
+             for role, model, variables in (('student', student, pupil),
+                                            ('teacher', teacher, frozen))}
+  variables = state.join(
+      student=pupil, method=_blank(_initial, method, dataclasses.replace(lesson, **outputs)))
+  task = tasks.student_task(
+      student, names, method, tasks.make_teach('teacher', teacher, names, None, ()),
+      {'teacher': frozen}, preparing=phase == 'prepare')
   collections = {'batch_stats': variables['batch_stats']}
+  batch = {'image': lesson.images, 'label': lesson.labels, 'index': lesson.index,
+           'epoch': np.float32(1), 'key': lesson.key}
   flags = reach.reached(
       lambda params: task.loss(params, collections, task.frozen, batch, lesson.key)[0],
       variables['params'])
   return {f'{side}/{name}' for side, modules in flags.items() for name, tree in modules.items()
           if _all_or_none(tree)}
+
+
+def _blank(function, *args):
+  """What it returns, all zeros; nothing is computed."""
+  shapes = jax.eval_shape(lambda: function(*args))
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
+def _said(model, variables, images, names):
+  return _fields(taps.observe(model, variables, images, names)[0])
+
+
+def _fields(output: Output):
+  return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
 
 
 def _all_or_none(tree) -> bool:

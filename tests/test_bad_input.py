@@ -15,6 +15,8 @@ OVERRIDES = [
     ('student.methods=ce,ce', 'config.student.methods: ', 'once'),
     ('methods.kd.kind=kdd', 'config.methods.kd.kind: ', "did you mean 'kd'"),
     ('data.name=cifar1000', 'config.data.name: ', "did you mean 'cifar100'"),
+    ('data.folder=/x', 'config.data.folder: ', 'config.data.name=image_folder'),
+    ('data.name=image_folder', 'config.data.folder: ', 'SPLIT/CLASS/'),
     ('data.train_split=trian', 'config.data.train_split: ', 'train'),
     ('data.image_key=picture', 'config.data.image_key: ', 'image'),
     ('data.label_key=image', 'config.data.label_key: ', 'not a ClassLabel'),

@@ -1,12 +1,15 @@
 """Every named method through the real entry point: what it trains, keeps and exports."""
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import exported, read_config
+from conftest import TESTS, exported, read_config, tiny_command
 
 from kdih import checkpoint, config_lib, pipeline, writers
 
@@ -37,6 +40,21 @@ def test_a_method_trains_a_student_and_exports_it_alone(workdir, digits_dir, nam
   assert {path: array.shape for path, array in alone.items()} == {
       path: array.shape for path, array in ce.items()}
   assert result['parameters'] == sum(a.size for p, a in ce.items() if p.startswith("['params']"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['sp', 'crd', 'rkd', 'vid'])
+def test_one_device_and_four_teach_the_same(workdir, tmp_path, finished, digits_dir, name):
+  """What couples the images of a batch sees all of them, on any number of devices."""
+  shutil.copytree(finished, tmp_path / 'one')
+  command = tiny_command(tmp_path / 'one', digits_dir, f'--config.student.methods={name}')
+  subprocess.run([sys.executable, '-m', 'kdih.main', *command[1:]], check=True,
+                 env={**os.environ, 'PYTHONPATH': str(TESTS), 'JAX_NUM_CPU_DEVICES': '1'})
+  if not (workdir / f'student/{name}/result.json').exists():
+    pipeline.run(read_config(workdir, digits_dir, f'--config.student.methods={name}'), workdir)
+  one, four = (exported(path, f'student/{name}') for path in (tmp_path / 'one', workdir))
+  for path, array in four.items():
+    np.testing.assert_allclose(one[path], array, atol=2e-5, err_msg=path)
 
 
 @pytest.mark.parametrize('name, phase', [

@@ -1,102 +1,74 @@
 """TOFD and MHKD: classifiers on features of both sides, against their formulas in float64."""
 import dataclasses
-import functools
 
+import float64
 import jax
 import jax.numpy as jnp
 import lessons
 import numpy as np
 import pytest
 
-from kdih import errors, parallel, reach
+from kdih import errors, parallel
+from kdih.taps import Output
 from kdih.teaching import Context, Lesson
 
 MHKD = dict(kind='mhkd', alpha=0.3, temperature=4.0, beta=0.5, width=3)
 TOFD = dict(kind='tofd', temperature=3.0, alpha=0.05, beta=0.03)
-# Three taps, the last but one already of one pixel.
+# Three taps, the student's last but one already of one pixel.
 STUDENT_SHAPES = ((5, 5, 2), (1, 1, 3), (1, 1, 4))
 TEACHER_SHAPES = ((4, 4, 3), (2, 2, 4), (1, 1, 6))
-ROWS = range(lessons.BATCH)
-leaves = jax.tree.leaves
-# Without XLA's optimisation, which takes longer than what is computed here.
-compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+LESSON = lessons.lesson(STUDENT_SHAPES, TEACHER_SHAPES)
+TEACHER = float64.of(LESSON.teacher)
 
 
-def lesson(**changes) -> Lesson:
-  return lessons.lesson(STUDENT_SHAPES, TEACHER_SHAPES, **changes)
+@pytest.fixture(scope='module')
+def mhkd():
+  return float64.started(MHKD, LESSON)
 
 
-def started(options):
-  """The method, and variables in which no batch norm is the identity."""
-  method = lessons.make(options)
-
-  def both(method, batch):
-    return (method.prepare(batch) if method.prepares else 0, method(batch))
-
-  variables = compiled(lambda: method.init(jax.random.key(3), lesson(), method=both))()
-  rng = np.random.default_rng(4)
-  return method, jax.tree.map(
-      lambda x: x + lessons.single(rng.uniform(0.1, 0.5, x.shape)) if x.ndim == 1 else x, variables)
+@pytest.fixture(scope='module')
+def tofd():
+  return float64.started(TOFD, LESSON)
 
 
-def in_float64(tree):
-  return jax.tree.map(lambda array: np.asarray(array, np.float64), tree)
+def in_order(output):
+  return [output['features'][tap] for tap in ('stage1', 'stage2', 'stage3')]
 
 
-def log_softmax(z):
-  z = z - z.max(-1, keepdims=True)
-  return z - np.log(np.exp(z).sum(-1, keepdims=True))
+def soft_cross_entropy(z, t, temperature):
+  p = np.exp(float64.log_softmax(t / temperature))
+  return -(p * float64.log_softmax(z / temperature)).sum(-1)
 
 
-def cross_entropy(z):
-  return -log_softmax(z)[ROWS, lessons.LABELS]
-
-
-def kd(z, t, alpha, temperature):
-  student, teacher = log_softmax(z / temperature), log_softmax(t / temperature)
-  kl = (np.exp(teacher) * (teacher - student)).sum(-1)
-  return (1 - alpha) * cross_entropy(z) + alpha * temperature**2 * kl
+def kd(z, t):
+  kl = soft_cross_entropy(z, t, 4) - soft_cross_entropy(t, t, 4)
+  return 0.7 * float64.cross_entropy(z) + 0.3 * 16 * kl
 
 
 def linear(x, params):
   return x @ params['kernel'] + params['bias']
 
 
-def conv(x, kernel, stride=1):
-  """A convolution that pads by half the kernel; of one input channel where it is depthwise."""
-  size = kernel.shape[0]
-  pad = size // 2
-  x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  high = range(0, x.shape[1] - size + 1, stride)
-  wide = range(0, x.shape[2] - size + 1, stride)
-  depthwise = kernel.shape[2] == 1 != x.shape[3]
-  rule = 'bijc,ijc->bc' if depthwise else 'bijc,ijcd->bd'
-  kernel = kernel[:, :, 0] if depthwise else kernel
-  return np.stack([np.stack([np.einsum(rule, x[:, r:r + size, c:c + size], kernel)
-                             for c in wide], 1) for r in high], 1)
-
-
-def normalised_relu(x, params, stats=None):
-  """Batch norm by the batch, or by `stats`, and ReLU."""
-  mean, var = ((x.mean((0, 1, 2)), x.var((0, 1, 2))) if stats is None
-               else (stats['mean'], stats['var']))
-  return np.maximum((x - mean) / np.sqrt(var + 1e-5) * params['scale'] + params['bias'], 0)
+def depthwise(x, kernel, stride):
+  return np.concatenate([float64.conv(x[..., [c]], kernel[..., [c]], stride, 1)
+                         for c in range(x.shape[-1])], -1)
 
 
 def mhkd_head(x, params):
   for i in (0, 1):
-    x = normalised_relu(conv(x, params[f'Conv_{i}']['kernel']), params[f'BatchNorm_{i}'])
+    x = float64.conv(x, params[f'Conv_{i}']['kernel'], padding=1)
+    x = np.maximum(float64.batch_norm(x, params[f'BatchNorm_{i}']), 0)
   return linear(np.maximum(linear(x.mean((1, 2)), params['Dense_0']), 0), params['Dense_1'])
 
 
-def mhkd_loss(params, batch: Lesson, features):
-  loss = kd(*(np.asarray(model.logits, float) for model in (batch.student, batch.teacher)), 0.3, 4)
-  for i, (student, teacher) in enumerate(
-      zip(features, batch.teacher.features.values(), strict=True), 1):
-    taught = mhkd_head(np.asarray(teacher, float), params[f'teacher{i}'])
-    loss = loss + cross_entropy(taught)
-    loss = loss + 0.5 * kd(mhkd_head(student, params[f'student{i}']), taught, 0.3, 4)
-  return loss
+def mhkd_loss(params, student, constants):
+  """Of `params`, but for the teacher's heads as they teach, which are of `constants`."""
+  loss = kd(student['logits'], TEACHER['logits'])
+  for i, (feature, taught) in enumerate(zip(in_order(student), in_order(TEACHER), strict=True), 1):
+    loss = loss + float64.cross_entropy(mhkd_head(taught, params[f'teacher{i}']))
+    loss = loss + 0.5 * kd(mhkd_head(feature, params[f'student{i}']),
+                           mhkd_head(taught, constants[f'teacher{i}']))
+  return loss.mean()
 
 
 def tofd_branches(features, params, stats=None):
@@ -106,148 +78,75 @@ def tofd_branches(features, params, stats=None):
     for j in range(1, len(features) - i + 1):
       block = f'branch{i}_block{j}'
       for half, stride in ((0, 2), (1, 1)):
-        x = conv(x, params[block][f'Conv_{2 * half}']['kernel'], stride)
-        x = conv(x, params[block][f'Conv_{2 * half + 1}']['kernel'])
         norm = f'BatchNorm_{half}'
-        x = normalised_relu(x, params[block][norm], stats and stats[block][norm])
+        x = depthwise(x, params[block][f'Conv_{2 * half}']['kernel'], stride)
+        x = float64.conv(x, params[block][f'Conv_{2 * half + 1}']['kernel'])
+        x = np.maximum(
+            float64.batch_norm(x, params[block][norm], stats and stats[block][norm]), 0)
     branches.append((x.mean((1, 2)), linear(x.mean((1, 2)), params[f'branch{i}_classifier'])))
   return branches
 
 
-def tofd_loss(variables, batch: Lesson, features):
-  params = variables['params']
-  teacher = [np.asarray(feature, float) for feature in batch.teacher.features.values()]
-  student, teacher = (
-      [*branches, (np.asarray(output.embedding, float), np.asarray(output.logits, float))]
-      for branches, output in (
-          (tofd_branches(features, params['student']), batch.student),
-          (tofd_branches(teacher, params['teacher'], variables['batch_stats']['teacher']),
-           batch.teacher)))
+def tofd_loss(params, student, variables):
+  """Of `params`, but for the teacher's branches, which are of `variables`."""
+  taught_by = tofd_branches(in_order(TEACHER), variables['params']['teacher'],
+                            variables['batch_stats']['teacher'])
+  pairs = zip([*tofd_branches(in_order(student), params['student']),
+               (student['embedding'], student['logits'])],
+              [*taught_by, (TEACHER['embedding'], TEACHER['logits'])], strict=True)
   loss = 0.0
-  for i, ((g, z), (g_taught, z_taught)) in enumerate(zip(student, teacher, strict=True), 1):
+  for i, ((g, z), (g_taught, z_taught)) in enumerate(pairs, 1):
     w = params[f'link{i}']['kernel']
-    soft = -(np.exp(log_softmax(z_taught / 3)) * log_softmax(z / 3)).sum(-1)
-    loss += (cross_entropy(z) + soft).mean()
+    loss += (float64.cross_entropy(z) + soft_cross_entropy(z, z_taught, 3)).mean()
     loss += 0.05 * np.sqrt(((g @ w - g_taught)**2).sum())
     loss += 0.03 * (np.sqrt(((w @ w.T - np.eye(len(w)))**2).sum())
                     + np.sqrt(((w.T @ w - np.eye(w.shape[1]))**2).sum()))
   return loss
 
 
-@pytest.fixture(scope='module')
-def mhkd():
-  return started(MHKD)
-
-
-@pytest.fixture(scope='module')
-def tofd():
-  return started(TOFD)
-
-
-def applied(method, variables, batch, phase='__call__'):
-  return method.apply(variables, batch, mutable=['batch_stats', 'memory'], method=phase)
-
-
-def loss_of(method, variables, batch, phase='__call__'):
-  return compiled(lambda variables: applied(method, variables, batch, phase)[0])(variables)
-
-
-def student_features(batch: Lesson, precision=float):
-  return [np.asarray(feature, precision) for feature in batch.student.features.values()]
-
-
-def with_first_feature(batch: Lesson, feature) -> Lesson:
-  features = {**batch.student.features, 'stage1': feature}
-  return dataclasses.replace(
-      batch, student=dataclasses.replace(batch.student, features=features))
-
-
 def test_mhkd_is_its_formula(mhkd):
   method, variables = mhkd
-  loss = loss_of(method, variables, lesson())
-  expectation = mhkd_loss(in_float64(variables)['params'], lesson(), student_features(lesson()))
-  np.testing.assert_allclose(loss, expectation, rtol=1e-5)
+  constants = float64.of(variables['params'])
+  float64.check(method, variables, LESSON,
+                lambda params, student: mhkd_loss(params, student, constants))
 
 
-def test_mhkd_teaches_the_students_features(mhkd):
-  method, variables = mhkd
-  batch, params = lesson(), in_float64(variables)['params']
-  rest = student_features(batch)[1:]
-  found = compiled(jax.grad(lambda f: applied(
-      method, variables, with_first_feature(batch, f))[0].sum()))(batch.student.features['stage1'])
-  numerical = lessons.numerical_gradient(
-      lambda f: mhkd_loss(params, batch, [f, *rest]).sum(), student_features(batch)[0])
-  np.testing.assert_allclose(found, numerical, rtol=1e-3, atol=1e-4)
-
-
-def test_mhkds_teacher_heads_learn_from_the_labels_alone(mhkd):
-  method, variables = mhkd
-  batch = lesson()
-
-  def gradients(method):
-    return compiled(jax.grad(lambda params: applied(
-        method, {**variables, 'params': params}, batch)[0].sum()))(variables['params'])
-
-  found, other = gradients(method), gradients(lessons.make(MHKD, beta=5.0, alpha=0.9))
-  for i in (1, 2, 3):
-    np.testing.assert_array_equal(found[f'teacher{i}']['Dense_1']['kernel'],
-                                  other[f'teacher{i}']['Dense_1']['kernel'])
-    assert np.abs(found[f'teacher{i}']['Conv_0']['kernel']).max() > 1e-3
-    assert not np.allclose(found[f'student{i}']['Dense_1']['kernel'],
-                           other[f'student{i}']['Dense_1']['kernel'])
-  features = np.asarray(batch.teacher.features['stage1'], float)
-  params = in_float64(variables)['params']['teacher1']
-
-  def labels_loss(bias):
-    changed = {**params, 'Dense_1': {**params['Dense_1'], 'bias': bias}}
-    return cross_entropy(mhkd_head(features, changed)).sum()
-
-  numerical = lessons.numerical_gradient(labels_loss, params['Dense_1']['bias'])
-  np.testing.assert_allclose(found['teacher1']['Dense_1']['bias'], numerical, atol=1e-5)
+def test_mhkd_has_a_head_on_every_tap_of_both_and_trains_them_all():
+  assert {name for name in float64.reached(MHKD, '__call__') if 'method' in name} == {
+      'method/student1', 'method/student2', 'method/teacher1', 'method/teacher2'}
 
 
 def test_tofd_is_its_formula(tofd):
   method, variables = tofd
-  loss = loss_of(method, variables, lesson())
-  expectation = tofd_loss(in_float64(variables), lesson(), student_features(lesson()))
-  np.testing.assert_allclose(loss, expectation, rtol=1e-5)
+  constants = float64.of(variables)
+  float64.check(method, variables, LESSON,
+                lambda params, student: tofd_loss(params, student, constants))
 
 
 def test_tofd_prepares_the_teachers_branches_by_the_labels(tofd):
+  def reference(params, student):
+    del student
+    branches = tofd_branches(in_order(TEACHER), params['teacher'])
+    return sum(float64.cross_entropy(z) for _, z in branches).mean()
+
+  float64.check(*tofd, LESSON, reference, 'prepare')
+
+
+def test_tofd_trains_what_the_phase_is_for():
+  assert float64.reached(TOFD, 'prepare') == {'method/teacher'}
+  assert {name for name in float64.reached(TOFD, '__call__') if 'method' in name} == {
+      'method/student', 'method/link1', 'method/link2'}
+
+
+@pytest.mark.parametrize('phase, moved, still', [
+    ('prepare', 'teacher', 'student'), ('__call__', 'student', 'teacher')])
+def test_tofd_counts_batches_of_what_the_phase_is_for(tofd, phase, moved, still):
   method, variables = tofd
-  loss = loss_of(method, variables, lesson(), phase='prepare')
-  teacher = [np.asarray(feature, float) for feature in lesson().teacher.features.values()]
-  branches = tofd_branches(teacher, in_float64(variables)['params']['teacher'])
-  np.testing.assert_allclose(loss, sum(cross_entropy(z) for _, z in branches), rtol=1e-5)
-
-
-def test_tofd_teaches_the_students_features(tofd):
-  method, variables = tofd
-  batch, rest = lesson(), student_features(lesson())[1:]
-  found = compiled(jax.grad(lambda f: applied(
-      method, variables, with_first_feature(batch, f))[0]))(batch.student.features['stage1'])
-  numerical = lessons.numerical_gradient(
-      lambda f: tofd_loss(in_float64(variables), batch, [f, *rest]), student_features(batch)[0])
-  np.testing.assert_allclose(found, numerical, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize('phase, moved', [
-    ('prepare', {'teacher'}), ('__call__', {'student', 'link1', 'link2', 'link3'})])
-def test_tofd_moves_what_the_phase_is_for(tofd, phase, moved):
-  method, variables = tofd
-
-  def loss(params):
-    value, changed = applied(method, {**variables, 'params': params}, lesson(), phase)
-    return value.mean(), changed['batch_stats']
-
-  gradients, stats = compiled(jax.grad(loss, has_aux=True))(variables['params'])
-  assert {name for name, tree in gradients.items() if any(map(np.any, leaves(tree)))} == moved
-  reached = reach.reached(lambda params: loss(params)[0], variables['params'])
-  assert {name for name, tree in reached.items() if any(leaves(tree))} == moved
-  assert all(all(leaves(reached[name])) for name in moved)
-  for side, before in variables['batch_stats'].items():
-    same = [np.array_equal(*pair) for pair in zip(leaves(stats[side]), leaves(before), strict=True)]
-    assert not any(same) if side in moved else all(same)
+  _, changed = float64.applied(method, variables, LESSON, phase)
+  before, after = variables['batch_stats'], changed['batch_stats']
+  jax.tree.map(np.testing.assert_array_equal, after[still], before[still])
+  same = jax.tree.leaves(jax.tree.map(np.array_equal, after[moved], before[moved]))
+  assert not any(same)
 
 
 def test_tofds_branches_end_as_wide_as_the_deepest_tap(tofd):
@@ -261,40 +160,39 @@ def test_tofds_branches_end_as_wide_as_the_deepest_tap(tofd):
 
 
 def test_tofd_without_any_difference_has_a_gradient():
-  one = lessons.lesson(STUDENT_SHAPES, STUDENT_SHAPES, teacher=lessons.output(1, STUDENT_SHAPES))
-  nothing = jax.tree.map(jnp.zeros_like, one.student.features)
-  blank = dataclasses.replace(one.student, features=nothing, embedding=jnp.zeros((4, 5)))
-  one = dataclasses.replace(one, student=blank, teacher=blank)
-  method = lessons.make(TOFD)
-  variables = compiled(lambda: method.init(jax.random.key(0), one))()
-  gradients = compiled(jax.grad(lambda params: applied(
-      method, {**variables, 'params': params}, one)[0]))(variables['params'])
-  assert all(np.isfinite(leaf).all() for leaf in leaves(gradients))
+  """Where a norm is 0, as it is of features that are all 0."""
+  blank = jax.tree.map(jnp.zeros_like, fields(LESSON.student))
+  method, variables = float64.started(
+      TOFD, dataclasses.replace(LESSON, teacher=Output(**blank)))
+
+  def loss(params, embedding):
+    student = Output(**{**blank, 'embedding': embedding})
+    lesson = dataclasses.replace(LESSON, student=student, teacher=Output(**blank))
+    return method.apply({**variables, 'params': params}, lesson, mutable=['batch_stats'])[0]
+
+  gradients = jax.jit(jax.grad(loss, (0, 1)))(variables['params'], blank['embedding'])
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
 @pytest.mark.parametrize('options', [MHKD, TOFD], ids=['mhkd', 'tofd'])
 def test_four_devices_and_one_agree(options, request):
   """With batch norms that see the whole batch."""
-  whole = lesson()
-  method = lessons.make(options, Context(axis_name=parallel.AXIS))
-  single, variables = request.getfixturevalue(options['kind'])
+  several = lessons.make(options, Context(axis_name=parallel.AXIS))
+  alone, variables = request.getfixturevalue(options['kind'])
 
-  def loss(params, student, teacher, labels, method, gather):
-    batch = Lesson(whole.images, labels, student, teacher, gather=gather)
-    return applied(method, {**variables, 'params': params}, batch)[0].mean()
+  def loss(params, method, gather, student, teacher, labels):
+    lesson = Lesson(LESSON.images, labels, Output(**student), Output(**teacher), gather=gather)
+    return method.apply({**variables, 'params': params}, lesson, mutable=['batch_stats'])[0].mean()
 
   def on_one(*parts):
-    value, gradient = jax.value_and_grad(loss)(
-        variables['params'], *parts, method, parallel.gather)
-    return jax.lax.pmean((value, gradient), parallel.AXIS)
+    return jax.lax.pmean(jax.value_and_grad(loss)(
+        variables['params'], several, parallel.gather, *parts), parallel.AXIS)
 
-  parts = tuple(jax.tree.map(lambda x: x.reshape(4, 1, *x.shape[1:]), fields(part))
-                for part in (whole.student, whole.teacher))
-  found = jax.pmap(lambda student, teacher, labels: on_one(
-      type(whole.student)(**student), type(whole.teacher)(**teacher), labels),
-      axis_name=parallel.AXIS, out_axes=None)(*parts, whole.labels.reshape(4, 1))
-  expectation = compiled(lambda: jax.value_and_grad(loss)(
-      variables['params'], whole.student, whole.teacher, whole.labels, single, lambda x: x))()
+  whole = (fields(LESSON.student), fields(LESSON.teacher), LESSON.labels)
+  parts = jax.tree.map(lambda x: x.reshape(4, 1, *x.shape[1:]), whole)
+  found = jax.pmap(on_one, axis_name=parallel.AXIS, out_axes=None)(*parts)
+  expectation = jax.jit(lambda *whole: jax.value_and_grad(loss)(
+      variables['params'], alone, lambda x: x, *whole))(*whole)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
                found, expectation)
 

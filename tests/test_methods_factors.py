@@ -140,8 +140,8 @@ def review_of(lesson: Lesson, warmth: float):
 
 
 @pytest.mark.parametrize('student_shapes, teacher_shapes', [
-    (((8, 8, 2), (4, 4, 3)), ((8, 8, 3), (4, 4, 5))),
-    (((6, 6, 2), (2, 2, 3)), ((4, 4, 3), (3, 3, 5)))])
+    (((6, 6, 2), (3, 3, 3)), ((6, 6, 3), (3, 3, 5))),
+    (((5, 5, 2), (2, 2, 3)), ((3, 3, 3), (3, 3, 5)))])
 def test_the_review_is_its_formula(student_shapes, teacher_shapes):
   lesson = lessons.lesson(student_shapes, teacher_shapes, epoch=5.0)
   method, variables = float64.started(REVIEW, lesson)
@@ -161,7 +161,7 @@ def test_the_review_warms_up(epoch, warmup, warmth):
 def test_the_deepest_fusion_attends_to_nothing_deeper():
   params = float64.started(REVIEW, lessons.lesson())[1]['params']
   assert params.keys() == {'fusion1', 'fusion2', 'fusion3'}
-  assert [name for name, tree in params.items() if 'attention' in tree] == ['fusion2', 'fusion1']
+  assert {name for name, tree in params.items() if 'attention' in tree} == {'fusion1', 'fusion2'}
   assert params['fusion3']['narrow']['kernel'].shape == (1, 1, 5, 4)
   assert params['fusion3']['widen']['kernel'].shape == (3, 3, 4, 8)
 
@@ -181,11 +181,40 @@ def test_the_review_needs_what_the_teacher_may_not_tell(field, nothing, message)
     float64.started(REVIEW, dataclasses.replace(lesson, teacher=teacher))
 
 
-@pytest.mark.parametrize('options', [FT, REVIEW], ids=['ft', 'reviewkd'])
-def test_models_of_unequal_taps_are_refused(options):
+def test_the_review_needs_as_many_taps_of_both():
   lesson = lessons.lesson(teacher_shapes=(*lessons.TEACHER_SHAPES, (1, 1, 8)))
   with pytest.raises(ValueError, match='the student has 2 taps .* and the teacher 3'):
-    float64.started(options, lesson)
+    float64.started(REVIEW, lesson)
+
+
+def test_ft_reads_the_last_taps_alone():
+  alone = lessons.lesson()
+  lesson = lessons.lesson(teacher_shapes=((1, 1, 7), *lessons.TEACHER_SHAPES))
+  last_ones = list(lesson.teacher.features.items())
+  teacher = dataclasses.replace(alone.teacher, features=dict(last_ones))
+  found, expectation = (
+      float64.applied(*float64.started(FT, other), other)[0] for other in (
+          dataclasses.replace(alone, teacher=teacher),
+          dataclasses.replace(alone, teacher=dataclasses.replace(
+              teacher, features=dict(last_ones[1:])))))
+  assert found == expectation
+
+
+def test_ft_needs_maps():
+  lesson = lessons.lesson()
+  flat = dataclasses.replace(lesson.student, features={'stage2': lesson.student.embedding})
+  with pytest.raises(ValueError, match=r'a tap has the shape \(5,\); maps'):
+    float64.started(FT, dataclasses.replace(lesson, student=flat))
+
+
+@pytest.mark.parametrize('options, phase', [
+    (FT, 'prepare'), (FT, '__call__'), (REVIEW, '__call__')])
+def test_batch_norms_see_the_images_of_all_devices(options, phase):
+  lesson = lessons.lesson(epoch=5.0)
+  method, variables = float64.started(options, lesson)
+  together, _ = float64.applied(method, variables, lesson, phase)
+  np.testing.assert_allclose(
+      float64.apart(options, variables, lesson, phase), together, rtol=1e-4)
 
 
 @pytest.mark.parametrize('options, changes, message', [

@@ -165,6 +165,15 @@ def test_ab_needs_what_lies_before_the_relu(role):
                           method='prepare')
 
 
+@pytest.mark.parametrize('options, phase', [(FITNETS, 'prepare'), (AB, 'prepare')])
+def test_batch_norms_see_the_images_of_all_devices(options, phase):
+  lesson = lessons.lesson()
+  method, variables = float64.started(options, lesson)
+  together, _ = float64.applied(method, variables, lesson, phase)
+  np.testing.assert_allclose(
+      float64.apart(options, variables, lesson, phase), together, rtol=1e-4)
+
+
 @pytest.mark.parametrize('options, changes, message', [
     (FITNETS, {'phases': 'three'}, "phases: unknown 'three'; choose from: one, two"),
     (FITNETS, {'hint': 0}, 'hint: 0 is not the number of a tap, 1 or more'),

@@ -192,7 +192,7 @@ def test_a_teacher_whose_embeddings_are_all_the_same_serves_rkd():
 
 def test_pkt_bears_opposite_embeddings():
   """Their cosine may be rounded to below -1, and its probability to below 0."""
-  rows = np.random.default_rng(0).normal(size=(64, 1000))
+  rows = np.random.default_rng(0).normal(size=(500, 4096))
   pairs = lessons.single(np.stack([rows, -rows], axis=1))
   losses, gradients = jax.vmap(lambda x: compiled('pkt')(x, {}, x))(pairs)
   assert np.isfinite(gradients).all()

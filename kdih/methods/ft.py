@@ -1,4 +1,5 @@
 """Factor transfer (Kim et al., NeurIPS 2018, arXiv 1802.04977, section 3)."""
+import dataclasses
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ class Method(teaching.FeatureMethod):
 
   as in RepDistiller; in the paper, Q(F) is all of F, of length 1. The larger factor is
   average-pooled to the size of the smaller. The paraphraser has batch norm, as the translator
-  has; RepDistiller's has none, and a smaller learning rate instead.
+  has; RepDistiller's has none, and a smaller learning rate instead. Student and teacher may have
+  any number of taps.
 
   Attributes:
     rate: channels of a factor over those of the teacher's feature, above 0; the paper's k.
@@ -43,7 +45,7 @@ class Method(teaching.FeatureMethod):
 
   def prepare(self, lesson):
     """The paraphraser's error, [batch]; see `kdih.teaching.Method`."""
-    _, teacher = teaching.pairs(lesson)[-1]
+    _, teacher = _deepest(lesson)
     width, channels = self._width(teacher), teacher.shape[-1]
     factor = self.encoder(teacher, (channels, width, width), train=True)
     rebuilt = self.decoder(factor, (width, channels, channels), train=True)
@@ -51,7 +53,7 @@ class Method(teaching.FeatureMethod):
 
   def term(self, lesson):
     """[batch]; see `kdih.teaching.FeatureMethod`."""
-    student, teacher = teaching.pairs(lesson)[-1]
+    student, teacher = _deepest(lesson)
     width = self._width(teacher)
     taught = jax.lax.stop_gradient(
         self.encoder(teacher, (teacher.shape[-1], width, width), train=False))
@@ -83,6 +85,15 @@ class _Block(nn.Module):
       x = layers.batch_norm(train=train, axis_name=self.axis_name)(x)
       x = nn.leaky_relu(x, 0.1)
     return x
+
+
+def _deepest(lesson: teaching.Lesson) -> tuple[jax.Array, jax.Array]:
+  """The last features of student and teacher; raises ValueError unless they are maps."""
+  def end(output: Any) -> Any:
+    return dataclasses.replace(output, features=dict(list(output.features.items())[-1:]))
+
+  ends = dataclasses.replace(lesson, student=end(lesson.student), teacher=end(lesson.teacher))
+  return teaching.pairs(ends)[0]
 
 
 def _normalised(factor: jax.Array) -> jax.Array:

@@ -47,9 +47,8 @@ class Method(teaching.FeatureMethod):
   @nn.compact
   def term(self, lesson):
     """[batch]; see `kdih.teaching.FeatureMethod`."""
-    fused, total = None, 0
-    levels = _levels(lesson)
-    for number, (student, teacher) in reversed(list(enumerate(levels, 1))):
+    fused, total = None, jnp.zeros(len(lesson.labels))
+    for number, (student, teacher) in reversed(list(enumerate(_levels(lesson), 1))):
       fusion = _Fusion(self.width, self.context.axis_name, name=f'fusion{number}')
       learnt, fused = fusion(student, fused, teacher.shape)
       total += _context_loss(learnt, teacher)
@@ -116,5 +115,5 @@ def _context_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
   difference = student - teacher  # Pooling is linear.
   maps = [difference, *(teaching.pool_to(difference, side) for side in sides)]
   weights = [0.5**i for i in range(len(maps))]
-  return sum(weight * (x**2).mean((1, 2, 3))
-             for weight, x in zip(weights, maps, strict=True)) / sum(weights)
+  errors = [weight * (x**2).mean((1, 2, 3)) for weight, x in zip(weights, maps, strict=True)]
+  return jnp.stack(errors).sum(0) / sum(weights)
