@@ -75,12 +75,13 @@ def latex(pair: Pair) -> str:
   header, *rows = [' & '.join(map(_latex_escaped, row)) + r' \\' for row in cells(pair)]
   columns = f'l{"r" * (len(cells(pair)[0]) - 2)}l'
   return '\n'.join([
-      r'\begin{table}', r'\centering', f'\\caption{{{_latex_escaped(_caption(pair))}}}',
+      r'\begin{table}', r'\centering', f'\\caption{{{_latex_escaped(caption(pair))}}}',
       f'\\begin{{tabular}}{{{columns}}}', r'\toprule', header, r'\midrule', *rows, r'\bottomrule',
       r'\end{tabular}', r'\end{table}'])
 
 
-def _caption(pair: Pair) -> str:
+def caption(pair: Pair) -> str:
+  """What the numbers in the table of a pair are."""
   teacher = '' if pair.teacher_top1 is None else f' (teacher {pair.teacher_top1:.2f} %)'
   return (f'{title(pair)}{teacher}: mean ± standard deviation over n seeds; paired gains in points '
           '± standard error.')
@@ -167,8 +168,8 @@ def _finding(baseline: str, gain: Gain | None) -> str:
   factor, low, high = _interval(gain)
   few = f'n = {gain.n} seeds are few, and ' if gain.n <= 3 else ''
   said += f', standard error {gain.standard_error:.2f}, paired over n = {gain.n} seeds'
-  return (f'{said}; that is {"more" if exceeds else "not more"} than 2 standard errors. {few}95 % take '
-          f'{factor:.2f} of them by the t-distribution: {_signed(low)} to {_signed(high)}, '
+  return (f'{said}; that is {"more" if exceeds else "not more"} than 2 standard errors. {few}'
+          f'95 % take {factor:.2f} of them by the t-distribution: {_signed(low)} to {_signed(high)}, '
           f'{_verdict(baseline, low, high)}.')
 
 

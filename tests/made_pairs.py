@@ -1,8 +1,8 @@
 """Comparisons, made up: pairs as `kdih.comparison.compare` returns them."""
 from kdih.comparison import Gain, Pair, Published, Row
 
-METHODS = ('ce', 'kd', 'kd_matched', 'dih', 'dih_mean', 'fitnets', 'at', 'crd', 'dkd', 'takd', 'dml',
-           'tofd', 'mhkd', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'ft', 'nst', 'ab', 'reviewkd',
+METHODS = ('ce', 'kd', 'kd_matched', 'dih', 'dih_mean', 'fitnets', 'at', 'crd', 'dkd', 'takd',
+           'dml', 'tofd', 'mhkd', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'ft', 'nst', 'ab', 'reviewkd',
            'dih_learnt', 'dih_std', 'dih_crd')
 
 

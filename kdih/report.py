@@ -1,0 +1,137 @@
+"""Compares finished runs: tables, pictures and one page, from their result files alone.
+
+  python -m kdih.report runs/sweep
+  python -m kdih.report runs/one runs/two --output=runs/comparison
+  python -m kdih.report runs/digits/results.json
+
+Folders may be runs, sweeps, or hold several of them. Of a `results.json` the table of that run is
+printed. Runs that are unfinished, broken or under another protocol are named, and the rest goes on.
+Exit codes: 0 done, 2 nothing to compare.
+"""
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+from kdih import collect, comparison, entry, errors, tables
+from kdih.comparison import Pair, Run
+
+_LATEX = '% Needs \\usepackage{booktabs}.\n'
+
+
+def main(argv: list[str]) -> int:
+  """Runs what the command line `argv` asks for and returns the exit code."""
+  return entry.main(argv, f'{__doc__}\n{_parser().format_usage()}', _run)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+      'kdih.report', usage='python -m kdih.report WORKDIR… [--output=FOLDER]', exit_on_error=False)
+  parser.add_argument('paths', nargs='*')
+  parser.add_argument('--output', default='')
+  return parser
+
+
+def _run(argv: list[str]) -> int:
+  given, unknown = _parser().parse_known_args(argv[1:])
+  if unknown:
+    raise errors.ConfigError(f'{unknown[0]!r} is not a flag; there is --output=FOLDER')
+  if not given.paths:
+    raise errors.ConfigError('which runs? such as python -m kdih.report runs/sweep')
+  if len(given.paths) == 1 and given.paths[0].endswith('.json'):
+    _print_results(given.paths[0])
+    return 0
+  folder = _output(given.output, given.paths)
+  runs, problems = collect.collect(given.paths)
+  pairs, more = comparison.compare(runs)
+  if not pairs:
+    raise errors.ConfigError(f'{given.paths[0]}: no finished student to compare; '
+                             f'{"; ".join(problems) or "give the folder of a run or a sweep"}')
+  print(write(pairs, runs, [*problems, *more], folder))
+  return 0
+
+
+def _print_results(path: str) -> None:
+  try:
+    results = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise errors.ConfigError(f'{path}: is no results.json ({error}); such as '
+                             'runs/digits/results.json') from error
+  from kdih import run_report  # Imports jax, which takes seconds.
+
+  print(run_report.markdown_table(results))
+
+
+def _output(wanted: str, paths: Sequence[str]) -> pathlib.Path:
+  if not wanted and len(paths) > 1:
+    raise errors.ConfigError('--output: is not set; say where the report of several folders goes')
+  folder = pathlib.Path(wanted or pathlib.Path(paths[0]) / 'comparison')
+  if not wanted and not folder.parent.is_dir():
+    raise errors.ConfigError(f'{paths[0]}: there is no such folder; give that of a run or a sweep')
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.ConfigError(f'--output: {folder} cannot be made ({error.strerror}); choose '
+                             'another folder') from error
+  return folder
+
+
+def write(
+    pairs: Sequence[Pair], runs: Sequence[Run], problems: Sequence[str], folder: pathlib.Path
+) -> str:
+  """Writes all files of the report into `folder`, and returns what is to be printed.
+
+  `report.md`, `results.csv` (a method of a pair a row), `runs.csv` (a run a row), `tables.tex`,
+  `index.html`, which holds everything, and `pictures/` as PNG and SVG.
+  """
+  from kdih import comparison_plots, page as page_lib  # Take seconds.
+  from kdih.workdir import write_atomically
+
+  pictures_folder = folder / 'pictures'
+  pictures_folder.mkdir(exist_ok=True)
+  pictures = comparison_plots.draw(pairs, pictures_folder)
+  provenance = list(dict.fromkeys(line for run in runs for line in _provenance(run)))
+  said = '\n\n'.join([*_said(pairs, comparison_plots.headings(pairs)),
+                      *_section('What is missing or was left out', problems)])
+  shown = [f'![{picture.text}](pictures/{picture.name}.png)\n\n{picture.section}. {picture.title}.'
+           for picture in pictures]
+  files = {
+      'report.md': '\n\n'.join(['# Comparison of distillation methods', said, *shown,
+                                *_section('Provenance', provenance)]) + '\n',
+      'results.csv': tables.csv_of_pairs(pairs), 'runs.csv': tables.csv_of_runs(runs),
+      'tables.tex': _LATEX + '\n\n'.join(map(tables.latex, pairs)) + '\n',
+      'index.html': page_lib.page(pairs, pictures, pictures_folder, problems, provenance)}
+  for name, content in files.items():
+    write_atomically(folder / name, content)
+  return f'{said}\n\nthe page: {folder / "index.html"}'
+
+
+def _said(pairs: Sequence[Pair], headings: Sequence[str]) -> Iterator[str]:
+  for pair, heading in zip(pairs, headings, strict=True):
+    yield f'## {heading}'
+    yield tables.caption(pair)
+    yield tables.markdown(pair)
+    yield from tables.findings(pair)
+
+
+def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
+  if lines:
+    yield f'## {title}'
+    yield '\n'.join(f'- {line}' for line in lines)
+
+
+def _provenance(run: Run) -> Iterator[str]:
+  """Command, commit, devices and versions; nothing of a manifest that is not there."""
+  path = pathlib.Path(run.path) / 'manifest.json'
+  if path.exists():
+    manifest = json.loads(path.read_text(encoding='utf-8'))
+    versions = ', '.join(f'{name} {at}' for name, at in manifest.get('versions', {}).items())
+    yield f'command: {manifest.get("command")}'
+    yield f'git commit: {manifest.get("git_commit")}'
+    yield f'devices: {", ".join(manifest.get("devices", ()))} ({manifest.get("platform")})'
+    yield f'versions: {versions}'
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))
