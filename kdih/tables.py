@@ -169,8 +169,8 @@ def _finding(baseline: str, gain: Gain | None) -> str:
   few = f'n = {gain.n} seeds are few, and ' if gain.n <= 3 else ''
   said += f', standard error {gain.standard_error:.2f}, paired over n = {gain.n} seeds'
   return (f'{said}; that is {"more" if exceeds else "not more"} than 2 standard errors. {few}'
-          f'95 % take {factor:.2f} of them by the t-distribution: {_signed(low)} to {_signed(high)}, '
-          f'{_verdict(baseline, low, high)}.')
+          f'95 % take {factor:.2f} of them by the t-distribution: '
+          f'{_signed(low)} to {_signed(high)}, {_verdict(baseline, low, high)}.')
 
 
 def _interval(gain: Gain) -> tuple[float, float, float]:
