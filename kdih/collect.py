@@ -3,29 +3,14 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
+from kdih import result_files
 from kdih.comparison import Run
-
-# What a file must hold, by the names on the way to it.
-_Keys = dict[str, type]
-_MANIFEST = {'config.data.name': str, 'config.teacher.name': str, 'config.student.name': str,
-             'config.student.kwargs': dict, 'config.student.train': dict,
-             'config.student.prepare': dict, 'config.heads': dict, 'config.dtype': str,
-             'config.sync_batch_norm': bool}
-_MEASURED = {'test_last.top1': float, 'test_best_val.top1': float, 'parameters': int}
-_TEACHER = {**_MEASURED, 'fingerprint': str}
-_STUDENT = {**_MEASURED, 'seed': int, 'method.kind': str}
-_HEADS = {**_MEASURED, 'members': dict}
 
 _PHASES = ('teacher', 'heads', 'student')
 # Fields of config.data that change no number.
 _FREE = ('data_dir', 'loader', 'eval_global_batch_size')
-
-
-class _Unusable(Exception):
-  """A file cannot be used; the message names it and says why."""
 
 
 def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
@@ -45,21 +30,9 @@ def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
     if not path.is_dir():
       found.note(f'{path}: there is no such folder')
       continue
-    workdirs = list(_workdirs(path))
-    for workdir in workdirs:
-      found.read(workdir)
-    if not any(_students(workdir) for workdir in workdirs):
+    if not found.search(path):
       found.note(f'{path}: holds no student')
   return list(found.runs.values()), found.problems
-
-
-def _workdirs(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  for folder, names, _ in os.walk(path):
-    here = pathlib.Path(folder)
-    if (here / 'manifest.json').exists() or any(here.glob('student/*/result.json')):
-      yield here
-      names[:] = [name for name in names if name not in _PHASES]  # They are large.
-    names[:] = sorted(name for name in names if not name.startswith('.'))
 
 
 def _students(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -80,45 +53,99 @@ class _Collection:
 
   def note(self, problem: str) -> None:
     """Adds a problem."""
+    problem = result_files.printable(problem)
     if problem not in self.problems:
       self.problems.append(problem)
 
-  def read(self, workdir: pathlib.Path) -> None:
-    """Adds the students of a workdir."""
+  def search(self, path: pathlib.Path) -> bool:
+    """Adds what is in a folder, however deep; returns whether there is a workdir."""
+    is_any = False
+    for folder, names, files in os.walk(path, onerror=self._note_unreadable):
+      here = pathlib.Path(folder)
+      if 'sweep.json' in files:
+        self._read_sweep(here)
+      if 'manifest.json' in files or any(here.glob('student/*/result.json')):
+        is_any = True
+        self._read_run(here)
+        names[:] = [name for name in names if name not in _PHASES]  # They are large.
+      names[:] = sorted(name for name in names if not name.startswith('.'))
+    return is_any
+
+  def _note_unreadable(self, error: OSError) -> None:
+    self.note(f'{error.filename}: cannot be read ({error.strerror})')
+
+  def _read_sweep(self, path: pathlib.Path) -> None:
+    """Notes what a sweep was asked for and has not begun, or has left out, and why."""
+    try:
+      for asked in result_files.read_sweep(path / 'sweep.json'):
+        for name, reason in (asked.get('left_out') or {}).items():
+          self.note(f'{path}: {name} was left out: {reason}')
+        for teacher, student, methods in asked['pairs']:
+          self._note_not_begun(path, teacher, student, methods, asked['seeds'])
+    except result_files.Unusable as error:
+      self.note(str(error))
+
+  def _note_not_begun(
+      self, path: pathlib.Path, teacher: str, student: str, methods: list[str], seeds: list[int]
+  ) -> None:
+    folder = path / _folder_name(teacher) / _folder_name(student)
+    lacking = {method: [str(seed) for seed in seeds
+                        if not (folder / f'seed{seed}/student/{method}').is_dir()]
+               for method in methods}
+    said = [f'{method} with seed {", ".join(seeds)}' for method, seeds in lacking.items() if seeds]
+    if said:
+      self.note(f'{path}: {teacher} -> {student}: not begun: {"; ".join(said)}')
+
+  def _read_run(self, workdir: pathlib.Path) -> None:
+    """Adds the students of a workdir; that of a sweep's teacher has none itself."""
     folders = _students(workdir)
     if not folders:
+      if not any(workdir.glob('*/seed*')):
+        self.note(f'{workdir}: holds no student')
       return
     home = _home(workdir)
     try:
-      config = _read(workdir / 'manifest.json', _MANIFEST)['config']
-      teacher = self._phase(home / 'teacher', _TEACHER)
-    except _Unusable as error:
+      manifest = result_files.read(workdir / 'manifest.json', result_files.MANIFEST)
+      teacher = self._phase(home / 'teacher', result_files.TEACHER)
+    except result_files.Unusable as error:
       self.note(f'{error}; its students are left out')
       return
-    heads = self._phase_if_usable(home / 'heads', _HEADS)
+    config, heads = manifest['config'], self._heads(home / 'heads')
+    path = result_files.printable(str(workdir))
     for folder in folders:
-      if result := self._phase_if_usable(folder, _STUDENT):
+      if result := self._phase_if_usable(folder, result_files.STUDENT):
         self._add(Run(
-            str(workdir), config['data']['name'], config['teacher']['name'],
-            config['student']['name'], folder.name, result['seed'], _protocol(config, teacher),
-            result, teacher, heads))
+            path, config['data']['name'], config['teacher']['name'],
+            config['student']['name'], result_files.printable(folder.name), result['seed'],
+            _protocol(config, teacher), result, teacher, heads, _provenance(manifest)))
 
-  def _phase(self, folder: pathlib.Path, keys: _Keys) -> dict | None:
+  def _phase(self, folder: pathlib.Path, keys: result_files.Keys) -> dict | None:
     """The result of a phase; None where there is no such phase, or it is not finished."""
     if not folder.is_dir():
       return None
     if (folder / 'result.json').exists():
-      return _with_validation(folder / 'result.json', keys)
+      return result_files.read_result(folder / 'result.json', keys)
     if (folder / 'failure.json').exists():
-      self.note(f'{folder}: failed: {_read(folder / "failure.json", {"error": str})["error"]}')
+      failure = result_files.read(folder / 'failure.json', result_files.FAILURE)
+      self.note(f'{folder}: failed: {failure["error"]}')
     else:
       self.note(f'{folder}: is not finished, there is no result.json')
     return None
 
-  def _phase_if_usable(self, folder: pathlib.Path, keys: _Keys) -> dict | None:
+  def _heads(self, folder: pathlib.Path) -> dict | None:
+    try:
+      heads = self._phase(folder, result_files.HEADS)
+      if heads:
+        result_files.check_cohort(folder / 'result.json', heads)
+    except result_files.Unusable as error:
+      self.note(f'{error}; the pictures of this cohort are left out')
+      return None
+    return heads
+
+  def _phase_if_usable(self, folder: pathlib.Path, keys: result_files.Keys) -> dict | None:
     try:
       return self._phase(folder, keys)
-    except _Unusable as error:
+    except result_files.Unusable as error:
       self.note(str(error))
       return None
 
@@ -128,6 +155,11 @@ class _Collection:
     if _numbers(known) != _numbers(run):
       self.note(f'{run.path}: {run.method} with seed {run.seed} has other numbers than in '
                 f'{known.path}, under the same protocol; those of the latter are taken')
+
+
+def _folder_name(model: str) -> str:
+  """As `kdih.grid.folder_name`, which takes seconds to import."""
+  return model.replace(':', '.').replace('/', '.')
 
 
 def _home(workdir: pathlib.Path) -> pathlib.Path:
@@ -148,43 +180,16 @@ def _protocol(config: dict, teacher: dict | None) -> str:
       'teacher': teacher['fingerprint'] if teacher else None}, sort_keys=True)
 
 
+def _provenance(manifest: dict) -> tuple[str, ...]:
+  """What a manifest says of command, code and machine; 'unknown' of what is not there."""
+  versions, devices = manifest.get('versions') or {}, manifest.get('devices') or []
+  return (
+      f'command: {manifest.get("command", "unknown")}',
+      f'git commit: {manifest.get("git_commit", "unknown")}',
+      result_files.printable(f'devices: {", ".join(map(str, devices)) or "unknown"} '
+                             f'({manifest.get("platform", "unknown")})'),
+      f'versions: {", ".join(f"{name} {at}" for name, at in versions.items()) or "unknown"}')
+
+
 def _numbers(run: Run) -> list:
   return [run.result[key] for key in ('test_last', 'test_best_val', 'val', 'method')]
-
-
-def _with_validation(path: pathlib.Path, keys: _Keys) -> dict:
-  """As `_read`; 'val' must be there too, and may be None."""
-  result = _read(path, keys)
-  if _at(path, result, 'val') is not None:
-    _check(path, result, 'val.top1', float)
-  return result
-
-
-def _read(path: pathlib.Path, keys: _Keys) -> dict:
-  """The content of a JSON file. Raises _Unusable where it is broken or lacks a key."""
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except OSError as error:
-    raise _Unusable(f'{path}: cannot be read ({error.strerror})') from error
-  except ValueError as error:
-    raise _Unusable(f'{path}: is not JSON ({error})') from error
-  for key, kind in keys.items():
-    _check(path, content, key, kind)
-  return content
-
-
-def _check(path: pathlib.Path, content: Any, key: str, kind: type) -> None:
-  value = _at(path, content, key)
-  if kind is float:
-    if not (type(value) in (int, float) and 0 <= value <= 1):
-      raise _Unusable(f'{path}: {key!r} is {value!r}, and must be a number from 0 to 1')
-  elif type(value) is not kind:
-    raise _Unusable(f'{path}: {key!r} is {value!r}, and must be of type {kind.__name__}')
-
-
-def _at(path: pathlib.Path, content: Any, key: str) -> Any:
-  for name in key.split('.'):
-    if not (isinstance(content, dict) and name in content):
-      raise _Unusable(f'{path}: {key!r} is missing')
-    content = content[name]
-  return content

@@ -26,6 +26,7 @@ class Run:
     result: its `result.json`.
     teacher_result: that of its teacher, or None.
     heads_result: that of the heads of its teacher, or None.
+    provenance: lines that say by which command, code and machine it was made.
   """
 
   path: str
@@ -38,6 +39,7 @@ class Run:
   result: dict
   teacher_result: dict | None
   heads_result: dict | None
+  provenance: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)

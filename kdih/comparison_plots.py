@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 from kdih import cohort, cost_plots, tables
 from kdih.comparison import BASELINES, Pair, Row
-from kdih.plotting import GREY, STUDENT, TEACHER, clean, label_point, new_figure, save, shown
+from kdih.plotting import GREY, STUDENT, TEACHER, clean, new_figure, save, shown
 
 _ABREAST = 6  # Members of a cohort up to which its panels stand side by side.
+_LONGEST = 48  # Letters of a part of the name of a file; most file systems take 255 in all.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Picture:
     name: of its files, `<name>.png` and `<name>.svg`.
     section: what it belongs to: one of `headings`, or a heading of its own.
     title: a few words.
-    text: what it shows, in words, for those who cannot see it.
+    text: what it shows, in words.
   """
 
   name: str
@@ -43,7 +44,7 @@ def headings(pairs: Sequence[Pair]) -> list[str]:
 
 def draw(pairs: Sequence[Pair], folder: epath.PathLike) -> list[Picture]:
   """Draws all that there is to draw into `folder`, and says what it drew."""
-  pictures = []
+  pictures: list[Picture] = []
   for picture, figure in _figures(pairs):
     taken = {other.name.lower() for other in pictures}  # Some file systems fold cases.
     endings = itertools.chain([''], (f'-{number}' for number in itertools.count(2)))
@@ -59,8 +60,9 @@ def _figures(pairs: Sequence[Pair]) -> Iterator[tuple[Picture, Figure]]:
   for data in dict.fromkeys(pair.data for pair in pairs):
     if figure := cost_plots.accuracy_by_cost([pair for pair in pairs if pair.data == data]):
       yield Picture(_file('cost', data), f'{data}: all models', 'Accuracy and cost',
-                    'Test top-1 of teachers and students, by method, against parameters and FLOPs.'
-                    ), figure
+                    'Test top-1 of teachers and students, by method, against parameters and FLOPs. '
+                    'Points that would overlap stand beside each other; the grey line leads to '
+                    'their cost.'), figure
   for pair, heading in zip(pairs, headings(pairs), strict=True):
     if any(row.gains for row in pair.rows):
       yield Picture(_file('gains', pair.data, pair.teacher, pair.student), heading,
@@ -90,7 +92,7 @@ def _cohort_pictures(heads: dict) -> dict[str, tuple[str, str, Figure]]:
                            members_by_depth(heads))
   if analysis.get('agreement'):
     pictures['agreement'] = ('Agreement of the members', 'Test images, in percent, of which two '
-                             'members say the same.', agreement(**analysis['agreement']))
+                             'members say the same class.', agreement(**analysis['agreement']))
   if len(analysis.get('without') or {}) > 1:
     pictures['without'] = ('The cohort without one of its members', 'Test top-1 of the mean of '
                            'the other members, for every member.', without(analysis['without']))
@@ -98,7 +100,8 @@ def _cohort_pictures(heads: dict) -> dict[str, tuple[str, str, Figure]]:
 
 
 def _file(*parts: str) -> str:
-  return '_'.join(re.sub(r'[^\w.-]+', '-', part, flags=re.ASCII) for part in parts)
+  """A name that every file system takes, whatever the parts are."""
+  return '_'.join(re.sub(r'[^\w.-]+', '-', part, flags=re.ASCII)[-_LONGEST:] for part in parts)
 
 
 def _gains_text(pair: Pair) -> str:
@@ -106,8 +109,10 @@ def _gains_text(pair: Pair) -> str:
   for baseline in _baselines(pair):
     row = max(_with_gain(pair, baseline), key=lambda row: row.gains[baseline].mean)
     said.append(f'the largest over {baseline} is that of {row.method}, '
-                f'{row.gains[baseline].mean:+.2f}')
-  return f'Gains in points of test top-1; {"; ".join(said)}.'
+                f'{tables.signed(row.gains[baseline].mean)}')
+  single = any(gain.standard_error is None for row in pair.rows for gain in row.gains.values())
+  return ('Gains in points of test top-1, with their standard errors'
+          f'{" (hollow: one seed, which has none)" if single else ""}; {"; ".join(said)}.')
 
 
 def _baselines(pair: Pair) -> list[str]:
@@ -148,7 +153,7 @@ def _draw_gain(axes: Axes, at: int, mean: float, error: float | None) -> None:
 
 
 def _write_beside(axes: Axes, at: int, number: float) -> None:
-  axes.text(1.02, at, f'{number:+.2f}'.replace('-', '−'), transform=axes.get_yaxis_transform(),
+  axes.text(1.02, at, tables.signed(number), transform=axes.get_yaxis_transform(),
             va='center_baseline', fontsize=9, color=GREY)
 
 
@@ -174,7 +179,7 @@ def members_by_depth(heads: dict) -> Figure:
   if len(names) <= _ABREAST:
     figure, shape = new_figure(3 * max(1.2 + 0.55 * len(names), 2.6), 3.4), (1, 3)
   else:
-    figure, shape = new_figure(1.6 + 0.6 * len(names), 8), (3, 1)
+    figure, shape = new_figure(max(1.6 + 0.6 * len(names), 6), 8), (3, 1)
   for axes, (title, (values, form)) in zip(
       figure.subplots(*shape).flat, panels.items(), strict=True):
     _draw_members(axes, title, names, values, form)
@@ -184,18 +189,18 @@ def members_by_depth(heads: dict) -> Figure:
 def _draw_members(
     axes: Axes, title: str, names: list[str], values: dict[str, float], form: str
 ) -> None:
-  known = [(at, values[name]) for at, name in enumerate(names) if name in values]
-  axes.plot(*zip(*known, strict=True), 'o-', color=TEACHER)
-  for at, value in known:
-    label_point(axes, at, value, (0, 7), 'center', form.format(value))
+  bars = axes.bar(range(len(names)), [values[name] for name in names], width=0.62, color=TEACHER)
+  axes.bar_label(bars, fmt=form, padding=2, fontsize=9,
+                 bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
   axes.set_title(title, loc='left', fontsize=10)
   if (mean := values.get(cohort.MEAN)) is not None:
-    axes.axhline(mean, color=GREY, linestyle='--', linewidth=1, zorder=1.5)
+    axes.axhline(mean, color=GREY, linestyle='--', linewidth=1, zorder=0.9)
     axes.set_title(f'- - mean {form.format(mean)}', loc='right', fontsize=9, color=GREY)
   axes.set_xticks(range(len(names)), [shown(name) for name in names], rotation=40, ha='right',
                   rotation_mode='anchor')
   axes.set_xlim(-0.6, len(names) - 0.4)
-  axes.margins(y=0.25)
+  axes.margins(y=0.12)
+  axes.set_ylim(bottom=0)  # None of these numbers can be below.
   clean(axes)
 
 
@@ -239,6 +244,7 @@ def without(top1: dict[str, float]) -> Figure:
   axes.set_yticks(range(len(others)), [f'without {shown(name)}' for name in others])
   axes.set_ylim(len(others) - 0.4, -0.6)  # Shallow ones on top.
   axes.set_xlabel('test top-1 % of the cohort\'s mean')
+  axes.locator_params(axis='x', nbins=6)
   axes.set_title(f'all members: {everyone:.2f}', loc='left', fontsize=10, color=GREY)
   clean(axes, 'x')
   return figure

@@ -15,29 +15,33 @@ _STYLE = '''
   :root { --ink: #e8e8e8; --pale: #a0a0a0; --line: #444; --back: #161616; }
 }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back);
-       max-width: 80rem; margin: 0 auto; padding: 1rem; }
+       max-width: 80rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
-.table { overflow-x: auto; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-caption { text-align: left; color: var(--pale); padding-bottom: .4rem; }
+.note, figcaption { color: var(--pale); font-size: .92rem; }
 th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap;
          border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 6rem;
+         max-width: 14rem; position: sticky; left: 0; background: var(--back); }
 td:last-child, th:last-child { text-align: left; white-space: normal; min-width: 14rem; }
-figure { margin: 1.5rem 0; } figcaption { color: var(--pale); font-size: .92rem; }
+figure { margin: 1.5rem 0; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-code { overflow-wrap: anywhere; }
-@media print { body { max-width: none; } figure, tr { break-inside: avoid; } }
+@media (max-width: 50rem) { img { max-width: 45rem; } }
+@media print {
+  body { max-width: none; } img { max-width: 100%; } figure, tr { break-inside: avoid; }
+}
 '''
 
 
 def page(
-    pairs: Sequence[Pair], pictures: Sequence[Picture], folder: epath.PathLike,
+    title: str, pairs: Sequence[Pair], pictures: Sequence[Picture], folder: epath.PathLike,
     problems: Sequence[str], provenance: Sequence[str],
 ) -> str:
   """The page, as text.
 
   Args:
+    title: of the page.
     pairs: what was compared.
     pictures: of them, drawn by `comparison_plots.draw`.
     folder: where their SVG files are.
@@ -48,7 +52,6 @@ def page(
            *_rest(pairs, pictures, epath.Path(folder)),
            *_list('What is missing or was left out', problems),
            *_list('Provenance', provenance)]
-  title = 'Comparison of distillation methods'
   return '\n'.join([
       '<!DOCTYPE html>', '<html lang="en">', '<head>', '<meta charset="utf-8">',
       '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -81,15 +84,16 @@ def _table(pair: Pair) -> str:
   head = ''.join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
   body = '\n'.join('<tr>' + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row) + '</tr>'
                    for row in rows)
-  return (f'<div class="table"><table><caption>{html.escape(tables.caption(pair))}</caption>\n'
+  return (f'<p class="note">{html.escape(tables.caption(pair))}</p>\n'
+          f'<div class="wide"><table aria-label="{html.escape(tables.title(pair))}">\n'
           f'<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>')
 
 
 def _figures(pictures: Sequence[Picture], folder: epath.Path) -> Iterator[str]:
   for picture in pictures:
     content = base64.b64encode((folder / f'{picture.name}.svg').read_bytes()).decode()
-    yield (f'<figure><img src="data:image/svg+xml;base64,{content}" '
-           f'alt="{html.escape(picture.text)}">'
+    yield (f'<figure><div class="wide"><img src="data:image/svg+xml;base64,{content}" '
+           f'alt="{html.escape(picture.title)}"></div>'
            f'<figcaption><strong>{html.escape(picture.title)}.</strong> '
            f'{html.escape(picture.text)}</figcaption></figure>')
 

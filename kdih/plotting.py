@@ -1,6 +1,7 @@
 """What all pictures share: the figure, the look of its axes, colours, and how it is saved."""
 import io
 import pathlib
+from typing import Any, Literal
 
 import matplotlib
 from etils import epath
@@ -16,19 +17,19 @@ TEACHER, STUDENT = '#0072b2', '#d55e00'
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#000000', '#e69f00', '#56b4e9')
 MARKERS = 'sD^vPX*p'
 
-_DPI = 150
+DPI = 150
 # Letters as outlines look alike everywhere; the salt makes ids the same from run to run.
-_SVG = {'svg.fonttype': 'path', 'svg.hashsalt': 'kdih'}
+_SVG: dict[Any, str] = {'svg.fonttype': 'path', 'svg.hashsalt': 'kdih'}
 
 
 def new_figure(width: float, height: float) -> Figure:
   """An empty white figure of so many inches, laid out so that nothing is cut off."""
-  figure = Figure(figsize=(width, height), dpi=_DPI, layout='constrained', facecolor='white')
+  figure = Figure(figsize=(width, height), dpi=DPI, layout='constrained', facecolor='white')
   FigureCanvasAgg(figure)
   return figure
 
 
-def clean(axes: Axes, grid: str = 'y') -> None:
+def clean(axes: Axes, grid: Literal['x', 'y'] = 'y') -> None:
   """Leaves two spines and a pale grid along the axis `grid`."""
   axes.grid(axis=grid, color='#e5e5e5')
   axes.set_axisbelow(True)
@@ -43,9 +44,9 @@ def label_point(
                 ha=side, fontsize=9, bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
 
 
-def shown(name: str, longest: int = 20) -> str:
-  """A name as pictures write it: the end of one that is too long, and no formula."""
-  cut = name if len(name) <= longest else '…' + name[1 - longest:]
+def shown(name: str) -> str:
+  """A name as pictures write it: without the middle of one that is too long, and no formula."""
+  cut = name if len(name) <= 20 else f'{name[:9]}…{name[-10:]}'
   return cut.replace('$', r'\$')
 
 

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from kdih import collect, comparison, entry, errors, tables
 from kdih.comparison import Pair, Run
 
-_LATEX = '% Needs \\usepackage{booktabs}.\n'
+_TITLE = 'Comparison of distillation methods'
+_LATEX = '% Needs \\usepackage{array, booktabs}.\n'
 
 
 def main(argv: list[str]) -> int:
@@ -27,14 +28,18 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      'kdih.report', usage='python -m kdih.report WORKDIR… [--output=FOLDER]', exit_on_error=False)
+      'kdih.report', usage='python -m kdih.report WORKDIR… [--output=FOLDER]', exit_on_error=False,
+      allow_abbrev=False, add_help=False)
   parser.add_argument('paths', nargs='*')
   parser.add_argument('--output', default='')
   return parser
 
 
 def _run(argv: list[str]) -> int:
-  given, unknown = _parser().parse_known_args(argv[1:])
+  try:
+    given, unknown = _parser().parse_known_intermixed_args(argv[1:])
+  except argparse.ArgumentError as error:
+    raise errors.ConfigError(f'{error}; such as --output=runs/comparison') from error
   if unknown:
     raise errors.ConfigError(f'{unknown[0]!r} is not a flag; there is --output=FOLDER')
   if not given.paths:
@@ -47,20 +52,27 @@ def _run(argv: list[str]) -> int:
   pairs, more = comparison.compare(runs)
   if not pairs:
     raise errors.ConfigError(f'{given.paths[0]}: no finished student to compare; '
-                             f'{"; ".join(problems) or "give the folder of a run or a sweep"}')
-  print(write(pairs, runs, [*problems, *more], folder))
+                             f'{"; ".join(problems)}; give the folder of a run or a sweep')
+  try:
+    print(write(pairs, runs, [*problems, *more], folder))
+  except OSError as error:
+    raise errors.ConfigError(f'--output: {folder} cannot be written ({error.strerror}: '
+                             f'{error.filename}); choose another folder') from error
   return 0
 
 
 def _print_results(path: str) -> None:
-  try:
-    results = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise errors.ConfigError(f'{path}: is no results.json ({error}); such as '
-                             'runs/digits/results.json') from error
   from kdih import run_report  # Imports jax, which takes seconds.
 
-  print(run_report.markdown_table(results))
+  try:
+    results = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    if not {'teacher', 'heads', 'student'} & results.keys():
+      raise LookupError('it names neither teacher, nor heads, nor student')
+    table = run_report.markdown_table(results)
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise errors.ConfigError(f'{path}: is no results.json ({errors.first_line(error)}); such as '
+                             'runs/digits/results.json') from error
+  print(table)
 
 
 def _output(wanted: str, paths: Sequence[str]) -> pathlib.Path:
@@ -69,11 +81,10 @@ def _output(wanted: str, paths: Sequence[str]) -> pathlib.Path:
   folder = pathlib.Path(wanted or pathlib.Path(paths[0]) / 'comparison')
   if not wanted and not folder.parent.is_dir():
     raise errors.ConfigError(f'{paths[0]}: there is no such folder; give that of a run or a sweep')
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise errors.ConfigError(f'--output: {folder} cannot be made ({error.strerror}); choose '
-                             'another folder') from error
+  for path in (folder / 'report.md', folder / 'index.html'):
+    if path.is_file() and _TITLE not in path.read_text(encoding='utf-8', errors='replace'):
+      raise errors.ConfigError(f'--output: {path} is not of a comparison and would be lost; choose '
+                               'another folder')
   return folder
 
 
@@ -89,19 +100,19 @@ def write(
   from kdih.workdir import write_atomically
 
   pictures_folder = folder / 'pictures'
-  pictures_folder.mkdir(exist_ok=True)
+  pictures_folder.mkdir(parents=True, exist_ok=True)
   pictures = comparison_plots.draw(pairs, pictures_folder)
-  provenance = list(dict.fromkeys(line for run in runs for line in _provenance(run)))
+  provenance = list(dict.fromkeys(line for run in runs for line in run.provenance))
   said = '\n\n'.join([*_said(pairs, comparison_plots.headings(pairs)),
                       *_section('What is missing or was left out', problems)])
-  shown = [f'![{picture.text}](pictures/{picture.name}.png)\n\n{picture.section}. {picture.title}.'
-           for picture in pictures]
+  shown = [_picture(p.name, p.section, p.title, p.text) for p in pictures]
   files = {
-      'report.md': '\n\n'.join(['# Comparison of distillation methods', said, *shown,
+      'report.md': '\n\n'.join([f'# {_TITLE}', said, *shown,
                                 *_section('Provenance', provenance)]) + '\n',
       'results.csv': tables.csv_of_pairs(pairs), 'runs.csv': tables.csv_of_runs(runs),
       'tables.tex': _LATEX + '\n\n'.join(map(tables.latex, pairs)) + '\n',
-      'index.html': page_lib.page(pairs, pictures, pictures_folder, problems, provenance)}
+      'index.html': page_lib.page(
+          _TITLE, pairs, pictures, pictures_folder, problems, provenance)}
   for name, content in files.items():
     write_atomically(folder / name, content)
   return f'{said}\n\nthe page: {folder / "index.html"}'
@@ -109,28 +120,21 @@ def write(
 
 def _said(pairs: Sequence[Pair], headings: Sequence[str]) -> Iterator[str]:
   for pair, heading in zip(pairs, headings, strict=True):
-    yield f'## {heading}'
-    yield tables.caption(pair)
+    yield f'## {tables.markdown_escaped(heading)}'
+    yield tables.markdown_escaped(tables.caption(pair))
     yield tables.markdown(pair)
     yield from tables.findings(pair)
+
+
+def _picture(name: str, *words: str) -> str:
+  section, title, text = map(tables.markdown_escaped, words)
+  return f'![{title}](pictures/{name}.png)\n\n{section}. **{title}.** {text}'
 
 
 def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
   if lines:
     yield f'## {title}'
-    yield '\n'.join(f'- {line}' for line in lines)
-
-
-def _provenance(run: Run) -> Iterator[str]:
-  """Command, commit, devices and versions; nothing of a manifest that is not there."""
-  path = pathlib.Path(run.path) / 'manifest.json'
-  if path.exists():
-    manifest = json.loads(path.read_text(encoding='utf-8'))
-    versions = ', '.join(f'{name} {at}' for name, at in manifest.get('versions', {}).items())
-    yield f'command: {manifest.get("command")}'
-    yield f'git commit: {manifest.get("git_commit")}'
-    yield f'devices: {", ".join(manifest.get("devices", ()))} ({manifest.get("platform")})'
-    yield f'versions: {versions}'
+    yield '\n'.join(f'- {tables.markdown_escaped(line)}' for line in lines)
 
 
 if __name__ == '__main__':

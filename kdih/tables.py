@@ -1,6 +1,7 @@
 """Comparisons as text: Markdown, LaTeX, CSV, and what they show in plain sentences."""
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from kdih.comparison import BASELINES, Gain, Pair, Published, Row, Run
 _MISSING = '–'
 _LATEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
           '<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}', '±': r'$\pm$',
-          '→': r'$\to$', '−': '$-$', '–': '--', **{char: f'\\{char}' for char in '&%$#_{}'}}
+          '→': r'$\to$', '−': '$-$', '–': '--', '\ufffd': '?',
+          '[': '{[}', '*': '{*}',  # Which \\ would take for its own.
+          **{char: f'\\{char}' for char in '&%$#_{}'}}
 _RUN_NUMBERS = (('test_last', 'top1'), ('test_last', 'loss'), ('test_last', 'agreement'),
                 ('test_best_val', 'top1'), ('test_best_val', 'loss'),
                 ('test_best_val', 'agreement'), ('val', 'top1'), ('val', 'loss'))
@@ -48,10 +51,11 @@ def _gain(gain: Gain | None, seeds: int) -> str:
   if gain is None:
     return _MISSING
   error = '' if gain.standard_error is None else f' ± {gain.standard_error:.2f}'
-  return _signed(gain.mean) + error + (f' (n = {gain.n})' if gain.n < seeds else '')
+  return signed(gain.mean) + error + (f' (n = {gain.n})' if gain.n < seeds else '')
 
 
-def _signed(number: float) -> str:
+def signed(number: float) -> str:
+  """The number with its sign and two places."""
   return f'{number:+.2f}'.replace('-', '−')
 
 
@@ -61,30 +65,44 @@ def _published(number: Published) -> str:
 
 def markdown(pair: Pair) -> str:
   """The table of a pair in Markdown."""
-  header, *rows = [[_markdown_escaped(cell) for cell in row] for row in cells(pair)]
+  header, *rows = [[markdown_escaped(cell) for cell in row] for row in cells(pair)]
   rule = [':--', *('--:' for _ in header[2:]), ':--']
   return '\n'.join(f'| {" | ".join(row)} |' for row in (header, rule, *rows))
 
 
-def _markdown_escaped(text: str) -> str:
-  return ''.join(f'\\{char}' if char in '\\|*<`' else char for char in text)
+def markdown_escaped(text: str) -> str:
+  """The text with what Markdown would read as its own written as it is."""
+  return ''.join(f'\\{char}' if char in '\\|*<`[' else char for char in text)
 
 
 def latex(pair: Pair) -> str:
-  """The table of a pair in LaTeX; it needs the package booktabs."""
-  header, *rows = [' & '.join(map(_latex_escaped, row)) + r' \\' for row in cells(pair)]
-  columns = f'l{"r" * (len(cells(pair)[0]) - 2)}l'
+  """The table of a pair in LaTeX; it needs the packages array and booktabs."""
+  names, *numbers = cells(pair)
+  header = ' & '.join(map(_latex_header, names)) + r' \\'
+  rows = [' & '.join(map(_latex_escaped, row)) + r' \\' for row in numbers]
+  columns = f'l{"r" * (len(names) - 2)}>{{\\raggedright\\arraybackslash}}p{{32mm}}'
   return '\n'.join([
       r'\begin{table}', r'\centering', f'\\caption{{{_latex_escaped(caption(pair))}}}',
+      r'\medskip', r'\footnotesize', r'\setlength{\tabcolsep}{3pt}',
       f'\\begin{{tabular}}{{{columns}}}', r'\toprule', header, r'\midrule', *rows, r'\bottomrule',
       r'\end{tabular}', r'\end{table}'])
 
 
 def caption(pair: Pair) -> str:
-  """What the numbers in the table of a pair are."""
-  teacher = '' if pair.teacher_top1 is None else f' (teacher {pair.teacher_top1:.2f} %)'
+  """What the numbers in the table of a pair are, and the teacher's, published ones too."""
+  teacher = ''
+  if pair.teacher_top1 is not None:
+    numbers = ', '.join(map(_published, pair.teacher_published))
+    teacher = f' (teacher {pair.teacher_top1:.2f} %{numbers and f"; published: {numbers}"})'
   return (f'{title(pair)}{teacher}: mean ± standard deviation over n seeds; paired gains in points '
           '± standard error.')
+
+
+def _latex_header(text: str) -> str:
+  """In two lines where it is long, so that the table fits on a page."""
+  lines = [_latex_escaped(line) for line in re.split(r' (?=\()|(?<=over) ', text)]
+  stacked = r'\\'.join(lines)
+  return rf'\shortstack[r]{{{stacked}}}' if lines[1:] else lines[0]
 
 
 def _latex_escaped(text: str) -> str:
@@ -100,8 +118,8 @@ def csv_of_pairs(pairs: Iterable[Pair]) -> str:
            for part in ('', '_standard_error', '_n')]
   return _csv(['data', 'teacher', 'student', 'method', 'n', 'seeds', 'top1_last_mean',
                'top1_last_std', 'top1_best_val_mean', 'top1_best_val_std', *gains, 'published',
-               'teacher_top1_last', 'teacher_parameters', 'teacher_flops', 'student_parameters',
-               'student_flops', 'protocol'],
+               'teacher_top1_last', 'teacher_published', 'teacher_parameters', 'teacher_flops',
+               'student_parameters', 'student_flops', 'protocol'],
               (_pair_row(pair, row) for pair in pairs for row in pair.rows))
 
 
@@ -113,7 +131,8 @@ def _pair_row(pair: Pair, row: Row) -> list:
           row.mean, row.std, row.best_mean, row.best_std,
           *(value for gain in gains for value in (
               (gain.mean, gain.standard_error, gain.n) if gain else (None, None, None))),
-          ', '.join(map(_published, row.published)), pair.teacher_top1, *costs, pair.protocol]
+          ', '.join(map(_published, row.published)), pair.teacher_top1,
+          ', '.join(map(_published, pair.teacher_published)), *costs, pair.protocol]
 
 
 def csv_of_runs(runs: Iterable[Run]) -> str:
@@ -161,16 +180,16 @@ def _finding(baseline: str, gain: Gain | None) -> str:
   said = f'dih against {baseline}: '
   if gain is None:
     return said + 'no seed was run with both.'
-  said += f'{_signed(gain.mean)} points of test top-1'
+  said += f'{signed(gain.mean)} points of test top-1'
   if gain.standard_error is None:
     return f'{said} with n = 1 seed, which has no spread to judge this by: nothing follows from it.'
   exceeds = abs(gain.mean) > 2 * gain.standard_error
   factor, low, high = _interval(gain)
-  few = f'n = {gain.n} seeds are few, and ' if gain.n <= 3 else ''
-  said += f', standard error {gain.standard_error:.2f}, paired over n = {gain.n} seeds'
-  return (f'{said}; that is {"more" if exceeds else "not more"} than 2 standard errors. {few}'
-          f'95 % take {factor:.2f} of them by the t-distribution: '
-          f'{_signed(low)} to {_signed(high)}, {_verdict(baseline, low, high)}.')
+  few = ' for so few seeds' if gain.n <= 3 else ''
+  return (f'{said} (standard error {gain.standard_error:.2f}, paired over n = {gain.n} seeds), '
+          f'{"more" if exceeds else "not more"} than 2 standard errors from 0. The 95 % confidence '
+          f'interval of the paired t-test, {factor:.2f} standard errors to either side{few}, is '
+          f'{signed(low)} to {signed(high)}: {_verdict(baseline, low, high)}.')
 
 
 def _interval(gain: Gain) -> tuple[float, float, float]:
@@ -182,10 +201,10 @@ def _interval(gain: Gain) -> tuple[float, float, float]:
 
 def _verdict(baseline: str, low: float, high: float) -> str:
   if low > 0:
-    return f'so dih is better than {baseline} here'
+    return f'dih is better than {baseline} here'
   if high < 0:
-    return f'so dih is worse than {baseline} here'
-  return f'so these runs do not tell dih and {baseline} apart'
+    return f'dih is worse than {baseline} here'
+  return f'these runs do not tell dih and {baseline} apart'
 
 
 def _remarks(gains: dict[str, Gain | None]) -> Iterator[str]:

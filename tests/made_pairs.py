@@ -37,7 +37,7 @@ def heads(members: int) -> dict:
   names = [*(f'stage{at + 1}' for at in range(members - 1)), 'final']
   top1 = {name: 0.35 + 0.4 * (at + 1) / members for at, name in enumerate(names)}
   analysed = {name: {'entropy': 2.2 - at / members, 'ece': 0.21 - 0.1 * at / members, 'bins': []}
-              for at, name in enumerate((*names, 'mean'))}
+              for at, name in enumerate(names)}
   matrix = [[1 - abs(a - b) / (members + 2) for b in range(members)] for a in range(members)]
   without = {'none': 0.76, **{name: 0.76 - 0.004 * (at - 1) for at, name in enumerate(names)}}
   return {

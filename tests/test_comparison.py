@@ -21,7 +21,8 @@ def run(method, seed, last, best=None, *, options=None, protocol='{}', data='cif
   content['test_best_val'] = {'top1': (best or last) / 100}
   return Run(**{'path': f'runs/{method}/{seed}', 'teacher_result': None, 'heads_result': None,
                 'data': data, 'teacher': teacher, 'student': student, 'method': method,
-                'seed': seed, 'protocol': protocol, 'result': content, **others})
+                'seed': seed, 'protocol': protocol, 'result': content,
+                'provenance': (), **others})
 
 
 def three_seeds() -> list[Run]:

@@ -1,8 +1,10 @@
 """Comparisons as Markdown, LaTeX and CSV, and in sentences, against what stands in them."""
 import csv
 import io
+import math
 import re
 
+import numpy as np
 import pytest
 from made_results import result
 
@@ -28,7 +30,7 @@ ONCE = Row('my_|<b>', (7,), 50.0, None, 51.0, None, {'ce': Gain(0.0, None, 1)}, 
 
 def run(**fields) -> Run:
   return Run('runs/x', 'digits', 'resnet14', 'resnet8', 'ce', 3, '{}',
-             result(0.625, agreement=0.5, **fields), None, None)
+             result(0.625, agreement=0.5, **fields), None, None, ())
 
 
 def test_the_cells_of_a_table():
@@ -59,7 +61,9 @@ def test_latex_is_a_booktabs_table_with_escaped_names():
   assert r'$-$0.50 (n = 1) & 61.41 (a README; last epoch), 62.00 (B \& C; best) \\' in text
   assert r'my\_\textbar{}\textless{}b\textgreater{} & 1' in text
   assert r'cifar100: resnet110 $\to$ wrn\_16\_2 (teacher 72.38 \%)' in text
-  assert r'\begin{tabular}{lrrrrrrl}' in text and text.isascii()
+  assert r'\begin{tabular}{lrrrrrr>{\raggedright\arraybackslash}p{32mm}}' in text and text.isascii()
+  assert (r'method & n & \shortstack[r]{test top-1 \%\\(last)} & '
+          r'\shortstack[r]{test top-1 \%\\(best val)} & \shortstack[r]{gain over\\ce} & ') in text
   for environment in ('table', 'tabular'):
     assert text.count(f'\\begin{{{environment}}}') == text.count(f'\\end{{{environment}}}') == 1
   # Every special character that is not a command's is escaped, and no row has an extra column.
@@ -73,8 +77,20 @@ def test_latex_escapes_what_latex_would_read():
           in tables.latex(pair(hostile)))
 
 
+@pytest.mark.parametrize('name, expected', [('[x]', '{[}x]'), ('*', '{*}'), ('\ufffd', '?')])
+def test_a_row_cannot_be_taken_for_an_option_of_the_one_before(name, expected):
+  text = tables.latex(pair(CE, Row(name, (1,), 1.0, None, None, None, {}, ())))
+  assert text.split('\n')[-4].startswith(f'{expected} & 1 & ')
+
+
 def test_a_caption_without_a_teacher():
   assert r'wrn\_16\_2: mean' in tables.latex(pair(CE, teacher_top1=None))
+
+
+def test_a_caption_holds_the_published_numbers_of_the_teacher():
+  assert tables.caption(pair(CE, teacher_published=PUBLISHED)).startswith(
+      'cifar100: resnet110 → wrn_16_2 (teacher 72.38 %; published: 61.41 (a README; last epoch), '
+      '62.00 (B & C; best)): mean ± standard deviation over n seeds')
 
 
 def read(text: str) -> list[dict[str, str]]:
@@ -92,6 +108,7 @@ def test_csv_of_pairs_is_unrounded_and_empty_where_unknown():
   assert (dih['gain_over_kd'], dih['gain_over_kd_standard_error'], dih['gain_over_kd_n']) == (
       '', '', '')
   assert (dih['gain_over_kd_matched'], dih['gain_over_kd_matched_standard_error']) == ('-0.5', '')
+  assert (dih['teacher_published'], other['teacher_published']) == ('', '')
   assert dih['published'] == '61.41 (a README; last epoch), 62.00 (B & C; best)'
   assert (ce['teacher_parameters'], ce['teacher_flops'], ce['student_parameters'],
           ce['student_flops'], ce['teacher_top1_last']) == ('9', '8', '7', '', '72.384')
@@ -126,18 +143,19 @@ def test_findings_at_three_seeds_go_by_the_t_distribution():
   # t(2 degrees of freedom, 97.5 %) = 4.3027: 1 +- 1.7211 and 2 +- 1.2908.
   kd, matched, *_ = findings(kd=Gain(1.0, 0.4, 3), kd_matched=Gain(2.0, 0.3, 3))
   assert kd == (
-      'dih against kd: +1.00 points of test top-1, standard error 0.40, paired over n = 3 seeds; '
-      'that is more than 2 standard errors. n = 3 seeds are few, and 95 % take 4.30 of them by the '
-      't-distribution: −0.72 to +2.72, so these runs do not tell dih and kd apart.')
-  assert matched.endswith('+0.71 to +3.29, so dih is better than kd_matched here.')
+      'dih against kd: +1.00 points of test top-1 (standard error 0.40, paired over n = 3 seeds), '
+      'more than 2 standard errors from 0. The 95 % confidence interval of the paired t-test, 4.30 '
+      'standard errors to either side for so few seeds, is −0.72 to +2.72: these runs do not tell '
+      'dih and kd apart.')
+  assert matched.endswith('+0.71 to +3.29: dih is better than kd_matched here.')
 
 
 @pytest.mark.parametrize('mean, error, n, expected', [
     (0.8, 0.4, 3, 'not more than 2 standard errors'), (-0.81, 0.4, 3, ' more than 2 standard'),
     (0.0, 0.0, 2, 'not more than 2 standard errors'), (0.5, 0.0, 2, ' more than 2 standard'),
-    (-2.0, 0.3, 3, 'so dih is worse than kd here'), (5.0, 0.5, 2, 'do not tell dih and kd apart'),
-    (5.0, 0.5, 2, 'n = 2 seeds are few, and 95 % take 12.71 of them'),
-    (1.0, 0.4, 5, 'standard errors. 95 % take 2.78 of them'),
+    (-2.0, 0.3, 3, ': dih is worse than kd here'), (5.0, 0.5, 2, 'do not tell dih and kd apart'),
+    (5.0, 0.5, 2, ', 12.71 standard errors to either side for so few seeds, is −1.35 to +11.35: '),
+    (1.0, 0.4, 5, ', 2.78 standard errors to either side, is −0.11 to +2.11: '),
 ])
 def test_findings_by_size_and_seeds(mean, error, n, expected):
   assert expected in findings(kd=Gain(mean, error, n))[0]
@@ -161,3 +179,14 @@ def test_a_gain_that_the_loss_scale_may_explain_is_not_credited_to_the_heads(mat
 
 def test_without_dih_there_is_nothing_to_find():
   assert tables.findings(pair(CE)) == []
+
+
+def test_the_interval_covers_the_truth_19_times_in_20():
+  """Simulated: gains of 3 seeds around a true gain of 0.5 points."""
+  drawn = np.random.default_rng(0).normal(0.5, 1.3, (4000, 3))
+  told = [findings(kd=Gain(float(mean), float(error), 3))[0] for mean, error in zip(
+      drawn.mean(1), drawn.std(1, ddof=1) / math.sqrt(3), strict=True)]
+  ends = [re.search(r'is (\S+) to (\S+): ', line).groups() for line in told]
+  inside = [float(low.replace('−', '-')) <= 0.5 <= float(high.replace('−', '-'))
+            for low, high in ends]
+  assert np.mean(inside) == pytest.approx(0.95, abs=0.012)  # 3.5 standard errors.
