@@ -271,3 +271,15 @@ def test_the_table_of_a_run_is_printed(folders, capsys):
 def test_help(capsys):
   assert report.main(['kdih.report', '--help']) == 0
   assert 'python -m kdih.report WORKDIR… [--output=FOLDER]' in capsys.readouterr().out
+
+
+def test_the_table_in_the_readme_is_that_of_the_committed_sweep():
+  root = pathlib.Path(__file__).parents[1]
+  runs, problems = collect([root / 'launch/results/cifar100_sweep'])
+  [pair], more = compare(runs)
+  assert problems == [] and more == []
+  table = tables.markdown(pair)
+  readme = (root / 'README.md').read_text(encoding='utf-8')
+  path = 'launch/results/cifar100_sweep/comparison/report.md'
+  assert f'<!-- {path} -->\n{table}\n<!-- end -->' in readme
+  assert table in (root / path).read_text(encoding='utf-8')
