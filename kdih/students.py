@@ -9,7 +9,7 @@ from kdih import checkpoint, cost, exported, modules, phases, state, taps as tap
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
 from kdih.tasks import Task
-from kdih.teaching import Method
+from kdih.teaching import STUDENT, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,9 @@ def _run_assistant(
   built, phase = experiment.modules, f'student/{name}/assistant{number + 1}'
   module = built.assistants[model]
   if not experiment.workdir.result(phase):
-    described = {'name': model, 'kwargs': {}, 'num_classes': built.spec.num_classes}
+    described = ({'name': model, 'kwargs': {}, 'num_classes': built.spec.num_classes}
+                 if model != STUDENT else
+                 exported.describe_model(experiment.config, 'student', built.spec.num_classes))
     _run(experiment, name, phase, module, (), teacher, 4 + number, described)
   like = taps_lib.abstract_variables(module, built.spec.image_shape)
   path = experiment.workdir.path / phase / 'variables'

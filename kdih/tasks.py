@@ -108,7 +108,7 @@ def student_task(
         batch['index'], frozen.get('train_labels'), batch['epoch'], batch['key'], parallel.gather)
     loss, kept = method.apply(
         state.part(variables, 'method'), lesson, mutable=['batch_stats', 'memory'],
-        method='prepare' if preparing else '__call__')
+        rngs={'dropout': key}, method='prepare' if preparing else '__call__')
     collections = {**collections, **state.join(student=changed, method=kept)}
     return loss.mean(), (collections, {'student': output.logits})
 

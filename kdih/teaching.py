@@ -191,9 +191,9 @@ def embeddings(lesson: Lesson) -> tuple[jax.Array, jax.Array]:
   return found[0], found[1]
 
 
-def pool_to(feature: jax.Array, side: int) -> jax.Array:
-  """Adaptive average pooling: [batch, H, W, C] to [batch, side, side, C], PyTorch's windows."""
-  for axis in (1, 2):
+def pool_to(feature: jax.Array, height: int, width: int) -> jax.Array:
+  """Adaptive average pooling: [batch, H, W, C] to [batch, height, width, C], PyTorch's windows."""
+  for axis, side in ((1, height), (2, width)):
     size = feature.shape[axis]
     windows = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
     feature = jnp.stack([jnp.mean(jax.lax.slice_in_dim(feature, start, stop, axis=axis), axis=axis)
@@ -202,10 +202,10 @@ def pool_to(feature: jax.Array, side: int) -> jax.Array:
 
 
 def same_size(one: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Two maps, the larger pooled to the height and width of the smaller; both square."""
-  side = min(one.shape[1], other.shape[1])
-  return tuple(f if f.shape[1] == side else pool_to(f, side)  # type: ignore[return-value]
-               for f in (one, other))
+  """Two maps, the larger pooled to the height and width of the smaller."""
+  height, width = (min(sizes) for sizes in zip(one.shape[1:3], other.shape[1:3], strict=True))
+  return tuple(f if f.shape[1:3] == (height, width) else pool_to(f, height, width)
+               for f in (one, other))  # type: ignore[return-value]
 
 
 def _teacher(lesson: Lesson) -> Output:

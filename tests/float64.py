@@ -53,9 +53,9 @@ def cross_entropy(z):
   return -log_softmax(z)[np.arange(lessons.BATCH), lessons.LABELS]
 
 
-def started(options, lesson: Lesson):
+def started(options, lesson: Lesson, context: Context | None = None):
   """A method and its variables, with no batch norm, bias or statistic as it begins."""
-  method = lessons.make(options)
+  method = lessons.make(options, context)
   variables = _compiled(lambda: _initial(method, lesson))()
   rng = np.random.default_rng(5)
   return method, jax.tree.map(

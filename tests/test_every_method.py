@@ -1,4 +1,5 @@
 """Every named method through the real entry point: what it trains, keeps and exports."""
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import TESTS, exported, read_config, tiny_command
 
-from kdih import checkpoint, config_lib, pipeline, writers
+from kdih import checkpoint, config_lib, data, modules, pipeline, students, tasks, writers
+from kdih.experiment import Experiment
+from kdih.workdir import Workdir
 
 QUICK = ('at', 'crd', 'dih_at', 'dml', 'fitnets')  # One of each sort; the others are slow.
 NAMES = tuple(name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
@@ -40,6 +43,88 @@ def test_a_method_trains_a_student_and_exports_it_alone(workdir, digits_dir, nam
   assert {path: array.shape for path, array in alone.items()} == {
       path: array.shape for path, array in ce.items()}
   assert result['parameters'] == sum(a.size for p, a in ce.items() if p.startswith("['params']"))
+
+
+@pytest.fixture
+def experiment(tmp_path, finished, digits_dir):
+  """A run in which teacher and heads are finished, and no student."""
+  path = tmp_path / 'run'
+  shutil.copytree(finished, path, ignore=shutil.ignore_patterns('student'))
+  config = read_config(path, digits_dir, '--config.student.methods=dih,fitnets')
+  builder = data.open_builder(config.data)
+  built = modules.build(config, data.describe(builder, config.data))
+  return Experiment(config, built, Workdir(path), pipeline.open_splits(config, builder))
+
+
+def test_images_to_validate_with_are_no_negatives(experiment):
+  found, hidden = experiment.train_labels(), experiment.validation_subset
+  images = data.open_split(data.open_builder(experiment.config.data), 'train_split',
+                           experiment.config.data)
+  assert len(hidden) == 40 and (found[hidden] == -1).all()
+  shown = np.setdiff1d(np.arange(200), hidden)
+  np.testing.assert_array_equal(found[shown], images.labels()[shown])
+
+
+def test_members_are_weighted_by_what_they_say_of_the_validation_split(experiment, monkeypatch):
+  heads = experiment.workdir.result('heads')
+  val, test = ([heads['members'][name][split]['top1'] for name in ('stage1', 'stage2', 'final')]
+               for split in ('val', 'test_best_val'))
+  accuracy = heads['weights']['accuracy']
+  np.testing.assert_allclose(accuracy, np.array(val) / np.mean(val), rtol=1e-5)
+  assert not np.allclose(accuracy, np.array(test) / np.mean(test), rtol=1e-2)
+
+  def stop(student, taps, method, teach, frozen, **kwargs):
+    heard.update(frozen['weights'])
+    raise KeyboardInterrupt
+
+  heard = {}
+  monkeypatch.setattr(tasks, 'student_task', stop)
+  with pytest.raises(KeyboardInterrupt):
+    students.run_student(experiment, 'dih')
+  assert heard.keys() == {'accuracy', 'learnt'}
+  for rule, weights in heard.items():
+    np.testing.assert_allclose(weights, heads['weights'][rule], rtol=1e-6)
+
+
+def test_the_loss_itself_goes_on_from_what_was_prepared(experiment, monkeypatch):
+  begun, ended, train = {}, {}, Experiment.train
+  first, second = 'student/fitnets/prepare', 'student/fitnets'
+
+  def recorded(self, phase, task, variables, config):
+    begun[phase] = jax.device_get(variables)
+    if phase == second:
+      raise KeyboardInterrupt
+    # The last variables, not the best: a hint does not aim at accuracy.
+    ended[phase] = dataclasses.replace(train(self, phase, task, variables, config), best=None)
+    return ended[phase]
+
+  monkeypatch.setattr(Experiment, 'train', recorded)
+  with pytest.raises(KeyboardInterrupt):
+    students.run_student(experiment, 'fitnets')
+  jax.tree.map(np.testing.assert_array_equal, begun[second], ended[first].last)
+  for side, name in (('student', 'Conv_0'), ('method', 'regressor')):
+    before, after = (jax.tree.leaves(begun[phase]['params'][side][name])[-1]
+                     for phase in (first, second))
+    assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize('taught_by', ['teacher', 'cohort'])
+def test_the_teacher_says_the_same_of_an_image_whatever_else_is_in_the_batch(
+    experiment, taught_by):
+  built, path = experiment.modules, experiment.workdir.path
+  frozen = {name: checkpoint.restore(path / name / 'variables') for name in ('teacher', 'heads')}
+  teach = jax.jit(lambda images: said(*tasks.make_teach(
+      taught_by, built.teacher, tuple(built.teacher_taps), built.heads, tuple(built.taps))(
+          frozen, images)))
+  images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
+  together, alone = teach(images), teach(images[:1])
+  assert set(together[1]) == {'teacher': set(), 'cohort': {'stage1', 'stage2', 'final'}}[taught_by]
+  jax.tree.map(lambda all_of, one: np.testing.assert_allclose(all_of[:1], one, atol=1e-5),
+               together, alone)
+
+
+def said(output, members):
+  return [output.logits, output.features, output.preactivations, output.embedding], members
 
 
 @pytest.mark.slow

@@ -123,6 +123,44 @@ def test_the_recipes_weight_kd_as_their_sources_do():
   assert (repdistiller.alpha, repdistiller.temperature) == (0.9, 4.0)
 
 
+def entry(name):
+  return config_lib.base().methods[name].to_dict()
+
+
+def test_the_entries_have_the_numbers_of_their_sources():
+  """Those of test_methods_{crd,logits,maps,relations}.py are held there."""
+  hint = dict(kind='fitnets', hint=2, alpha=0.1, temperature=5.0, cross_entropy=1.0, weight=100.0)
+  assert entry('fitnets') == {**hint, 'phases': 'two'}
+  assert entry('fitnets_one') == {**hint, 'phases': 'one'}
+  assert entry('ft') == dict(kind='ft', rate=0.5, cross_entropy=1.0, weight=200.0)
+  assert entry('ab') == dict(kind='ab', margin=1.0)
+  assert entry('reviewkd') == dict(
+      kind='reviewkd', width=64, warmup_epochs=20.0, cross_entropy=1.0, weight=1.0)
+  assert entry('tofd') == dict(kind='tofd', temperature=3.0, alpha=0.05, beta=0.03)
+  assert entry('mhkd') == dict(kind='mhkd', alpha=0.1, temperature=4.0, beta=0.5, width=256)
+  assert entry('dml') == dict(kind='dml', peers=('student',), alpha=0.5, temperature=1.0)
+  assert entry('takd') == dict(kind='takd', chain=('resnet20',), alpha=0.1, temperature=5.0)
+  assert entry('dih') == DIH
+
+
+def test_a_control_differs_from_what_it_controls_in_one_thing():
+  assert entry('kd_matched') == {**KD, 'scale': 'cohort'}
+  assert entry('kd_repdistiller') == {**KD, 'alpha': 0.9, 'temperature': 4.0}
+  for name, changes in (('mean', {'reduction': 'mean'}), ('once', {'cross_entropy': 'once'}),
+                        ('teacher', {'members': 'teacher'}), ('accuracy', {'weights': 'accuracy'}),
+                        ('learnt', {'weights': 'learnt'})):
+    assert entry(f'dih_{name}') == {**DIH, **changes}
+  for name, other in (('dih_at', 'at'), ('dih_crd', 'crd')):
+    assert entry(name) == dict(kind='combined', methods=('dih', other), weights=(1.0, 1.0))
+
+
+def test_a_hint_is_learnt_for_40_epochs_at_a_rate_of_a_tenth():
+  """PAPER.md, section 5."""
+  prepare = config_lib.base().student.prepare
+  assert (prepare.unit, prepare.length) == ('epochs', 40.0)
+  assert (prepare.schedule, prepare.learning_rate) == ('constant', 0.1)
+
+
 @pytest.mark.parametrize('options, expected', [
     ({**KD, 'kind': 'dhi'},
      "config.methods.mine.kind: unknown 'dhi'; did you mean 'dih'? choose from: "),

@@ -165,6 +165,21 @@ def test_it_is_0_where_the_features_differ_by_a_factor(name):
   np.testing.assert_allclose(terms, np.zeros(4), atol=1e-6)
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_maps_need_not_be_square(name):
+  """Means over windows that are as large as the maps of the other side are small."""
+  rng = np.random.default_rng(4)
+  student, teacher = ({'stage1': rng.normal(size=(4, *shape))} for shape in ((4, 6, 3), (2, 3, 6)))
+  pooled = {'stage1': student['stage1'].reshape(4, 2, 2, 3, 2, 3).mean((2, 4))}
+  large, small = (lesson_of(*jax.tree.map(lessons.single, (said, teacher)))
+                  for said in (student, pooled))
+  method = lessons.make(OPTIONS[name])
+  variables = method.init(jax.random.key(1), large)
+  found, expected = (method.apply(variables, batch, method='term') for batch in (large, small))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert np.ptp(found) > 1e-6
+
+
 def test_vid_starts_as_its_paper_does():
   widths = {'tap1': (30, 60), 'tap2': (50, 40)}
   student, teacher = ({tap: jnp.zeros((4, 2, 2, pair[side])) for tap, pair in widths.items()}

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import tiny_nets
 from conftest import exported, read_config
+from flax import linen as nn
 
-from kdih import checkpoint, errors, pipeline, reach, tasks
+from kdih import checkpoint, errors, pipeline, reach, state, taps, tasks
+from kdih.exported import load_model
 from kdih.teaching import Context
 
 DML = dict(kind='dml', peers=('one', 'other'), alpha=0.3, temperature=2.0)
@@ -24,6 +26,7 @@ ENTRIES = {
     'dih': dict(kind='dih', alpha=0.1, temperature=5.0, reduction='sum', members='cohort',
                 cross_entropy='per_branch', weights='equal', gain=1.0, standardise=False),
     'tofd': dict(kind='tofd', temperature=3.0, alpha=0.05, beta=0.03),
+    'ft': dict(kind='ft', rate=0.5, cross_entropy=1.0, weight=200.0),
     'sum': dict(kind='combined', methods=('kd', 'crd'), weights=(1.0, 2.0))}
 SUM = dict(kind='combined', methods=('ce', 'kd', 'crd'), weights=(0.5, 2.0, 3.0))
 TRAIN_LABELS = jnp.array([4, 0, 2, 2, 1, 3, 0])
@@ -104,6 +107,37 @@ def test_peers_are_models_of_their_own_in_training_mode(mutual):
   assert all(jax.tree.leaves(reached))
 
 
+class Dropping(nn.Module):
+  """A linear classifier of what is left of the images."""
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, images, train):
+    flat = images.reshape(len(images), -1)
+    return nn.Dense(self.num_classes)(nn.Dropout(0.9, deterministic=not train)(flat))
+
+
+def test_every_peer_drops_out_on_its_own():
+  model, batch = Dropping(lessons.CLASSES), lessons.lesson(teacher=None)
+  method = lessons.make(DML, context(model))
+  variables = state.join(student=taps.initial(model, jax.random.key(0), batch.images),
+                         method=method.init(jax.random.key(0), batch))
+  task = tasks.student_task(
+      model, (), method, tasks.make_teach('labels', model, (), None, ()), {})
+  feed = {'image': batch.images, 'label': batch.labels, 'index': batch.index, 'epoch': 0.0,
+          'key': batch.key}
+
+  def unread(seed):  # Inputs that no image of the batch had left, by network.
+    gradients = jax.grad(lambda params: task.loss(
+        params, {}, {}, feed, jax.random.key(seed))[0])(variables['params'])
+    networks = {'student': gradients['student'], **gradients['method']}
+    return {name: tuple(np.flatnonzero((params['Dense_0']['kernel'] == 0).all(1)))
+            for name, params in networks.items()}
+
+  patterns = [pattern for seed in (0, 1) for pattern in unread(seed).values()]
+  assert len(set(patterns)) == 6 and min(map(len, patterns)) > 10
+
+
 def test_takd_is_kd_at_every_link():
   method, batch = lessons.make(TAKD), lessons.lesson()
   expectation = kd(*(np.asarray(model.logits, float) for model in (batch.student, batch.teacher)),
@@ -137,6 +171,8 @@ def test_every_link_of_a_chain_is_taught_by_the_one_before(
   for phase in (*phases[1:], 'student/takd'):
     result = json.loads((tmp_path / phase / 'result.json').read_text())
     assert result['steps'] == 6 and result['method']['kind'] == 'takd'
+    model, _, _ = load_model(tmp_path / phase / 'variables')
+    assert model.width == {'student/takd/assistant1': 4}.get(phase, 2)
 
 
 def summed(options=SUM):
@@ -183,6 +219,24 @@ def test_a_sum_asks_for_what_its_parts_ask_for():
   assert asks('crd', 'dih') == ('cohort', True)
 
 
+@pytest.mark.parametrize('name, scale', [('tofd', 1), ('ft', 200)])
+def test_a_sum_prepares_what_its_part_prepares(name, scale):
+  """And then adds its loss, or the weighted term of a feature method."""
+  options = {**SUM, 'methods': ('kd', name), 'weights': (2.0, 3.0)}
+  batch = lessons.lesson()
+  method, variables = float64.started(options, batch, context())
+  alone = lessons.make(ENTRIES[name])
+  inner = {collection: tree['parts_1'] for collection, tree in variables.items()}
+  assert method.prepares and not lessons.make(SUM, context()).prepares
+  prepared, _ = float64.applied(method, variables, batch, 'prepare')
+  assert prepared == float64.applied(alone, inner, batch, 'prepare')[0]
+  logits = [np.asarray(model.logits, float) for model in (batch.student, batch.teacher)]
+  added, _ = float64.applied(alone, inner, batch, 'term' if name == 'ft' else '__call__')
+  np.testing.assert_allclose(
+      float64.applied(method, variables, batch)[0],
+      2 * kd(*logits, 0.1, 5.0).mean() + 3 * scale * np.asarray(added, float), rtol=1e-5)
+
+
 @pytest.mark.parametrize('options, changes, message', [
     (DML, {'peers': ()}, "peers: is (); name one model or more, such as ('student',)"),
     (DML, {'peers': 'one'}, "peers: is 'one'; name one model or more, such as ('student',)"),
@@ -204,14 +258,9 @@ def test_a_sum_asks_for_what_its_parts_ask_for():
      'each'),
     (SUM, {'weights': (1.0, 0.0, 1.0)}, 'weights: 0.0 is not above 0'),
     (SUM, {'methods': ('ce', 'kd', 'takd')},
-     "methods: 'takd' has phases or parts of its own and cannot be summed; choose one that has a "
-     'single loss'),
-    (SUM, {'methods': ('ce', 'kd', 'tofd')},
-     "methods: 'tofd' has phases or parts of its own and cannot be summed; choose one that has a "
-     'single loss'),
+     "methods: 'takd' has assistants or parts of its own and cannot be summed; choose another"),
     (SUM, {'methods': ('ce', 'kd', 'sum')},
-     "methods: 'sum' has phases or parts of its own and cannot be summed; choose one that has a "
-     'single loss'),
+     "methods: 'sum' has assistants or parts of its own and cannot be summed; choose another"),
     (SUM, {'methods': ('crd', 'crd'), 'weights': (1.0, 1.0)},
      'methods: none of them listens to the labels; name ce, kd or dih too')])
 def test_options_out_of_range_are_refused(options, changes, message):

@@ -4,9 +4,10 @@ import math
 import jax
 import numpy as np
 import pytest
-from model_checks import applied, close, random_images, shapes
+from model_checks import SMALLER, applied, close, random_images, shapes
 
-from kdih import errors, models, taps
+from kdih import config_lib, errors, models, modules, taps
+from kdih.data import DataSpec
 
 
 def parameters(patch, side, classes, width=192, depth=12):
@@ -83,6 +84,28 @@ def test_it_has_no_preactivations_and_nothing_that_training_moves():
 def test_all_taps_are_found_in_order():
   found = taps.choose_taps(models.create('vit_tiny', 10), (32, 32, 3), ())
   assert list(found.items()) == [(f'stage{i}', (8, 8, 192)) for i in range(1, 13)]
+
+
+@pytest.mark.parametrize(('roles', 'method', 'reason'), [
+    (('teacher', 'student'), 'at', None), (('student', 'teacher'), 'mhkd', None),
+    (('teacher', 'student'), 'ab', "the teacher does not sow what lies before the ReLU of 's"),
+    (('student', 'teacher'), 'reviewkd', "the student does not sow what lies before the ReLU of ")])
+def test_methods_take_its_taps_for_maps_or_say_why_not(roles, method, reason):
+  config = config_lib.base()
+  ours, other = roles
+  config[ours].update(name='vit_tiny', kwargs=SMALLER['vit_tiny'])
+  config[other].name = 'tiny_nets:TinyNet'
+  config.student.methods = (method,)
+  spec = DataSpec('made', (8, 8, 3), 5)
+  if reason is None:
+    built = modules.build(config, spec)
+    assert getattr(built, f'{ours}_taps') == {'stage1': (2, 2, 6), 'stage2': (2, 2, 6)}
+    return
+  with pytest.raises(errors.UnfitError) as raised:
+    modules.build(config, spec)
+  assert str(raised.value).startswith(
+      f'config.methods.{method}: the teacher {config.teacher.name} cannot teach the student '
+      f'{config.student.name} so: {reason}')
 
 
 @pytest.mark.parametrize(('height', 'width'), [(30, 32), (32, 30)])

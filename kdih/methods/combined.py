@@ -9,6 +9,9 @@ _RANK = ('labels', 'teacher', 'cohort')
 class Method(teaching.Method):
   """sum_i weights_i * loss_i; a feature method brings its weighted term, without the labels.
 
+  What parts prepare is prepared first, by the plain sum of those losses. Of `fitnets` in two phases
+  the hint is prepared, and stays as the term.
+
   Attributes:
     methods: names of entries of `config.methods`.
     weights: one for each.
@@ -27,9 +30,9 @@ class Method(teaching.Method):
       if not 0 < weight < float('inf'):
         raise ValueError(f'weights: {weight} is not above 0')
     for name, part in zip(self.methods, self._made(), strict=True):
-      if part.prepares or part.assistants or isinstance(part, Method):
-        raise ValueError(f'methods: {name!r} has phases or parts of its own and cannot be summed; '
-                         'choose one that has a single loss')
+      if part.assistants or isinstance(part, Method):
+        raise ValueError(f'methods: {name!r} has assistants or parts of its own and cannot be '
+                         'summed; choose another')
     if all(isinstance(part, teaching.FeatureMethod) for part in self._made()):
       raise ValueError('methods: none of them listens to the labels; name ce, kd or dih too')
 
@@ -43,6 +46,11 @@ class Method(teaching.Method):
     return max((part.taught_by for part in self._made()), key=_RANK.index)
 
   @property
+  def prepares(self):
+    """Whether a part does."""
+    return any(part.prepares for part in self._made())
+
+  @property
   def needs_train_labels(self):
     """Whether a part does."""
     return any(part.needs_train_labels for part in self._made())
@@ -50,6 +58,10 @@ class Method(teaching.Method):
   def setup(self):
     """Makes the parts."""
     self.parts = self._made()
+
+  def prepare(self, lesson):
+    """Scalar; see `kdih.teaching.Method`."""
+    return sum(part.prepare(lesson).mean() for part in self.parts if part.prepares)
 
   def __call__(self, lesson):
     """Scalar; see `kdih.teaching.Method`."""

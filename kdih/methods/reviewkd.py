@@ -113,7 +113,7 @@ def _context_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """HCL of two maps of one shape: [batch]."""
   sides = [side for side in _SIDES if side < student.shape[1]]
   difference = student - teacher  # Pooling is linear.
-  maps = [difference, *(teaching.pool_to(difference, side) for side in sides)]
+  maps = [difference, *(teaching.pool_to(difference, side, side) for side in sides)]
   weights = [0.5**i for i in range(len(maps))]
   errors = [weight * (x**2).mean((1, 2, 3)) for weight, x in zip(weights, maps, strict=True)]
   return jnp.stack(errors).sum(0) / sum(weights)
