@@ -1,4 +1,5 @@
-"""A sweep at work: teachers first, then each run once, whatever the number of processes."""
+"""A sweep at work: each teacher and each run once, whatever the number of processes."""
+import dataclasses
 import time
 import traceback
 
@@ -11,6 +12,7 @@ from kdih import (
   data,
   errors,
   estimating,
+  exported,
   grid,
   modules,
   phases,
@@ -25,17 +27,47 @@ from kdih.workdir import Workdir, read_json, resolved, write_json
 
 _PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
 _FREE = ('student', 'methods')  # What a teacher and its heads do not depend on.
+# In what the runs of one sweep differ.
+_VARIED = ('seed', 'teacher.name', 'teacher.kwargs', 'student.name', 'student.kwargs')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """A phase to be done once.
+
+  Attributes:
+    name: what messages and locks call it.
+    pair: whose phase it is, or the first that it serves.
+    config: its own.
+    workdir: where it lies.
+    phase: its name there.
+    after: names of the jobs that must be over before.
+    needs: those of them that must have succeeded.
+  """
+
+  name: str
+  pair: grid.Pair
+  config: ml_collections.ConfigDict
+  workdir: Workdir
+  phase: str
+  after: tuple[str, ...] = ()
+  needs: tuple[str, ...] = ()
 
 
 class _Sweep:
   """What the runs share, and who does what.
 
   Args:
-    config: checked.
+    config: unchecked.
     path: of the workdir.
+
+  Raises:
+    ConfigError: a setting is wrong; nothing has been written.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, path: epath.PathLike):
+    validation.check(config)
+    _check_shared(path)
     self.config, self.path = config, epath.Path(path)
     self.builder = data.open_builder(config.data)
     spec = data.describe(self.builder, config.data)
@@ -47,6 +79,7 @@ class _Sweep:
     if not self.pairs:
       raise errors.ConfigError(next(iter(self.left_out.values())))
     self.runs = grid.runs(config, self.pairs)
+    self._check()
     self.begun = time.time()
     self.failures: dict[str, str] = {}
 
@@ -69,19 +102,64 @@ class _Sweep:
     """The workdir of a pair's teacher and heads."""
     return Workdir(grid.pair_folder(self.path, pair.teacher), _FREE)
 
-  def check(self) -> None:
-    """Raises ConfigError where the workdir holds runs of another config; writes nothing."""
+  def _check(self) -> None:
+    """Raises ConfigError where the workdir holds runs of another config, or what exists does not
+    serve; writes nothing."""
+    pipeline.check_devices(self.config)
     Workdir(self.path).check(self.config)
     for pair in self.pairs:
       self.teachers(pair).check(pair.config)
+      _check_existing(pair.config, self.modules(pair))
     for run in self.runs:
       Workdir(run.folder(self.path)).check(run.config)
+    for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
+      Workdir(folder, _VARIED).check(self.pairs[0].config)
 
-  def lock(self, name: str) -> filelock.FileLock:
-    """Of a teacher or a run, over all processes that share the workdir."""
+  def jobs(self) -> list[_Job]:
+    """All there is to do: first teachers and heads, as far as methods ask for them."""
+    teaching = {job.name: job for pair in self.pairs for job in self._teaching(pair)}
+    return [*teaching.values(), *(self._job(run, tuple(teaching)) for run in self.runs)]
+
+  def _teaching(self, pair: grid.Pair) -> list[_Job]:
+    taught_by = {method.taught_by for method in self.modules(pair).methods.values()}
+    workdir, teacher, heads = self.teachers(pair), *_teaching_names(pair)
+    jobs = [_Job(teacher, pair, pair.config, workdir, 'teacher')]
+    if 'cohort' in taught_by:
+      jobs.append(_Job(heads, pair, pair.config, workdir, 'heads', (teacher,), (teacher,)))
+    return [] if taught_by == {'labels'} else jobs
+
+  def _job(self, run: grid.Run, teaching: tuple[str, ...]) -> _Job:
+    taught_by = self.modules(run.pair).methods[run.method].taught_by
+    teacher, heads = _teaching_names(run.pair)
+    wanted = (teacher, heads) if taught_by == 'cohort' else (teacher,)
+    after = tuple(name for name in wanted if name in teaching)
+    # Labels teach without a teacher, but agreement with the one that there is gets measured.
+    return _Job(run.name, run.pair, run.config, Workdir(run.folder(self.path)),
+                f'student/{run.method}', after, () if taught_by == 'labels' else after)
+
+  def lock(self, name: str) -> filelock.BaseFileLock:
+    """Of a job, over all processes that share the workdir."""
     folder = self.path / 'locks'
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f'{grid.folder_name(name)}.lock')
+
+
+def _teaching_names(pair: grid.Pair) -> tuple[str, str]:
+  return f'{pair.teacher}/teacher', f'{pair.teacher}/heads'
+
+
+def _check_shared(path: epath.PathLike) -> None:
+  if '://' in str(path):
+    raise errors.ConfigError(f'--workdir: {path} is no folder of a file system, and processes '
+                             'cannot share it safely; choose a local or mounted folder')
+
+
+def _check_existing(config: ml_collections.ConfigDict, built: Modules) -> None:
+  """Raises ConfigError unless the variables that the config names fit."""
+  if config.teacher.variables:
+    teacher, _ = exported.load_teacher(config.teacher.variables, config, built)
+    if config.heads.variables:
+      exported.load_heads(config.heads.variables, built, exported.fingerprint(teacher))
 
 
 def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, str]:
@@ -95,100 +173,105 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   Raises:
     ConfigError: a setting is wrong, or a method does not fit a pair; nothing has been written.
   """
-  validation.check(config)
-  if '://' in str(path):
-    raise errors.ConfigError(f'--workdir: {path} is no folder of a file system, and processes '
-                             'cannot share it safely; choose a local or mounted folder')
   sweep = _Sweep(config, path)
-  sweep.check()
   for reason in sweep.left_out.values():
     say(f'sweep: left out: {reason}')
-  pipeline.check_devices(config)
   splits = pipeline.open_splits(config, sweep.builder)
   _write_sweep(sweep)
   pipeline.enable_compilation_cache()
-  for pair in {pair.teacher: pair for pair in sweep.pairs}.values():
-    _train_teacher(sweep, pair, splits)
-  pending = sweep.runs
+  pending, waits = sweep.jobs(), False
   while pending:
-    left = [one for one in pending if not _settle(sweep, one, splits)]
+    left = _do_those_free(sweep, pending, splits)
     if len(left) == len(pending):
-      time.sleep(_PAUSE)  # Other processes are at all of them.
-    pending = left
+      if not waits:
+        say('sweep: other processes are at all that can be done now; waits for them')
+      time.sleep(_PAUSE)
+    pending, waits = left, len(left) == len(pending)
   return sweep.failures
 
 
+def _do_those_free(sweep: _Sweep, pending: list[_Job], splits: data.Splits) -> list[_Job]:
+  """Does each job that can begin and that no other process is at; returns those that are left."""
+  left: list[_Job] = []
+  for number, job in enumerate(pending):
+    waiting = {other.name for other in (*left, *pending[number:])}
+    if waiting.intersection(job.after) or not _settle(sweep, job, splits):
+      left.append(job)
+  return left
+
+
 def _write_sweep(sweep: _Sweep) -> None:
-  """Writes `sweep.json`: what the sweep consists of."""
-  sweep.path.mkdir(parents=True, exist_ok=True)
-  write_json(sweep.path / 'sweep.json', {
-      'pairs': [[pair.teacher, pair.student] for pair in sweep.pairs],
-      'methods': list(sweep.pairs[0].methods), 'seeds': list(sweep.config.sweep.seeds),
-      'config': resolved(sweep.config)})
-
-
-def _train_teacher(sweep: _Sweep, pair: grid.Pair, splits: data.Splits) -> None:
-  """Trains the teacher of a pair and its heads, as far as the methods ask for them."""
-  taught_by = {method.taught_by for one in sweep.pairs if one.teacher == pair.teacher
-               for method in sweep.modules(one).methods.values()}
-  if taught_by == {'labels'}:
-    return
-  workdir = sweep.teachers(pair)
-  with sweep.lock(pair.teacher):
-    experiment = Experiment(pair.config, sweep.modules(pair), workdir, splits)
-    workdir.open(pair.config)
-    phases.run_teacher(experiment)
-    if 'cohort' in taught_by:
-      phases.run_heads(experiment)
-
-
-def _settle(sweep: _Sweep, one: grid.Run, splits: data.Splits) -> bool:
-  """Trains the run unless another process has it; returns whether it is over."""
-  workdir = Workdir(one.folder(sweep.path))
+  """Adds to `sweep.json` what the sweep consists of, unless it is there."""
   try:
-    with sweep.lock(one.name).acquire(blocking=False):
-      if not (workdir.result(f'student/{one.method}') or _failed_meanwhile(sweep, one)):
-        _try(sweep, one, workdir, splits)
+    sweep.path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.ConfigError(f'--workdir: {sweep.path} cannot be made ({error.strerror}); choose '
+                             'another folder') from error
+  asked = {'pairs': [[pair.teacher, pair.student, list(pair.methods)] for pair in sweep.pairs],
+           'left_out': sweep.left_out, 'seeds': list(sweep.config.sweep.seeds),
+           'config': resolved(sweep.config)}
+  with sweep.lock('sweep'):
+    before = read_json(sweep.path / 'sweep.json') or []
+    if asked not in before:
+      write_json(sweep.path / 'sweep.json', [*before, asked])
+
+
+def _settle(sweep: _Sweep, job: _Job, splits: data.Splits) -> bool:
+  """Does the job unless another process is at it; returns whether it is over."""
+  for needed in job.needs:
+    if needed in sweep.failures:
+      sweep.failures[job.name] = f'{needed} failed'
+      return True
+  try:
+    with sweep.lock(job.name).acquire(blocking=False):
+      if not (job.workdir.result(job.phase) or _failed_meanwhile(sweep, job)):
+        _try(sweep, job, splits)
       return True
   except filelock.Timeout:
     return False
 
 
-def _try(sweep: _Sweep, one: grid.Run, workdir: Workdir, splits: data.Splits) -> None:
-  """Trains the run; what it fails of is written down, and the sweep goes on."""
-  say(f'sweep: {one.name}')
-  failure = workdir.path / 'student' / one.method / 'failure.json'
-  experiment = Experiment(one.config, sweep.modules(one.pair), workdir, splits,
-                          sweep.teachers(one.pair))
+def _try(sweep: _Sweep, job: _Job, splits: data.Splits) -> None:
+  """Does the job; what it fails of is written down, and the sweep goes on."""
+  say(f'sweep: {job.name}')
+  failure = job.workdir.path / job.phase / 'failure.json'
   try:
-    workdir.open(one.config)
+    job.workdir.open(job.config)
     failure.unlink(missing_ok=True)
-    students.run_student(experiment, one.method)
-  except Exception as error:  # Whatever happens to one run must not end the others.
+    _train(job, Experiment(job.config, sweep.modules(job.pair), job.workdir, splits,
+                           sweep.teachers(job.pair)))
+  except Exception as error:  # Whatever happens to one job must not end the others.
     reason = errors.first_line(error)
-    sweep.failures[one.name] = reason
+    sweep.failures[job.name] = reason
     failure.parent.mkdir(parents=True, exist_ok=True)
     write_json(failure, {'error': reason, 'time': time.time(),
                          'traceback': traceback.format_exc()})
-    say(f'sweep: {one.name} failed: {reason}')
+    say(f'sweep: {job.name} failed: {reason}')
   finally:
     jax.clear_caches()
 
 
-def _failed_meanwhile(sweep: _Sweep, one: grid.Run) -> bool:
-  """Whether another process has tried the run since this one began."""
-  failure = read_json(one.folder(sweep.path) / 'student' / one.method / 'failure.json')
+def _train(job: _Job, experiment: Experiment) -> None:
+  if job.phase == 'teacher':
+    phases.run_teacher(experiment)
+  elif job.phase == 'heads':
+    phases.run_heads(experiment)
+  else:
+    students.run_student(experiment, job.phase.removeprefix('student/'))
+
+
+def _failed_meanwhile(sweep: _Sweep, job: _Job) -> bool:
+  """Whether another process has tried the job since this one began."""
+  failure = read_json(job.workdir.path / job.phase / 'failure.json')
   if failure is None or failure['time'] < sweep.begun:
     return False
-  sweep.failures[one.name] = failure['error']
+  sweep.failures[job.name] = failure['error']
   return True
 
 
 def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
   """What the sweep would cost, as text; nothing is trained or written."""
-  validation.check(config)
   sweep = _Sweep(config, path)
-  sweep.check()
   table = estimating.describe(sweep.pairs, [sweep.modules(pair) for pair in sweep.pairs],
                               len(config.sweep.seeds), sweep.builder)
   return '\n'.join([*(f'left out: {reason}' for reason in sweep.left_out.values()), table])

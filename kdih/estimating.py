@@ -6,13 +6,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import tensorflow_datasets as tfds
 
-from kdih import cohort, cost, grid, modules, optimizer, parallel, phases, state, taps, tasks
+from kdih import (
+  cohort,
+  cost,
+  data,
+  errors,
+  grid,
+  modules,
+  optimizer,
+  parallel,
+  phases,
+  pipeline,
+  state,
+  taps,
+  tasks,
+)
 from kdih.modules import Modules
 from kdih.tasks import Task
 
 _TIMED_STEPS = 3
+# Images in the splits of what need not be prepared for an estimate.
+_KNOWN = {'digits': {'train': 1438, 'test': 359},
+          'cifar10': {'train': 50000, 'test': 10000},
+          'cifar100': {'train': 50000, 'test': 10000},
+          'tiny_imagenet': {'train': 100000, 'validation': 10000}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,24 +63,31 @@ def describe(
     num_seeds: of the students.
     builder: of the data set, which need not be prepared.
   """
-  speed = _speed(pairs[0], built[0])
   lines = [f'data: {built[0].spec.name}, images {built[0].spec.image_shape}, '
-           f'{built[0].spec.num_classes} classes',
-           f'speed: {speed / 1e9:,.1f} GFLOP/s on {parallel.num_devices()} x '
-           f'{jax.devices()[0].device_kind}']
-  total, teachers = 0.0, set[str]()
+           f'{built[0].spec.num_classes} classes']
+  sizes = _sizes(pairs[0].config, builder)
+  if not sizes:
+    shapes = (line for pair, one in zip(pairs, built, strict=True) for line in _title(pair, one))
+    return '\n'.join([*lines, *shapes, '', f'how long it takes is not known before {builder.name} '
+                      'is prepared; nothing was trained or written'])
+  speed = _speed(pairs[0], built[0])
+  lines.append(f'speed: {speed / 1e9:,.1f} GFLOP/s on {parallel.num_devices()} x '
+               f'{jax.devices()[0].device_kind}')
+  total, taught = 0.0, set[tuple[str, str]]()
   for pair, one in zip(pairs, built, strict=True):
-    lines += ['', f'{pair.teacher} -> {pair.student}', *_shapes(pair, one)]
-    for phase in _phases(pair, one, _sizes(pair, builder), num_seeds, pair.teacher in teachers):
+    lines += _title(pair, one)
+    for phase in _phases(pair, one, sizes, num_seeds, taught):
       seconds = phase.flops / speed
       total += seconds * phase.runs
       lines.append(f'  {phase.name:28}{phase.parameters:>14,} parameters {phase.flops:9.2e} FLOPs '
                    f'{phase.memory / 2**20:9,.0f} MiB {_duration(seconds):>9} x {phase.runs}')
-    teachers.add(pair.teacher)
-  return '\n'.join([*lines, '', f'in all: {_duration(total)}; nothing was trained or written'])
+  return '\n'.join([*lines, '', f'in all: {_duration(total)}, and what compiling takes; nothing was'
+                    ' trained or written'])
 
 
-def _shapes(pair: grid.Pair, built: Modules) -> Iterator[str]:
+def _title(pair: grid.Pair, built: Modules) -> Iterator[str]:
+  yield ''
+  yield f'{pair.teacher} -> {pair.student}'
   for role in ('teacher', 'student'):
     model, shape = getattr(built, role), built.spec.image_shape
     variables = taps.abstract_variables(model, shape)
@@ -71,33 +98,49 @@ def _shapes(pair: grid.Pair, built: Modules) -> Iterator[str]:
     yield f'  head    {tap} on {feature}'
 
 
-def _sizes(pair: grid.Pair, builder: tfds.core.DatasetBuilder) -> dict[str, int]:
-  """Images to train with, to validate with and to test with; 0 where TFDS does not know."""
-  config = pair.config.data
-  known = {split: _size(builder, config[f'{split}_split']) for split in ('train', 'test')}
-  validation = round(config.validation_fraction * known['train'])
-  return {'train': known['train'] - validation, 'validation': validation, 'test': known['test']}
+def _sizes(config: ml_collections.ConfigDict, builder: tfds.core.DatasetBuilder) -> dict[str, int]:
+  """Images to train with, to validate with and to test with; {} where that is not known yet."""
+  if builder.is_prepared():
+    splits = pipeline.open_splits(config, builder)
+    known = {split: splits.size(split) for split in ('train', 'test')}
+  elif config.data.name in _KNOWN:
+    known = {split: _size(_KNOWN[config.data.name], field, config.data[field])
+             for split, field in (('train', 'train_split'), ('test', 'test_split'))}
+  else:
+    return {}
+  train, validation = data.split_validation(
+      known['train'], config.data.validation_fraction, config.data.validation_seed)
+  return {'train': len(train), 'validation': len(validation), 'test': known['test']}
 
 
-def _size(builder: tfds.core.DatasetBuilder, split: str) -> int:
+def _size(known: dict[str, int], field: str, split: str) -> int:
+  infos = {name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)
+           for name, size in known.items()}
   try:
-    return builder.info.splits[split].num_examples
-  except (KeyError, ValueError):
-    return 0
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+  except ValueError as error:
+    raise errors.ConfigError(f'config.data.{field}: {split!r} cannot be read '
+                             f'({errors.first_line(error)}); such as train[:90%]') from error
+  return sum((known[part.splitname] if part.to is None else part.to) - (part.from_ or 0)
+             for part in parts)
 
 
 def _phases(
-    pair: grid.Pair, built: Modules, sizes: dict[str, int], num_seeds: int, taught: bool
+    pair: grid.Pair, built: Modules, sizes: dict[str, int], num_seeds: int,
+    taught: set[tuple[str, str]],
 ) -> Iterator[_Phase]:
-  """What is trained for a pair; teacher and heads unless they are `taught` already, or exist."""
-  taught_by = {method.taught_by for method in built.methods.values()}
-  if not (taught or pair.config.teacher.variables) and taught_by != {'labels'}:
+  """What is trained for a pair; a teacher and heads once, noted in `taught`, unless they exist."""
+  taught_by, config = {method.taught_by for method in built.methods.values()}, pair.config
+  teacher, heads = (pair.teacher, 'teacher'), (pair.teacher, 'heads')
+  if not (teacher in taught or config.teacher.variables or taught_by == {'labels'}):
+    taught.add(teacher)
     variables = taps.abstract_variables(built.teacher, built.spec.image_shape)
     yield _cost(pair, built, sizes, 'teacher', tasks.teacher_task(built.teacher), variables,
-                pair.config.teacher.train, 1)
-  if not (taught or pair.config.heads.variables) and 'cohort' in taught_by:
+                config.teacher.train, 1)
+  if not (heads in taught or config.heads.variables) and 'cohort' in taught_by:
+    taught.add(heads)
     task, variables = _heads(built)
-    yield _cost(pair, built, sizes, 'heads', task, variables, pair.config.heads.train, 1)
+    yield _cost(pair, built, sizes, 'heads', task, variables, config.heads.train, 1)
   for name in pair.methods:
     yield from _student_phases(pair, built, sizes, name, num_seeds)
 
@@ -157,17 +200,17 @@ def _cost(
 ) -> _Phase:
   batch_size = max(train.global_batch_size // parallel.num_devices(), 1)
   duration = optimizer.Duration(train.unit, max(sizes['train'], 1) / train.global_batch_size)
-  steps, step = duration.steps(train.length), _step(task)
-  batch = _batch(built, batch_size)
-  flops = cost.flops(jax.jit(step), variables, task.frozen, batch) or 0
+  steps = duration.steps(train.length)
+  flops, program = cost.analyse(
+      jax.jit(_step(task)), variables, task.frozen, _batch(built, batch_size))
   evaluations = -(-steps // max(duration.steps(train.evaluate_every), 1))
   # A forward pass is a third of a training step, and less of one that has a teacher.
   evaluated = (sizes['validation'] * evaluations + 2 * sizes['test']) / batch_size / 3
   resident = (sizes['train'] + sizes['validation'] + sizes['test']) * _image_bytes(built)
   memory = (3 * _bytes(variables['params']) + _bytes(task.frozen) + resident
-            + _activations(step, variables, task.frozen, batch))
+            + _activations(program))
   return _Phase(name, phases.count(variables['params']),
-                flops * (steps * parallel.num_devices() + evaluated), memory, runs)
+                (flops or 0) * (steps * parallel.num_devices() + evaluated), memory, runs)
 
 
 def _step(task: Task):
@@ -192,10 +235,9 @@ def _batch(built: Modules, size: int) -> dict[str, jax.ShapeDtypeStruct]:
   return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
-def _activations(step, *arguments: Any) -> int:
+def _activations(program: jax.stages.Traced) -> int:
   """Bytes of the results of convolutions and products, which the backward pass keeps."""
-  equations = jax.make_jaxpr(step)(*arguments).jaxpr.eqns
-  return sum(output.aval.size * output.aval.dtype.itemsize for equation in equations
+  return sum(output.aval.size * output.aval.dtype.itemsize for equation in program.jaxpr.eqns
              for output in equation.outvars
              if equation.primitive.name in ('conv_general_dilated', 'dot_general')) // 3
 

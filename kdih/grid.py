@@ -4,7 +4,7 @@ import dataclasses
 import ml_collections
 from etils import epath
 
-from kdih import errors
+from kdih import errors, models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +80,17 @@ def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
   """
   sweep = config.sweep
   if sweep.pairs and sweep.students:
-    raise errors.ConfigError('config.sweep.students: is set, and config.sweep.pairs too; set one')
+    raise errors.ConfigError(
+        'config.sweep.students: is set, and config.sweep.pairs too, which may stand in the config '
+        'file; set one, and empty the other with --config.sweep.pairs=')
   methods = tuple(sweep.methods or config.student.methods)
-  names = [_split(pair) for pair in sweep.pairs] or [
-      (config.teacher.name, student) for student in sweep.students or (config.student.name,)]
-  for field, values in (('pairs', names), ('methods', methods), ('seeds', tuple(sweep.seeds))):
+  students = tuple(sweep.students or (config.student.name,))
+  named = {'pairs': tuple(sweep.pairs)} if sweep.pairs else {'students': students}
+  for field, values in (*named.items(), ('methods', methods), ('seeds', tuple(sweep.seeds))):
     if not values or len(set(values)) < len(values):
       raise errors.ConfigError(f'config.sweep.{field}: is {values!r}; name each wanted one once')
+  names = [_split(pair) for pair in sweep.pairs] or [
+      (config.teacher.name, student) for student in students]
   return [Pair(teacher, student, _pair_config(config, teacher, student, methods), methods)
           for teacher, student in names]
 
@@ -98,8 +102,10 @@ def runs(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[Run]:
 
 
 def _split(pair: str) -> tuple[str, str]:
-  teacher, separator, student = pair.partition(':')
-  if not (teacher and separator and student):
+  parts = pair.split(':')  # An import path holds a colon too.
+  cut = 1 if len(parts) == 2 or parts[0] in models.names() else 2
+  teacher, student = ':'.join(parts[:cut]), ':'.join(parts[cut:])
+  if not (teacher and student):
     raise errors.ConfigError(f"config.sweep.pairs: {pair!r} is not 'teacher:student', such as "
                              "'resnet110:resnet20'")
   return teacher, student

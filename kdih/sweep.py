@@ -10,7 +10,7 @@ share the work. Exit codes: 0 done, 1 some runs failed, 2 a setting is wrong, 13
 """
 import sys
 
-from kdih import command_line, entry
+from kdih import command_line, entry, errors
 
 _FLAGS = {
     'methods': 'Names of entries in config.methods, by commas.',
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-  config, workdir = command_line.read(argv, _FLAGS)
+  config, workdir = command_line.read([_checked(argument) for argument in argv], _FLAGS)
   entry.set_environment(config)
   from kdih import comparing  # Takes seconds; the settings are read first.
 
@@ -37,9 +37,22 @@ def _run(argv: list[str]) -> int:
   failures = comparing.run(config, workdir)
   for name, reason in failures.items():
     print(f'failed: {name}: {reason}', file=sys.stderr)
-  print(f'\n{len(failures)} of the runs failed; tables and pictures: '
-        f'python -m kdih.report {workdir}')
+  if failures:
+    print(f'kdih: {len(failures)} failed; the same command tries them again', file=sys.stderr)
+  print(f'\ntables and pictures: python -m kdih.report {workdir}')
   return 1 if failures else 0
+
+
+def _checked(argument: str) -> str:
+  """The argument as `command_line` reads it: what holds a colon is quoted."""
+  name, equals, value = argument.lstrip('-').partition('=')
+  switch = name == 'dry_run' and not equals
+  if not argument.startswith('-') or name not in _FLAGS or switch:
+    return argument
+  if not value:  # As where a variable of the shell is not set.
+    raise errors.ConfigError(f'--{name}: has no value; write --{name}=VALUE, or leave it out')
+  quoted = value if ':' not in value or value[0] in '\'"([' else repr(value)
+  return f'--{name}={quoted}'
 
 
 if __name__ == '__main__':

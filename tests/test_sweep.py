@@ -3,8 +3,11 @@ import json
 import os
 import pathlib
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,18 +20,20 @@ PAIR = 'tiny_nets.TinyNet/tiny_nets.TinyNet'
 MODEL = 'tiny_nets:TinyNet'
 
 
-def command(workdir, data_dir, *overrides):
-  return tiny_command(workdir, data_dir, *overrides)
-
-
 def run(workdir, data_dir, *overrides) -> int:
-  return sweep.main(command(workdir, data_dir, *overrides))
+  return sweep.main(tiny_command(workdir, data_dir, *overrides))
 
 
-def results(workdir) -> dict[str, int]:
-  """{path of a result: when it was written}."""
-  return {str(path.relative_to(workdir)): path.stat().st_mtime_ns
-          for path in pathlib.Path(workdir).rglob('result.json')}
+def results(workdir) -> set[str]:
+  """The paths of all results."""
+  return {str(path.relative_to(workdir)) for path in pathlib.Path(workdir).rglob('result.json')}
+
+
+def files(workdir) -> dict[str, tuple[int, bytes]]:
+  """{path: when it was written, and what}, of all files but locks."""
+  return {str(path.relative_to(workdir)): (path.stat().st_mtime_ns, path.read_bytes())
+          for path in pathlib.Path(workdir).rglob('*')
+          if path.is_file() and path.parent.name != 'locks'}
 
 
 @pytest.fixture(scope='module')
@@ -39,14 +44,19 @@ def swept(tmp_path_factory, digits_dir):
   return workdir
 
 
+@pytest.fixture
+def copy(swept, tmp_path):
+  """A copy of that workdir."""
+  return shutil.copytree(swept, tmp_path / 'copy', copy_function=shutil.copy2)
+
+
 def test_a_sweep_trains_one_teacher_and_every_combination(swept):
-  assert set(results(swept)) == {
+  assert results(swept) == {
       'tiny_nets.TinyNet/teacher/result.json', 'tiny_nets.TinyNet/heads/result.json',
       *(f'{PAIR}/seed{seed}/student/{method}/result.json'
         for seed in (1, 2) for method in ('ce', 'dih'))}
-  found = json.loads((swept / 'sweep.json').read_text())
-  assert (found['pairs'], found['methods'], found['seeds']) == (
-      [[MODEL, MODEL]], ['ce', 'dih'], [1, 2])
+  asked, = json.loads((swept / 'sweep.json').read_text())
+  assert (asked['pairs'], asked['seeds']) == ([[MODEL, MODEL, ['ce', 'dih']]], [1, 2])
 
 
 def test_a_run_of_a_sweep_is_the_run_of_the_same_seed_alone(swept, tmp_path, digits_dir):
@@ -62,50 +72,100 @@ def test_a_run_of_a_sweep_is_the_run_of_the_same_seed_alone(swept, tmp_path, dig
   assert any((array != other[path]).any() for path, array in alone.items())
 
 
-def test_finished_runs_are_never_repeated_and_new_ones_are_added(swept, tmp_path, digits_dir):
-  workdir = tmp_path / 'copy'
-  subprocess.run(['cp', '-a', str(swept), str(workdir)], check=True)
-  before = results(workdir)
-  assert run(workdir, digits_dir, '--methods=ce,dih', '--seeds=1,2') == 0
-  assert results(workdir) == before
-  assert run(workdir, digits_dir, '--methods=ce', '--seeds=3') == 0
-  after = results(workdir)
-  assert set(after) - set(before) == {f'{PAIR}/seed3/student/ce/result.json'}
-  assert {path: after[path] for path in before} == before
+def test_the_same_command_changes_no_file_and_another_adds_to_them(copy, digits_dir):
+  before = files(copy)
+  assert run(copy, digits_dir, '--methods=ce,dih', '--seeds=1,2') == 0
+  assert files(copy) == before
+  assert run(copy, digits_dir, '--methods=ce', '--seeds=3') == 0
+  after = files(copy)
+  folder = f'{PAIR}/seed3/'
+  assert {path for path in before if after[path] != before[path]} == {'sweep.json'}
+  assert all(path.startswith(folder) for path in set(after) - set(before))
+  assert f'{folder}student/ce/result.json' in after
+  first, second = json.loads(after['sweep.json'][1])
+  assert [first] == json.loads(before['sweep.json'][1]) and second['seeds'] == [3]
 
 
-def test_a_failure_is_isolated_listed_and_tried_again(swept, tmp_path, digits_dir, capsys):
-  workdir = tmp_path / 'copy'
-  subprocess.run(['cp', '-a', str(swept), str(workdir)], check=True)
-  arguments = ('--methods=kd,kd_matched', '--seeds=1')
-  assert run(workdir, digits_dir, *arguments, '--config.methods.kd.gain=1e38') == 1
-  assert f'failed: {MODEL}/{MODEL}/kd/seed1: ' in capsys.readouterr().err
-  folder = workdir / PAIR / 'seed1/student'
+def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
+  assert run(copy, digits_dir, '--methods=kd,kd_matched', '--seeds=1',
+             '--config.methods.kd.gain=1e38') == 1
+  error = capsys.readouterr().err
+  assert f'failed: {MODEL}/{MODEL}/kd/seed1: ' in error
+  assert error.endswith('kdih: 1 failed; the same command tries them again\n')
+  folder = copy / PAIR / 'seed1/student'
   assert 'TrainingError' in json.loads((folder / 'kd/failure.json').read_text())['traceback']
   assert not (folder / 'kd/result.json').exists()
   assert (folder / 'kd_matched/result.json').exists()
-  subprocess.run(['rm', '-r', str(folder / 'kd')], check=True)
-  assert run(workdir, digits_dir, *arguments) == 0
-  assert (folder / 'kd/result.json').exists()
 
 
-def test_a_workdir_of_another_config_is_refused(swept, digits_dir, capsys):
+def test_what_failed_is_tried_again_unless_another_process_did_so_meanwhile(
+    copy, digits_dir, capsys):
+  folder = copy / PAIR / 'seed1/student/kd'
+  folder.mkdir()
+  failure = {'error': 'its machine is broken', 'time': time.time() + 1000}
+  (folder / 'failure.json').write_text(json.dumps(failure))
+  assert run(copy, digits_dir, '--methods=kd', '--seeds=1') == 1
+  assert 'kd/seed1: its machine is broken' in capsys.readouterr().err
+  assert [path.name for path in folder.iterdir()] == ['failure.json']
+  (folder / 'failure.json').write_text(json.dumps({**failure, 'time': time.time()}))
+  assert run(copy, digits_dir, '--methods=kd', '--seeds=1') == 0
+  assert (folder / 'result.json').exists() and not (folder / 'failure.json').exists()
+
+
+def test_a_teacher_that_fails_takes_only_its_pupils_along(swept, copy, digits_dir, capsys):
+  pairs = f'tiny_nets:Diverging:{MODEL},{MODEL}:{MODEL}'
+  assert run(copy, digits_dir, '--methods=ce,dih', '--seeds=1', f'--pairs={pairs}') == 1
+  failed = re.findall(r'^failed: (\S+): (.*)$', capsys.readouterr().err, re.MULTILINE)
+  teacher = 'tiny_nets:Diverging/teacher'
+  assert [name for name, _ in failed] == [
+      teacher, 'tiny_nets:Diverging/heads', f'tiny_nets:Diverging/{MODEL}/dih/seed1']
+  assert failed[0][1].startswith('teacher: the loss is')
+  assert {reason for _, reason in failed[1:]} == {f'{teacher} failed'}
+  assert (copy / 'tiny_nets.Diverging/teacher/failure.json').exists()
+  assert results(copy) - results(swept) == {
+      'tiny_nets.Diverging/tiny_nets.TinyNet/seed1/student/ce/result.json'}
+
+
+@pytest.mark.parametrize('overrides', [
+    ('--methods=ce', '--seeds=1'),
+    ('--methods=ce', '--seeds=3'),
+    ('--methods=ce', '--seeds=3', '--students=tiny_nets:NoTaps'),
+    ('--methods=ce', '--seeds=3', '--config.teacher.name=tiny_nets:Diverging'),
+])
+def test_a_workdir_of_another_config_is_refused(swept, digits_dir, capsys, overrides):
   before = results(swept)
-  assert run(swept, digits_dir, '--methods=ce', '--seeds=1', '--config.data.padding=0') == 2
+  setting = '--config.student.train.weight_decay=0.1'
+  assert run(swept, digits_dir, *overrides, setting) == 2
   error = capsys.readouterr().err
-  assert 'config.data.padding (was 1, is 0)' in error and error.count('\n') == 1
+  assert 'config.student.train.weight_decay (was 0.0005, is 0.1)' in error
+  assert error.count('\n') == 1
+  assert run(swept, digits_dir, *overrides, '--dry_run') == 0
   assert results(swept) == before
+
+
+def test_the_options_of_a_method_are_those_of_its_runs_with_other_seeds(swept, digits_dir, capsys):
+  options = '--config.methods.dih.temperature=3.0'
+  assert run(swept, digits_dir, '--methods=dih', '--seeds=3', options) == 2
+  assert 'config.methods.dih.temperature (was 5.0, is 3.0)' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('overrides, expected', [
     (('--methods=ce,dhi',), "config.methods: unknown 'dhi'; did you mean 'dih'?"),
     (('--methods=ce,ce',), "config.sweep.methods: is ('ce', 'ce'); name each wanted one once"),
+    (('--students=resnet8,resnet8',), "config.sweep.students: is ('resnet8', 'resnet8'); name "),
+    (('--methods=',), '--methods: has no value; write --methods=VALUE, or leave it out'),
+    (('--seeds', '1'), '--seeds: has no value; write --seeds=VALUE, or leave it out'),
     (('--seeds=-1',), 'config.sweep.seeds: is -1; it must be from 0 to 4294967295'),
     (('--seeds=x',), "config.sweep.seeds: ('x',) is not of type tuple of int"),
     (('--students=resnet9',), "config.student.name: unknown 'resnet9'; did you mean"),
     (('--pairs=resnet8',), "config.sweep.pairs: 'resnet8' is not 'teacher:student'"),
+    (('--pairs=resnet8:resnet8,resnet8:resnet9',), "config.student.name: unknown 'resnet9'; did"),
+    ((f'--pairs={MODEL}:resnet8,resnet8:{MODEL}x',), "config.student.name: 'tiny_nets' has no"),
     (('--students=resnet8', '--pairs=resnet8:resnet8'),
-     'config.sweep.students: is set, and config.sweep.pairs too; set one'),
+     'config.sweep.students: is set, and config.sweep.pairs too'),
+    (('--config.teacher.variables=/nowhere',), 'config.teacher.variables: no exported variables'),
+    (('--dry_run', '--config.student.train.global_batch_size=30'),
+     'config.student.train.global_batch_size: 30 cannot be split over 4 devices'),
     (('--methods=sp', '--students=tiny_nets:NoTaps'),
      'config.methods.sp: the teacher tiny_nets:TinyNet cannot teach the student tiny_nets:NoTaps '),
 ])
@@ -117,25 +177,18 @@ def test_bad_input_is_one_line_before_anything_is_written(
   assert not (tmp_path / 'w').exists()
 
 
+def test_a_workdir_that_cannot_be_made_is_one_line(digits_dir, capsys):
+  assert run('/proc/kdih', digits_dir, '--methods=ce', '--seeds=1') == 2
+  error = capsys.readouterr().err
+  assert error.startswith('kdih: --workdir: /proc') and error.count('\n') == 1
+
+
 def test_what_does_not_fit_is_left_out_and_said(tmp_path, digits_dir, capsys):
   assert run(tmp_path, digits_dir, '--methods=ce,sp', '--students=tiny_nets:NoTaps',
              '--seeds=1') == 0
   assert 'left out: config.methods.sp: the teacher' in capsys.readouterr().err
   assert [path for path in results(tmp_path) if 'student' in path] == [
       'tiny_nets.TinyNet/tiny_nets.NoTaps/seed1/student/ce/result.json']
-
-
-def test_a_dry_run_tells_the_costs_and_writes_nothing(tmp_path, digits_dir, capsys):
-  assert run(tmp_path / 'w', digits_dir, '--methods=ce,dml', '--seeds=1,2', '--dry_run') == 0
-  text = capsys.readouterr().out
-  assert not (tmp_path / 'w').exists()
-  # Two convolutions with bias and norm, 4 and 8 wide: 36 + 4 + 8, 288 + 8 + 16; then 80 + 10.
-  assert re.search(r'teacher +tiny_nets:TinyNet: 450 parameters', text)
-  ce, dml = (re.search(rf'student {name} +(\d+) parameters +(\S+) FLOPs.* x (\d)', text).groups()
-             for name in ('ce', 'dml'))
-  assert int(dml[0]) == 2 * int(ce[0])  # One peer, like the student.
-  assert float(dml[1]) / float(ce[1]) == pytest.approx(2, rel=0.3)
-  assert ce[2] == dml[2] == '2'
 
 
 def test_the_runs_come_seed_by_seed():
@@ -165,16 +218,78 @@ def test_a_pair_is_two_names(pair):
     grid.pairs(config)
 
 
+def test_a_pair_may_hold_import_paths():
+  config = config_lib.base()
+  config.sweep.pairs = ('m.n:A:resnet8', 'resnet8:m.n:A', 'm.n:A:m.n:B', 'resnet8:resnet20')
+  assert [(pair.teacher, pair.student) for pair in grid.pairs(config)] == [
+      ('m.n:A', 'resnet8'), ('resnet8', 'm.n:A'), ('m.n:A', 'm.n:B'), ('resnet8', 'resnet20')]
+
+
+def start(workdir, data_dir) -> subprocess.Popen:
+  arguments = tiny_command(workdir, data_dir, '--methods=ce,dih', '--seeds=1,2')
+  paths = f'{TESTS}{os.pathsep}{TESTS.parent}'
+  return subprocess.Popen([sys.executable, '-m', 'kdih.sweep', *arguments[1:]],
+                          env={**os.environ, 'PYTHONPATH': paths}, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True)
+
+
+def read_to(process: subprocess.Popen, text: str) -> list[str]:
+  """The lines that the process says, up to one that begins with `text`."""
+  said = []
+  for line in process.stderr:
+    said.append(line)
+    if line.startswith(text):
+      return said
+  raise AssertionError(f'it ended without {text!r}: {"".join(said)}')
+
+
+def kill(process: subprocess.Popen) -> None:
+  process.send_signal(signal.SIGKILL)
+  process.stderr.close()
+  assert process.wait() == -signal.SIGKILL
+
+
+def taken(said: str) -> list[str]:
+  """The jobs that were begun, sorted."""
+  return sorted(re.findall(r'^sweep: (\S+)$', said, re.MULTILINE))
+
+
+JOBS = sorted([f'{MODEL}/teacher', f'{MODEL}/heads', *(
+    f'{MODEL}/{MODEL}/{method}/seed{seed}' for method in ('ce', 'dih') for seed in (1, 2))])
+
+
 @pytest.mark.slow
-def test_processes_that_share_a_workdir_take_each_run_once(tmp_path, digits_dir):
-  arguments = command(tmp_path, digits_dir, '--methods=ce,kd,dih', '--seeds=1,2')
-  environment = {**os.environ, 'PYTHONPATH': f'{TESTS}{os.pathsep}{TESTS.parent}'}
-  processes = [subprocess.Popen([sys.executable, '-m', 'kdih.sweep', *arguments[1:]],
-                                env=environment, stderr=subprocess.PIPE, text=True)
-               for _ in range(2)]
+def test_a_sweep_killed_in_each_phase_ends_bit_identical(swept, tmp_path, digits_dir):
+  for phase in ('teacher', 'heads', 'student/ce', 'student/dih'):
+    process = start(tmp_path, digits_dir)
+    read_to(process, f'{phase}: step 2 validation')
+    kill(process)
+  assert run(tmp_path, digits_dir, '--methods=ce,dih', '--seeds=1,2') == 0
+  assert results(tmp_path) == results(swept)
+  for path in results(swept):
+    folder, phase = re.fullmatch('(.*?)/(teacher|heads|student/.*)/result.json', path).groups()
+    whole, killed = exported(swept / folder, phase), exported(tmp_path / folder, phase)
+    assert {name: value.tobytes() for name, value in whole.items()} == {
+        name: value.tobytes() for name, value in killed.items()}
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_workdir_take_each_job_once(tmp_path, digits_dir):
+  processes = [start(tmp_path, digits_dir) for _ in range(3)]
   said = [process.communicate(timeout=300)[1] for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], said
-  taken = re.findall(r'^sweep: (\S+)$', ''.join(said), re.MULTILINE)
-  assert len(taken) == 6 and len(set(taken)) == 6
-  assert ''.join(said).count('teacher: tiny_nets:TinyNet, ') == 1
-  assert len(results(tmp_path)) == 8
+  assert [process.returncode for process in processes] == [0, 0, 0], said
+  assert taken(''.join(said)) == JOBS
+  assert len(results(tmp_path)) == 6
+
+
+@pytest.mark.slow
+def test_what_a_process_was_at_is_waited_for_and_taken_up_when_it_dies(tmp_path, digits_dir):
+  first = start(tmp_path, digits_dir)
+  read_to(first, 'teacher: step 2 validation')
+  first.send_signal(signal.SIGSTOP)
+  second = start(tmp_path, digits_dir)
+  assert not taken(''.join(read_to(second, 'sweep: other processes')))
+  kill(first)
+  said = second.communicate(timeout=300)[1]
+  assert second.returncode == 0, said
+  assert taken(said) == JOBS
