@@ -4,7 +4,7 @@
     python -m kdih.sweep --config=configs/paper.py:table=cifar100 --workdir=runs/paper
 
 `table` is cifar10, cifar100 or tiny_imagenet. Start the second command on as many machines as
-share the workdir. `--dry_run` says what it takes: weeks of one GPU, months of a laptop.
+share the workdir. `--dry_run`, itself minutes, says what it takes: years and decades of a laptop.
 
 The models are those of the authors' code, larger to smaller ones; which of these pairs the
 paper's own tables hold could not be looked up. A method that does not fit a pair is left out,

@@ -168,7 +168,7 @@ def members_by_depth(heads: dict) -> Figure:
   Args:
     heads: `result.json` of the heads, with an `analysis`.
   """
-  accuracies = {name: 100 * member['test_last']['top1']
+  accuracies = {name: 100 * member['test_best_val']['top1']
                 for name, member in heads['members'].items()}
   analysed = heads['analysis']['members']
   panels = {'test top-1 %': (accuracies, '{:.1f}'),

@@ -7,16 +7,20 @@ _STANDARDISED = dict(alpha=0.9, temperature=2.0, gain=10.0, standardise=True)
 def methods(recipe: str) -> ml_collections.ConfigDict:
   """Entries of `config.methods`; `kind` is a file of kdih.methods, the rest are its options."""
   methods = ml_collections.ConfigDict()
-  for group in (_logits(recipe), _controls(recipe), _features(), _others(), _combinations()):
+  for group in (_logits(recipe), _controls(recipe), _features(recipe), _others(), _combinations()):
     for name, options in group.items():
       methods[name] = options
   return methods
 
 
+def _weighting(recipe: str) -> dict:
+  """How labels and a teacher's logits are weighted."""
+  return dict(alpha=0.1, temperature=5.0) if recipe == 'paper' else dict(
+      alpha=0.9, temperature=4.0)
+
+
 def _kd(recipe: str) -> dict:
-  alpha, temperature = (0.1, 5.0) if recipe == 'paper' else (0.9, 4.0)
-  return dict(kind='kd', alpha=alpha, temperature=temperature, scale='one', gain=1.0,
-              standardise=False)
+  return dict(kind='kd', **_weighting(recipe), scale='one', gain=1.0, standardise=False)
 
 
 def _dih() -> dict:
@@ -49,7 +53,7 @@ def _logits(recipe: str) -> dict[str, dict]:
       'dkd_std': {**_dkd(), 'alpha': 9.0, 'beta': 72.0, 'temperature': 2.0, 'standardise': True},
       'dih_std': {**_dih(), **_STANDARDISED, 'reduction': 'mean'},
       # Through assistants, each taught by the one before.
-      'takd': dict(kind='takd', chain=('resnet20',), alpha=0.1, temperature=5.0),
+      'takd': dict(kind='takd', chain=('resnet20',), **_weighting(recipe)),
       # Peers that learn from each other.
       'dml': dict(kind='dml', peers=('student',), alpha=0.5, temperature=1.0),
   }
@@ -70,13 +74,13 @@ def _controls(recipe: str) -> dict[str, dict]:
   }
 
 
-def _features() -> dict[str, dict]:
+def _features(recipe: str) -> dict[str, dict]:
   """What compares features or embeddings: cross_entropy * CE + weight * term, as RepDistiller."""
   return {
       # One hint layer, numbered from 1: first the hint, then KD; or both terms at once.
-      'fitnets': dict(kind='fitnets', phases='two', hint=2, alpha=0.1, temperature=5.0,
+      'fitnets': dict(kind='fitnets', phases='two', hint=2, **_weighting(recipe),
                       cross_entropy=1.0, weight=100.0),
-      'fitnets_one': dict(kind='fitnets', phases='one', hint=2, alpha=0.1, temperature=5.0,
+      'fitnets_one': dict(kind='fitnets', phases='one', hint=2, **_weighting(recipe),
                           cross_entropy=1.0, weight=100.0),
       'at': dict(kind='at', cross_entropy=1.0, weight=1000.0),
       'sp': dict(kind='sp', cross_entropy=1.0, weight=3000.0),
@@ -87,7 +91,7 @@ def _features() -> dict[str, dict]:
       'ft': dict(kind='ft', rate=0.5, cross_entropy=1.0, weight=200.0),
       'nst': dict(kind='nst', cross_entropy=1.0, weight=50.0),
       'ab': dict(kind='ab', margin=1.0),
-      'reviewkd': dict(kind='reviewkd', width=64, warmup_epochs=20.0, cross_entropy=1.0,
+      'reviewkd': dict(kind='reviewkd', width=0, warmup_epochs=20.0, cross_entropy=1.0,
                        weight=1.0),
       'crd': dict(kind='crd', width=128, negatives=16384, temperature=0.07, momentum=0.5,
                   cross_entropy=1.0, weight=0.8),

@@ -31,10 +31,14 @@ def tempered_kl(student: jax.Array, teacher: jax.Array, temperature: float) -> j
 def standardise(logits: jax.Array) -> jax.Array:
   """Every row less its mean, over its standard deviation (Sun et al., 2024, arXiv 2403.01427).
 
-  (z - mean(z)) / (1e-7 + std(z)), [batch, classes], with PyTorch's std (over classes - 1).
+  (z - mean(z)) / (1e-7 + std(z)), [batch, classes], with PyTorch's std (over classes - 1). Of
+  equal logits, which a fresh classifier may give, it is 0, and so is its gradient.
   """
-  deviation = jnp.std(logits, axis=-1, keepdims=True, ddof=1)
-  return (logits - logits.mean(-1, keepdims=True)) / (1e-7 + deviation)
+  centred = logits - logits.mean(-1, keepdims=True)
+  variance = jnp.var(logits, axis=-1, keepdims=True, ddof=1)
+  apart = variance > 0
+  deviation = jnp.sqrt(jnp.where(apart, variance, 1))  # The root has no gradient at 0.
+  return jnp.where(apart, centred / (1e-7 + deviation), 0)
 
 
 def kd_loss(

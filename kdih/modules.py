@@ -88,14 +88,18 @@ def _model_for_method(config, spec: DataSpec, name: str, setting: str = 'config.
   return _create(config, spec, name, setting)
 
 
-def _method(config, spec: DataSpec, num_members: int, name: str) -> Method:
+def _method(
+    config, spec: DataSpec, num_members: int, name: str, within: tuple[str, ...] = ()
+) -> Method:
+  if name in within:
+    raise errors.ConfigError(f'config.methods.{name}: is a part of itself; name other methods')
   if name not in config.methods:
     raise errors.unknown('config.methods', name, config.methods)
   setting = f'config.methods.{name}'
   context = Context(
       num_members, parallel.AXIS if config.sync_batch_norm else None,
       functools.partial(_model_for_method, config, spec, setting=setting),
-      functools.partial(_method, config, spec, num_members))
+      functools.partial(_method, config, spec, num_members, within=(*within, name)))
   return methods.create(name, config.methods[name].to_dict(), context)
 
 
@@ -111,11 +115,14 @@ def _check_pair(config: ml_collections.ConfigDict, built: Modules, name: str) ->
     abstract_method(built, name, num_examples=2)
   except errors.ConfigError:
     raise
-  except ValueError as error:
+  except (TypeError, ValueError) as error:  # jax raises the former where shapes do not fit.
     reason = errors.first_line(error)
     raise errors.UnfitError(
         f'config.methods.{name}: the teacher {config.teacher.name} cannot teach the student '
         f'{config.student.name} so: {reason}', name) from error
+  except Exception as error:  # Options of a wrong type, of which flax raises many kinds.
+    raise errors.ConfigError(f'config.methods.{name}: its options cannot be used: '
+                             f'{errors.first_line(error)}') from error
 
 
 def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:

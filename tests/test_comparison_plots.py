@@ -74,7 +74,7 @@ def test_the_text_of_the_gains_names_the_largest_and_what_is_hollow(tmp_path):
 
 def test_members_by_depth_are_bars_from_zero():
   made = heads(4)
-  made['members']['stage2']['test_last']['top1'] = 0.1234
+  made['members']['stage2']['test_best_val']['top1'] = 0.1234
   top1, entropy, ece = comparison_plots.members_by_depth(made).axes
   assert [axes.get_title('left') for axes in (top1, entropy, ece)] == [
       'test top-1 %', 'entropy, nats', 'ECE, points']

@@ -1,4 +1,4 @@
-"""The losses against float64 numpy, worked from the formulas of PAPER.md, section 3."""
+"""The losses against float64 numpy, worked from the formulas of the DIH paper."""
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -118,9 +118,10 @@ def test_options_may_be_lists():
 
 
 def test_the_recipes_weight_kd_as_their_sources_do():
-  paper, repdistiller = (config_lib.base(recipe).methods.kd for recipe in config_lib.RECIPES)
-  assert (paper.alpha, paper.temperature) == (0.1, 5.0)
-  assert (repdistiller.alpha, repdistiller.temperature) == (0.9, 4.0)
+  paper, repdistiller = (config_lib.base(recipe).methods for recipe in config_lib.RECIPES)
+  for name in ('kd', 'takd', 'fitnets'):  # All three are compared with each other.
+    assert (paper[name].alpha, paper[name].temperature) == (0.1, 5.0)
+    assert (repdistiller[name].alpha, repdistiller[name].temperature) == (0.9, 4.0)
 
 
 def entry(name):
@@ -135,7 +136,7 @@ def test_the_entries_have_the_numbers_of_their_sources():
   assert entry('ft') == dict(kind='ft', rate=0.5, cross_entropy=1.0, weight=200.0)
   assert entry('ab') == dict(kind='ab', margin=1.0)
   assert entry('reviewkd') == dict(
-      kind='reviewkd', width=64, warmup_epochs=20.0, cross_entropy=1.0, weight=1.0)
+      kind='reviewkd', width=0, warmup_epochs=20.0, cross_entropy=1.0, weight=1.0)
   assert entry('tofd') == dict(kind='tofd', temperature=3.0, alpha=0.05, beta=0.03)
   assert entry('mhkd') == dict(kind='mhkd', alpha=0.1, temperature=4.0, beta=0.5, width=256)
   assert entry('dml') == dict(kind='dml', peers=('student',), alpha=0.5, temperature=1.0)
@@ -155,7 +156,7 @@ def test_a_control_differs_from_what_it_controls_in_one_thing():
 
 
 def test_a_hint_is_learnt_for_40_epochs_at_a_rate_of_a_tenth():
-  """PAPER.md, section 5."""
+  """As in the code of the DIH paper."""
   prepare = config_lib.base().student.prepare
   assert (prepare.unit, prepare.length) == ('epochs', 40.0)
   assert (prepare.schedule, prepare.learning_rate) == ('constant', 0.1)

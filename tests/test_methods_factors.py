@@ -221,8 +221,8 @@ def test_batch_norms_see_the_images_of_all_devices(options, phase):
     (FT, {'rate': 0.0}, 'rate: 0.0 is not above 0'),
     (FT, {'rate': 'half'}, "rate: 'half' is not a number"),
     (FT, {'weight': 0.0}, 'weight: 0.0 is not above 0'),
-    (REVIEW, {'width': 0}, 'width: 0 is not a whole number above 0'),
-    (REVIEW, {'width': 6.5}, 'width: 6.5 is not a whole number above 0'),
+    (REVIEW, {'width': -1}, 'width: -1 is not a whole number, 0 or more'),
+    (REVIEW, {'width': 6.5}, 'width: 6.5 is not a whole number, 0 or more'),
     (REVIEW, {'warmup_epochs': -1.0}, 'warmup_epochs: -1.0 is below 0 or not finite'),
     (REVIEW, {'cross_entropy': -1.0}, 'cross_entropy: -1.0 is below 0; 1 is usual')])
 def test_options_out_of_range_are_refused(options, changes, message):

@@ -124,6 +124,15 @@ def test_logits_are_standardised_row_by_row():
   np.testing.assert_allclose(np.var(found, axis=-1), np.full(4, 4 / 5), rtol=1e-5)
 
 
+def test_equal_logits_are_standardised_without_a_nan():
+  """A classifier that begins with zeros gives them."""
+  gradient = jax.grad(lambda z: (losses.standardise(z) * jnp.arange(5.0)[None]).sum())
+  for value in (0.0, 3.0):
+    equal = jnp.full((2, 5), value)
+    np.testing.assert_array_equal(losses.standardise(equal), np.zeros((2, 5)))
+    np.testing.assert_array_equal(gradient(equal), np.zeros((2, 5)))
+
+
 # The paper's weights: 0.1 CE + 9 T^2 KL for KD, 9 times the usual ones for DKD, T 2.
 @pytest.mark.parametrize('name, expected', [
     ('kd_std', 0.1 * ce(STUDENT)

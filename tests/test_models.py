@@ -23,7 +23,7 @@ from model_checks import (
 from kdih import cohort, errors, models
 from kdih.taps import EMBEDDING
 
-# Parameters at 100 classes: PAPER.md, section 2, has resnet8, 14, 20, 110, 18, 34, vgg11 and
+# Parameters at 100 classes: the DIH paper has resnet8, 14, 20, 110, 18, 34, vgg11 and
 # wrn_28_2. The others were counted on RepDistiller's model files (vit_tiny: test_models_vit.py).
 PARAMETERS = {
     'resnet8': 83_892, 'resnet14': 181_108, 'resnet20': 278_324, 'resnet32': 472_756,

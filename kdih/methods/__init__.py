@@ -46,6 +46,10 @@ def create(name: str, options: Mapping[str, Any], context: Context) -> Method:
   method = cls(context=context, **options)
   try:
     method.check()
-  except (TypeError, ValueError) as error:
-    raise errors.ConfigError(f'{setting}.{error}') from None
+  except ValueError as error:
+    named = str(error).startswith('config.')  # Of another entry.
+    raise errors.ConfigError(str(error) if named else f'{setting}.{error}') from None
+  except Exception as error:  # Numbers where names are needed, and the like.
+    raise errors.ConfigError(f'{setting}: its options cannot be used: '
+                             f'{errors.first_line(error)}') from error
   return method

@@ -27,7 +27,7 @@ class Method(teaching.Method):
   @nn.nowrap
   def check(self):
     """See `kdih.teaching.Method`."""
-    if not self.peers or isinstance(self.peers, str):
+    if not (self.peers and isinstance(self.peers, tuple)):
       raise ValueError(f"peers: is {self.peers!r}; name one model or more, such as ('student',)")
     for option in ('alpha', 'temperature'):
       options.check_single(option, getattr(self, option))

@@ -27,8 +27,8 @@ class Method(teaching.FeatureMethod):
   authors' code for CIFAR; it counts whole epochs, and here the epoch grows with every step, from 0.
 
   Attributes:
-    width: channels of what is fused. The authors take those of the student's embedding, 512 at
-      most.
+    width: channels of what is fused; 0 takes those of the student's embedding, 512 at most, as
+      the authors do.
     warmup_epochs: until the term counts in full; 0 for at once.
   """
 
@@ -39,17 +39,18 @@ class Method(teaching.FeatureMethod):
   def check(self):
     """See `kdih.teaching.Method`."""
     super().check()
-    if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
-      raise ValueError(f'width: {self.width!r} is not a whole number above 0')
+    if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 0:
+      raise ValueError(f'width: {self.width!r} is not a whole number, 0 or more')
     if not 0 <= self.warmup_epochs < float('inf'):
       raise ValueError(f'warmup_epochs: {self.warmup_epochs} is below 0 or not finite')
 
   @nn.compact
   def term(self, lesson):
     """[batch]; see `kdih.teaching.FeatureMethod`."""
+    width = self.width or min(512, teaching.embeddings(lesson)[0].shape[-1])
     fused, total = None, jnp.zeros(len(lesson.labels))
     for number, (student, teacher) in reversed(list(enumerate(_levels(lesson), 1))):
-      fusion = _Fusion(self.width, self.context.axis_name, name=f'fusion{number}')
+      fusion = _Fusion(width, self.context.axis_name, name=f'fusion{number}')
       learnt, fused = fusion(student, fused, teacher.shape)
       total += _context_loss(learnt, teacher)
     return self._warmth(lesson.epoch) * total

@@ -23,7 +23,7 @@ class Method(teaching.Method):
   @nn.nowrap
   def check(self):
     """See `kdih.teaching.Method`."""
-    if not self.chain or isinstance(self.chain, str):
+    if not (self.chain and isinstance(self.chain, tuple)):
       raise ValueError(f'chain: is {self.chain!r}; name one model or more, such as '
                        "('resnet56', 'resnet20'), or use the method kd")
     for option in ('alpha', 'temperature'):

@@ -35,6 +35,8 @@ def create(name: str, num_classes: int, *, dtype: Any = jnp.float32, axis_name: 
   the user's gets each only if it has such a field. `kwargs` are further fields of the class.
   Raises a `ConfigError` that begins with `setting`.
   """
+  if not isinstance(name, str):
+    raise errors.unknown(setting, name, names())
   factory = _imported(name, setting) if ':' in name else _MODELS.get(name)
   if factory is None:
     raise errors.unknown(setting, name, names())
