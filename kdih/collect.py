@@ -117,7 +117,8 @@ class _Collection:
         self._add(Run(
             path, config['data']['name'], config['teacher']['name'],
             config['student']['name'], result_files.printable(folder.name), result['seed'],
-            _protocol(config, teacher), result, teacher, heads, _provenance(manifest)))
+            _protocol(config, teacher), result, teacher, heads,
+            _provenance(result.get('made_by') or manifest)))
 
   def _phase(self, folder: pathlib.Path, keys: result_files.Keys) -> dict | None:
     """The result of a phase; None where there is no such phase, or it is not finished."""
@@ -181,7 +182,7 @@ def _protocol(config: dict, teacher: dict | None) -> str:
 
 
 def _provenance(manifest: dict) -> tuple[str, ...]:
-  """What a manifest says of command, code and machine; 'unknown' of what is not there."""
+  """Command, code and machine, of a manifest or of `made_by`; 'unknown' of what is not there."""
   versions, devices = manifest.get('versions') or {}, manifest.get('devices') or []
   return (
       f'command: {manifest.get("command", "unknown")}',

@@ -7,7 +7,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from kdih import errors
+from kdih import errors, result_files
 
 _HELP = {
     'config': 'Config file, with its argument if any: configs/cifar100.py:runlocal. Set any field '
@@ -22,43 +22,47 @@ def usage(more: Mapping[str, str] = MappingProxyType({})) -> str:
 
 
 def read(
-    argv: list[str], more: Mapping[str, str] = MappingProxyType({})
+    argv: list[str], more: Mapping[str, str] = MappingProxyType({}), group: str = ''
 ) -> tuple[ml_collections.ConfigDict, str]:
   """The config, with its overrides, and the workdir.
 
   Args:
     argv: the command, program name first.
-    more: further flags, {name: help}: each is short for the field `config.sweep.<name>`.
+    more: further flags, {name: help}: each is short for the field `config.<group>.<name>`.
+    group: of those fields.
 
   Raises:
     ConfigError: a flag that is missing or unknown, a config file that cannot be read or raises
       an error, an override of a field that does not exist or of another type.
   """
-  values, argv = flags.FlagValues(), [_lengthen(argument, more) for argument in argv]
-  config_flags.DEFINE_config_file('config', None, _HELP['config'], flag_values=values,
-                                  sys_argv=argv)
+  values, argv = flags.FlagValues(), [_lengthen(argument, more, group) for argument in argv]
   flags.DEFINE_string('workdir', None, _HELP['workdir'], flag_values=values)
   try:
+    config_flags.DEFINE_config_file('config', None, _HELP['config'], flag_values=values,
+                                    sys_argv=argv)
     rest = values(argv)[1:]
     config, workdir = values.config, values.workdir
     if config is not None:
       _split_tuples(config)  # The first to touch the config, which raises if it was not read.
   except Exception as error:  # A config is a program: it may raise anything.
-    raise errors.ConfigError(_reason(error)) from error
+    raise errors.ConfigError(result_files.in_line(_reason(error))) from error
   if rest:
     raise errors.ConfigError(f'{rest[0]!r} is not a flag; settings are --config.field=value')
   for name, value in (('config', config), ('workdir', workdir)):
     if not value:
       raise errors.ConfigError(f'--{name}: is not set; such as --config=configs/digits.py '
                                '--workdir=runs/digits')
+  if type(config) is not ml_collections.ConfigDict:
+    raise errors.ConfigError('--config: get_config must return a ConfigDict that can be changed; '
+                             'it begins with config = config_lib.base()')
   return config, workdir
 
 
-def _lengthen(argument: str, more: Mapping[str, str]) -> str:
+def _lengthen(argument: str, more: Mapping[str, str], group: str) -> str:
   name, equals, value = argument.removeprefix('-').removeprefix('-').partition('=')
   if not argument.startswith('-') or name not in more:
     return argument
-  return f'--config.sweep.{name}={value if equals else "True"}'
+  return f'--config.{group}.{name}={value if equals else "True"}'
 
 
 def _reason(error: Exception) -> str:

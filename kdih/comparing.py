@@ -12,7 +12,6 @@ from kdih import (
   data,
   errors,
   estimating,
-  exported,
   grid,
   modules,
   phases,
@@ -23,7 +22,7 @@ from kdih import (
 from kdih.experiment import Experiment
 from kdih.modules import Modules
 from kdih.progress import say
-from kdih.workdir import Workdir, read_json, resolved, write_json
+from kdih.workdir import Workdir, is_remote, read_json, resolved, write_json
 
 _PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
 _FREE = ('student', 'methods')  # What a teacher and its heads do not depend on.
@@ -109,7 +108,7 @@ class _Sweep:
     Workdir(self.path).check(self.config)
     for pair in self.pairs:
       self.teachers(pair).check(pair.config)
-      _check_existing(pair.config, self.modules(pair))
+      pipeline.check_existing(pair.config, self.modules(pair))
     for run in self.runs:
       Workdir(run.folder(self.path)).check(run.config)
     for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
@@ -149,17 +148,9 @@ def _teaching_names(pair: grid.Pair) -> tuple[str, str]:
 
 
 def _check_shared(path: epath.PathLike) -> None:
-  if '://' in str(path):
+  if is_remote(path):
     raise errors.ConfigError(f'--workdir: {path} is no folder of a file system, and processes '
                              'cannot share it safely; choose a local or mounted folder')
-
-
-def _check_existing(config: ml_collections.ConfigDict, built: Modules) -> None:
-  """Raises ConfigError unless the variables that the config names fit."""
-  if config.teacher.variables:
-    teacher, _ = exported.load_teacher(config.teacher.variables, config, built)
-    if config.heads.variables:
-      exported.load_heads(config.heads.variables, built, exported.fingerprint(teacher))
 
 
 def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, str]:
@@ -240,6 +231,8 @@ def _try(sweep: _Sweep, job: _Job, splits: data.Splits) -> None:
     failure.unlink(missing_ok=True)
     _train(job, Experiment(job.config, sweep.modules(job.pair), job.workdir, splits,
                            sweep.teachers(job.pair)))
+  except errors.PreemptedError:
+    raise
   except Exception as error:  # Whatever happens to one job must not end the others.
     reason = errors.first_line(error)
     sweep.failures[job.name] = reason

@@ -3,11 +3,11 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from kdih import published
 from kdih.published import Published
+from kdih.result_files import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,18 +150,10 @@ def compare(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
 
 
 def _differences(protocols: Iterable[str]) -> list[str]:
-  flat = [dict(_flatten(json.loads(protocol))) for protocol in protocols]
+  flat = [dict(flatten(json.loads(protocol))) for protocol in protocols]
   names = sorted({name for fields in flat for name in fields})
   return [name for name in names
           if any(fields.get(name) != flat[0].get(name) for fields in flat)]
-
-
-def _flatten(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flatten(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
 
 
 def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, list[Run]]:

@@ -23,10 +23,15 @@ def base(recipe: str = 'paper') -> ml_collections.ConfigDict:
   config.sync_batch_norm = True
   # Bit-reproducible kernels on a GPU, where they cost speed. CPUs and TPUs always are.
   config.deterministic = True
+  # What a loss that is not finite does: 'stop' ends the run; 'rewind' goes back to the last
+  # checkpoint with half the learning rate, at most `max_rewinds` times a phase.
+  config.on_nan = 'stop'
+  config.max_rewinds = 3
   # Write a profile of a few steps in every phase, once an hour, for TensorBoard.
   config.profile = False
   # Steps between two progress lines; the loss is checked for NaN at each.
   config.log_every_steps = 50
+  config.distributed = _distributed()
   config.data = _data()
   config.teacher = _teacher(recipe)
   config.heads = _heads(recipe)
@@ -34,6 +39,21 @@ def base(recipe: str = 'paper') -> ml_collections.ConfigDict:
   config.methods = config_methods.methods(recipe)
   config.sweep = _sweep()
   return config
+
+
+def _distributed() -> ml_collections.ConfigDict:
+  """Several processes that run as one; the first three fields have a short flag each."""
+  distributed = ml_collections.ConfigDict()
+  # HOST:PORT of process 0; '' joins nobody, unless it is detected who there is.
+  distributed.coordinator = ''
+  # How many processes there are, and which of them this is, from 0.
+  distributed.num_processes = 1
+  distributed.process_id = 0
+  # Join the processes of the Slurm job or TPU slice that this one is part of.
+  distributed.detect = True
+  # Seconds to wait for the others at the start.
+  distributed.timeout = 300
+  return distributed
 
 
 def _data() -> ml_collections.ConfigDict:

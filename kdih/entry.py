@@ -1,14 +1,16 @@
 """What the programs share: help, the environment, one line for an error, the exit code."""
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 import ml_collections
 from absl import logging
 
-from kdih import errors
+from kdih import distributed, errors
 
 _HELP = {'--help', '-h', '-help', '--helpfull'}
+RESUME = 75  # EX_TEMPFAIL of sysexits.h; launch scripts start such a run again.
 _DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 
 
@@ -16,28 +18,48 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
   """Runs `body(argv)` and returns the exit code; prints `help_text` where help is asked for.
 
   An error that the user can mend is printed as one line: exit code 2 for a setting, 1 for a
-  failed training, 130 for an interruption.
+  failed training, `RESUME` where the same command goes on with nothing mended, 130 for an
+  interruption.
   """
   if _HELP & set(argv):
     print(help_text)
     return 0
+  code = _run(argv, body)
+  if code:
+    distributed.leave(code)
+  return code
+
+
+def _run(argv: list[str], body: Callable[[list[str]], int]) -> int:
   try:
     return body(argv)
   except errors.ConfigError as error:
     return _fail(2, error)
   except errors.TrainingError as error:
     return _fail(1, error)
+  except errors.PreemptedError as error:
+    return _fail(RESUME, error)
+  except OSError as error:  # The data set is readable, and the workdir writable, or was.
+    return _fail(1, f'{error}; mend that, and the same command goes on from the last checkpoint')
   except KeyboardInterrupt:
     return _fail(130, 'interrupted; the same command goes on from the last checkpoint')
+  except Exception as error:
+    if distributed.lost(error):
+      return _fail(RESUME, f'another process is gone ({errors.first_line(error)}); start all of '
+                           'them again, and they go on from the last checkpoint')
+    if distributed.joined():  # The others wait; they must see this one end.
+      traceback.print_exc()
+      return 1
+    raise
 
 
 def set_environment(config: ml_collections.ConfigDict) -> None:
   """What has to be set before jax and TensorFlow are imported."""
-  logging.set_verbosity(logging.ERROR)
+  logging.set_verbosity(logging.FATAL)  # orbax logs at length the errors that it raises.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Else TensorFlow prints a warning.
   xla_flags = os.environ.get('XLA_FLAGS', '').split()
-  if config.deterministic and _DETERMINISTIC not in xla_flags:
+  if config.get('deterministic') and _DETERMINISTIC not in xla_flags:
     os.environ['XLA_FLAGS'] = ' '.join([*xla_flags, _DETERMINISTIC])
 
 

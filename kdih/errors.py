@@ -20,7 +20,15 @@ class DataError(ConfigError):
 
 
 class TrainingError(RuntimeError):
-  """Training cannot go on (a loss that is not finite, a damaged checkpoint)."""
+  """Training cannot go on (a full disk, damaged checkpoints)."""
+
+
+class NotFiniteError(TrainingError):
+  """The loss is not finite; the message names phase and step."""
+
+
+class PreemptedError(RuntimeError):
+  """The process was asked to stop and has saved what it had; the same command goes on."""
 
 
 def closest(value: str, choices: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """Exact evaluation: every example counts once, on any number of devices."""
 from typing import Any
 
+import jax
 import numpy as np
 
 from kdih import data, parallel, steps
@@ -37,9 +38,7 @@ class Evaluator:
     `agreement` is given where the task has a reference, for all but that one.
     """
     variables, frozen = parallel.replicate((variables, frozen))
-    batches = data.eval_batches(self._subset, self._batch_size)
-    sums = [self._step(variables, frozen, self._loader.resident, parallel.shard(feed))
-            for feed in self._loader.feeds(batches)]
+    sums = [self._step(variables, frozen, self._loader.resident, feed) for feed in self._feeds()]
     sums = parallel.to_host(sums)
     count = sum(float(s.pop('count')) for s in sums)
     totals = {name: {key: sum(float(s[name][key]) for s in sums) for key in sums[0][name]}
@@ -52,16 +51,15 @@ class Evaluator:
     The names come sorted.
     """
     variables, frozen = parallel.replicate((variables, frozen))
-    parts = [self._predict(variables, frozen, self._loader.resident, feed)
-             for feed in self._loader.feeds(data.eval_batches(self._subset, self._batch_size))]
-    logits = {name: np.concatenate([found[name] for found, _ in parts]) for name in parts[0][0]}
-    return logits, np.concatenate([labels for _, labels in parts])
+    parts = [self._predict_step(variables, frozen, self._loader.resident, feed)
+             for feed in self._feeds()]
+    logits, labels, mask = jax.tree.map(lambda *arrays: np.concatenate(arrays),
+                                        *parallel.to_host(parts))
+    return {name: array[mask > 0] for name, array in logits.items()}, labels[mask > 0]
 
-  def _predict(self, variables, frozen, resident, feed):
-    found, labels = parallel.to_host(
-        self._predict_step(variables, frozen, resident, parallel.shard(feed)))
-    real = feed['mask'] > 0
-    return {name: logits[real] for name, logits in found.items()}, labels[real]
+  def _feeds(self):
+    batches = map(parallel.share, data.eval_batches(self._subset, self._batch_size))
+    return map(parallel.shard, self._loader.feeds(batches))
 
   def _means(self, totals: dict[str, float], count: float) -> dict[str, float]:
     return {key: totals[key] / count for key in ('top1', 'top5', 'loss', 'agreement')

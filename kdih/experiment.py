@@ -25,6 +25,7 @@ class Learnt:
     steps: updates made.
     seconds: wall time.
     examples_per_second: while training.
+    rewinds: how often a loss that was not finite halved the learning rate.
   """
 
   last: Any
@@ -32,6 +33,7 @@ class Learnt:
   steps: int = 0
   seconds: float = 0.0
   examples_per_second: float = 0.0
+  rewinds: int = 0
 
 
 class Experiment:
@@ -101,7 +103,7 @@ class Experiment:
     frozen = parallel.replicate(task.frozen)
     validator = self._validator(task)
     initial = state.create(variables, tx, self.config.seed)
-    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints')
+    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', initial)
     outcome = loop.train(
         state=initial,
         step=lambda s, feed: compiled(s, frozen, loader.resident, feed),
@@ -109,9 +111,10 @@ class Experiment:
         evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
         checkpoints=checkpoints, directory=folder,
         plan=self._plan(phase, train, duration), hooks=self._hooks(folder))
-    best, _ = checkpoints.restore_best(initial)
+    best, _ = checkpoints.restore_best()
     return Learnt(parallel.to_host(outcome.state.variables), best.variables,
-                  int(outcome.state.step), outcome.seconds, outcome.examples_per_second)
+                  int(outcome.state.step), outcome.seconds, outcome.examples_per_second,
+                  outcome.rewinds)
 
   def _reached(self, task: Task, variables: Any) -> Any:
     """The parameters that the task's loss depends on, as a tree of bools."""
@@ -127,14 +130,15 @@ class Experiment:
 
   def _feeds(self, loader: data.Loader, batch_size: int, start: int, stop: int):
     batches = data.train_batches(self.train_subset, batch_size, self.config.seed, start, stop)
-    return map(parallel.shard, loader.feeds(batches))
+    return map(parallel.shard, loader.feeds(map(parallel.share, batches)))
 
   def _plan(self, phase, train, duration) -> loop.Plan:
     return loop.Plan(
         phase=phase, total_steps=max(duration.steps(train.length), 1),
         evaluate_every=max(duration.steps(train.evaluate_every), 1),
         log_every=self.config.log_every_steps, batch_size=train.global_batch_size,
-        steps_per_epoch=duration.steps_per_epoch)
+        steps_per_epoch=duration.steps_per_epoch,
+        max_rewinds=self.config.max_rewinds if self.config.on_nan == 'rewind' else 0)
 
   def _hooks(self, folder):
     if not self.config.profile:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from kdih import errors, parallel
+from kdih import errors, parallel, preemption
 from kdih.checkpoint import Checkpoints
 from kdih.progress import Progress, say
 from kdih.state import TrainState
@@ -26,6 +26,7 @@ class Plan:
     log_every: updates between looks at the metrics.
     batch_size: global, for examples per second.
     steps_per_epoch: for the progress line.
+    max_rewinds: how often a loss that is not finite sends it back to the last checkpoint.
   """
 
   phase: str
@@ -34,6 +35,7 @@ class Plan:
   log_every: int
   batch_size: int
   steps_per_epoch: float
+  max_rewinds: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Outcome:
   state: TrainState
   seconds: float
   examples_per_second: float
+
+  @property
+  def rewinds(self) -> int:
+    """How often the learning rate was halved."""
+    return _rewinds(self.state)
 
 
 class _Clock:
@@ -92,14 +99,20 @@ class _Monitor:
     if number == self._first or len(self._pending) == self._plan.log_every:
       self._look(number)
 
-  def validate(self, number: int, evaluate: Callable[[], Scalars | None]) -> Scalars | None:
-    """Evaluates off the clock, once the metrics up to `number` are known to be finite."""
+  def settle(self, number: int) -> None:
+    """Makes sure that all metrics up to `number` are finite, and written."""
     if self._pending:
       self._look(number)
+    self._writer.flush()
+
+  def validate(self, number: int, evaluate: Callable[[], Scalars | None]) -> Scalars | None:
+    """Evaluates off the clock, once all is settled."""
+    self.settle(number)
     scalars = evaluate()
     if scalars:
       self._require_finite(number, 'validation loss', scalars['loss'])
       self._writer.write(number, {f'val/{name}': value for name, value in scalars.items()})
+      self._writer.flush()
       say(f'{self._plan.phase}: step {number} validation '
           + ' '.join(f'{name} {value:.4f}' for name, value in scalars.items()))
     return scalars
@@ -120,9 +133,7 @@ class _Monitor:
 
   def _require_finite(self, number: int, what: str, value: float) -> None:
     if not math.isfinite(value):
-      raise errors.TrainingError(
-          f'{self._plan.phase}: the {what} is {value} at step {number}; the last good checkpoint '
-          'is kept. Lower the learning rate, or look at the data')
+      raise errors.NotFiniteError(f'{self._plan.phase}: the {what} is {value} at step {number}')
 
   def close(self) -> None:
     self._writer.close()
@@ -143,8 +154,8 @@ def train(
   """Trains from the last checkpoint, or from `state`, to the end of the plan.
 
   Args:
-    state: before the first step; its buffers may be donated.
-    step: (state, feed) to (state, scalar metrics on the device).
+    state: before the first step.
+    step: (state, feed) to (state, scalar metrics on the device); may donate the state's buffers.
     feeds: (start, stop) to what each of these steps is fed with.
     evaluate: variables to validation scalars, of which `top1` chooses the best checkpoint; None
       where nothing is validated.
@@ -154,24 +165,59 @@ def train(
     hooks: called with the number of updates made, after each.
 
   Raises:
-    TrainingError: the loss is not finite; names phase and step. The last checkpoint is kept.
+    NotFiniteError: the loss is not finite, and was not after `plan.max_rewinds` rewinds, each to
+      the last checkpoint from which it has not begun before, with half the learning rate; names
+      phase and step.
+    PreemptedError: the process was asked to stop; there is a checkpoint of its last step.
+    TrainingError: a checkpoint cannot be written.
   """
-  restored = checkpoints.restore_last(state)
-  state, meta = restored or (state, {})
-  start = int(state.step)
-  monitor = _Monitor(plan, meta, start, directory)
-  state = parallel.replicate(state)
-  try:
-    for number, feed in enumerate(feeds(start, plan.total_steps), start + 1):
-      state, metrics = step(state, feed)
-      monitor.record(number, metrics)
-      for hook in hooks:
-        hook(number)
-      if number % plan.evaluate_every == 0 or number == plan.total_steps:
-        scalars = monitor.validate(number, functools.partial(evaluate, state.variables))
-        checkpoints.save(state, monitor.clock.meta, scalars)
-        monitor.clock.start()
-  finally:
-    monitor.close()
+  first = parallel.to_host(state)
+  state, meta = checkpoints.restore_last() or (first, {})
+  while True:
+    monitor = _Monitor(plan, meta, int(state.step), directory)
+    try:
+      with preemption.training():
+        return _run(state, step, feeds, evaluate, checkpoints, monitor, plan, hooks)
+    except errors.NotFiniteError as error:
+      if _rewinds(state) >= plan.max_rewinds:
+        raise errors.NotFiniteError(
+            f'{error}; {checkpoints.last_good()}. Lower the learning rate, look at the data, or '
+            'set config.on_nan=rewind and config.max_rewinds') from None
+      pace, begun = state.pace / 2, int(state.step)
+      if checkpoints.last_step == begun:  # It led here before, and is taken for the cause.
+        checkpoints.drop(begun)
+      state, meta = checkpoints.restore_last() or (first, {})
+      state = dataclasses.replace(state, pace=pace)
+      say(f'{error}; back to step {int(state.step)} with the learning rate x {float(pace):g}')
+    finally:
+      monitor.close()
+
+
+def _run(
+    state: TrainState, step, feeds, evaluate, checkpoints: Checkpoints, monitor: _Monitor,
+    plan: Plan, hooks,
+) -> Outcome:
+  """From `state`, in numpy, to the end of the plan; see `train`."""
+  start, state = int(state.step), parallel.replicate(state)
+  for number, feed in enumerate(feeds(start, plan.total_steps), start + 1):
+    state, metrics = step(state, feed)
+    monitor.record(number, metrics)
+    for hook in hooks:
+      hook(number)
+    leaving = preemption.reached(number)
+    if number % plan.evaluate_every == 0 or number == plan.total_steps:
+      scalars = monitor.validate(number, functools.partial(evaluate, state.variables))
+      checkpoints.save(state, monitor.clock.meta, scalars)
+      monitor.clock.start()
+    elif leaving:
+      monitor.settle(number)
+      checkpoints.save(state, monitor.clock.meta, None)
+    if leaving:
+      raise errors.PreemptedError(f'{plan.phase}: asked to stop, and saved at step {number}; the '
+                                  'same command goes on from there')
   clock = monitor.clock
   return Outcome(state, clock.meta['seconds'], clock.examples_per_second)
+
+
+def _rewinds(state: TrainState) -> int:
+  return round(-math.log2(float(state.pace)))

@@ -1,17 +1,27 @@
-"""The devices: the one axis 'batch', and how arrays get on and off it."""
+"""The devices: the one axis 'batch', and how arrays get on and off it.
+
+The devices may belong to several processes, all of which make the same calls in the same order.
+"""
+import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = 'batch'
 
 
+def num_processes() -> int:
+  """Processes that run as one; see `kdih.distributed`."""
+  return jax.process_count()
+
+
 def num_devices() -> int:
-  """Devices that share each global batch."""
-  return jax.local_device_count()
+  """Devices that share each global batch, those of all processes."""
+  return jax.device_count()
 
 
 def pmap_step(step: Callable, *, donate_state: bool = False) -> Callable:
@@ -27,14 +37,23 @@ def pmap_step(step: Callable, *, donate_state: bool = False) -> Callable:
 
 
 def replicate(tree: Any) -> Any:
-  """Puts every array of `tree` on every device."""
+  """Puts every array of `tree` on every device of this process."""
   sharding = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec())
   return jax.device_put(tree, sharding)
 
 
+def share(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The rows of a global batch that this process works on: an equal part, by process number."""
+  def mine(array: np.ndarray) -> np.ndarray:
+    size = len(array) // num_processes()
+    return array[jax.process_index() * size:][:size]
+
+  return {name: mine(array) for name, array in batch.items()}
+
+
 def shard(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Splits the leading axis: [global batch, ...] to [devices, batch per device, ...]."""
-  devices = num_devices()
+  """Splits the leading axis: [batch of this process, ...] to [its devices, batch of each, ...]."""
+  devices = jax.local_device_count()
   return {name: array.reshape(devices, -1, *array.shape[1:]) for name, array in feed.items()}
 
 
@@ -50,3 +69,25 @@ def gather(array: jax.Array) -> jax.Array:
 def to_host(tree: Any) -> Any:
   """Copies every array of `tree` to numpy."""
   return jax.device_get(tree)
+
+
+def put_together(array: np.ndarray) -> np.ndarray:
+  """The arrays of all processes, equally long, one behind the other by process number."""
+  if num_processes() == 1:
+    return array
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def of_first(content: Any) -> Any:
+  """What the first process has, as JSON keeps it; in the others their own does not count."""
+  if num_processes() == 1:
+    return content
+  text = np.frombuffer(json.dumps(content).encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+  padded = np.resize(np.append(text, np.uint8(0)), size)
+  return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def wait_for_all(where: str) -> None:
+  """Returns once every process has come here: files of the first are there for the others."""
+  multihost_utils.sync_global_devices(where)

@@ -5,10 +5,19 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from kdih import analysis, checkpoint, cohort, cost, errors, exported, modules, tasks
+from kdih import (
+  analysis,
+  cohort,
+  cost,
+  errors,
+  exported,
+  fingerprint,
+  modules,
+  tasks,
+)
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
-from kdih.workdir import resolved
+from kdih.workdir import resolved, write_atomically
 
 _TOLERANCE = 0.005  # Between a stored accuracy and the one measured again, as fractions.
 
@@ -43,7 +52,7 @@ def run_teacher(experiment: Experiment) -> dict:
 def overview(experiment: Experiment, phase: str, model: str, variables: Any) -> None:
   """Says how large what is to be trained is, and writes a table of its parameters."""
   path = experiment.workdir.phase(phase) / 'parameters.txt'
-  path.write_text(parameter_overview.get_parameter_overview(variables['params']) + '\n')
+  write_atomically(path, parameter_overview.get_parameter_overview(variables['params']) + '\n')
   say(f'{phase}: {model}, {count(variables["params"]):,} parameters, listed in {path}')
 
 
@@ -76,7 +85,7 @@ def run_heads(experiment: Experiment) -> dict:
   if finished := experiment.workdir.result('heads'):
     return finished
   teacher = load_teacher(experiment)
-  owner = exported.fingerprint(teacher)
+  owner = fingerprint.of(teacher)
   task = tasks.heads_task(built.teacher, built.heads, teacher, tuple(built.taps))
   variables = modules.initialise_heads(built, experiment.key(1))
   sizes = {tap: count(variables['params'][cohort.param_name(tap)]) for tap in built.taps}
@@ -135,13 +144,14 @@ def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, repor
   """
   meta = {**meta, 'data': _data_identity(experiment), 'val': report['val'],
           'test_best_val': report['test_best_val']}
-  checkpoint.export(experiment.workdir.phase(phase) / 'variables', learnt.best, meta)
+  exported.save(experiment.workdir.phase(phase) / 'variables', learnt.best, meta)
   return experiment.workdir.finish(phase, {
       **report,
       'parameters': count(learnt.best['params']),
-      'fingerprint': exported.fingerprint(learnt.best),
+      'fingerprint': fingerprint.of(learnt.best),
       'seed': experiment.config.seed,
       'steps': learnt.steps,
       'seconds': learnt.seconds,
       'examples_per_second': learnt.examples_per_second,
+      'rewinds': learnt.rewinds,
   })

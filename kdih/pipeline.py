@@ -10,6 +10,7 @@ from kdih import (
   data,
   errors,
   exported,
+  fingerprint,
   modules,
   parallel,
   phases,
@@ -42,20 +43,32 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
   builder = data.open_builder(config.data)
   built = modules.build(config, data.describe(builder, config.data))
   _check_phases(config, built, workdir)
+  check_existing(config, built)
   splits = open_splits(config, builder)
+  if _left(config, built, workdir):
+    splits.check()
   experiment = Experiment(config, built, workdir, splits)
-  workdir.open(config)
-  enable_compilation_cache()
-  for phase in config.phases:
-    _run_phase(phase, experiment)
-  return run_report.write(workdir, built, config)
+  with workdir.locked():
+    workdir.open(config)
+    enable_compilation_cache()
+    for phase in config.phases:
+      _run_phase(phase, experiment)
+    return run_report.write(workdir, built, config)
+
+
+def _left(config: ml_collections.ConfigDict, built: Modules, workdir: Workdir) -> bool:
+  """Whether there is a phase that has not ended yet."""
+  students = [f'student/{name}' for name in built.methods]
+  folders = [folder for phase in config.phases
+             for folder in (students if phase == 'student' else [phase])]
+  return not all(workdir.result(folder) for folder in folders)
 
 
 def open_splits(
     config: ml_collections.ConfigDict, builder: tfds.core.DatasetBuilder
 ) -> data.Splits:
   """The splits of the data set, which is prepared first where it is not."""
-  data.prepare(builder)
+  builder = data.prepare(builder)
   sources = {split: data.open_split(builder, f'{split}_split', config.data)
              for split in ('train', 'test')}
   _check_validation(config, len(sources['train']))
@@ -102,10 +115,14 @@ def _check_phases(config: ml_collections.ConfigDict, built: Modules, workdir: Wo
           f'config.phases: {phase!r} stands on {needed!r}, which has not been run in this workdir; '
           f'name {needed!r} before it')
     ready.add(phase)
+
+
+def check_existing(config: ml_collections.ConfigDict, built: Modules) -> None:
+  """Raises ConfigError unless the variables that the config names, if any, fit."""
   if config.teacher.variables:
     teacher, _ = exported.load_teacher(config.teacher.variables, config, built)
     if config.heads.variables:
-      exported.load_heads(config.heads.variables, built, exported.fingerprint(teacher))
+      exported.load_heads(config.heads.variables, built, fingerprint.of(teacher))
 
 
 def _run_phase(phase: str, experiment: Experiment) -> None:

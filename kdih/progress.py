@@ -4,6 +4,8 @@ import sys
 
 import tqdm
 
+from kdih import distributed
+
 
 class Progress:
   """Shows phase, epoch, loss, accuracy, examples/s and the time to go, on standard error.
@@ -21,7 +23,7 @@ class Progress:
     self._phase, self._total, self._batch_size = phase, total_steps, batch_size
     self._steps_per_epoch = steps_per_epoch
     self._bar = None
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and distributed.is_first():
       self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc=phase, unit='step',
                             dynamic_ncols=True)
 
@@ -51,6 +53,8 @@ class Progress:
 
 
 def say(line: str) -> None:
-  """Prints a line for the person who watches, above the bar if there is one."""
+  """Prints a line for the person who watches, above the bar if there is one; once for all."""
+  if not distributed.is_first():
+    return
   tqdm.tqdm.write(line, file=sys.stderr)
   sys.stderr.flush()

@@ -3,7 +3,7 @@ import json
 import math
 import pathlib
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 
@@ -36,16 +36,25 @@ MANIFEST = {'config.data.name': _TEXT, 'config.teacher.name': _TEXT, 'config.stu
 _MEASURED = {'test_last.top1': _SHARE, 'test_best_val.top1': _SHARE, 'parameters': _COUNT,
              'flops?': _COUNT, 'test_last.agreement?': _SHARE, 'test_best_val.agreement?': _SHARE}
 TEACHER = {**_MEASURED, 'fingerprint': _TEXT}
-STUDENT = {**_MEASURED, 'seed': _COUNT, 'method.kind': _TEXT}
+STUDENT = {**_MEASURED, 'seed': _COUNT, 'method.kind': _TEXT, 'made_by?': _GROUP,
+           'made_by?.versions?': _GROUP, 'made_by?.devices?': _LIST}
 HEADS = {**_MEASURED, 'members': _GROUP, 'analysis?': _GROUP}
 FAILURE = {'error': _TEXT}
 _SWEEP = {'pairs': Kind('[teacher, student, methods] of each pair', lambda value: (
-    type(value) is list and all(map(_is_pair, value)))), 'seeds': _LIST, 'left_out?': _GROUP}
+    type(value) is list and all(map(_is_pair, value)))),
+          'seeds': Kind('of type list, of whole numbers from 0', lambda value: (
+              type(value) is list and all(map(_COUNT.fits, value)))), 'left_out?': _GROUP}
 
 
 def _is_pair(value: Any) -> bool:
   return type(value) is list and len(value) == 3 and type(value[2]) is list and all(
-      type(name) is str for name in (*value[:2], *value[2]))
+      type(name) is str and _names_a_folder(name) for name in (*value[:2], *value[2])) and all(
+          '/' not in name for name in value[2])
+
+
+def _names_a_folder(name: str) -> bool:
+  """Whether it leads nowhere else, once '/' of a model's name is replaced."""
+  return name.replace('/', '').strip('.') != '' and name.isprintable()
 
 
 class Unusable(Exception):
@@ -134,7 +143,21 @@ def _printable_group(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
           for name, value in pairs}
 
 
+def in_line(text: object) -> str:
+  """As `printable`, with one space where there are several."""
+  return ' '.join(printable(str(text)).split())
+
+
 def printable(text: str) -> str:
   """The text in one line, without control characters and halves of characters."""
   return ''.join(char if char.isprintable() else ' ' if char.isspace() else '\ufffd'
                  for char in text)
+
+
+def flatten(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """(name, value) of every leaf of a nested dict; names are those on the way to it, by dots."""
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from flatten(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value

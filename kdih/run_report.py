@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from kdih import checkpoint, cohort, cost, exported, plots, taps
+from kdih import cohort, cost, exported, plots, taps
 from kdih.modules import Modules
 from kdih.progress import say
 from kdih.workdir import Workdir, read_json, write_atomically, write_json
@@ -93,7 +93,7 @@ def _compression(
   paths = {role: workdir.path / phase / 'variables' for role, phase in phases.items()}
   like = taps.abstract_variables(modules.student, modules.spec.image_shape)
   variables = {'teacher': exported.load_teacher(paths['teacher'], config, modules)[0],
-               'student': checkpoint.load(paths['student'], like, 'config.student.name')}
+               'student': exported.load(paths['student'], like, 'config.student.name')}
   return {'device': jax.local_devices()[0].device_kind, **{
       role: {**cost.measure(getattr(modules, role), variables[role], modules.spec.image_shape,
                             batch_size=_BATCH_SIZE),

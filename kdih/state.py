@@ -16,6 +16,7 @@ class TrainState:
     step: int32 scalar, updates made so far.
     seed: uint32 scalar, of augmentation, dropout and the method's random numbers. It is here and
       not in the program so that all seeds share one compiled program.
+    pace: float32 scalar that the learning rate is multiplied with: 1, until a rewind halves it.
     params: what is learnt.
     collections: the other variables, by collection: `batch_stats`, and the `memory` of a method;
       {} without any.
@@ -24,6 +25,7 @@ class TrainState:
 
   step: jax.Array
   seed: jax.Array
+  pace: jax.Array
   params: Any
   collections: dict[str, Any]
   opt_state: optax.OptState
@@ -40,8 +42,8 @@ def create(
   """The state before the first step."""
   params = variables['params']
   collections = {name: tree for name, tree in variables.items() if name != 'params'}
-  return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), params, collections,
-                    tx.init(params))
+  return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32),
+                    jnp.ones((), jnp.float32), params, collections, tx.init(params))
 
 
 def join(**parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """The compiled steps: one update, and one batch of evaluation, over all devices."""
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +42,10 @@ def make_train_step(
     gradients, metrics = jax.lax.pmean((gradients, metrics), parallel.AXIS)
     collections = _reduce(collections)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: update * state.pace.astype(update.dtype), updates)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, state.seed, params, collections, opt_state), metrics
+    return dataclasses.replace(state, step=state.step + 1, params=params, collections=collections,
+                               opt_state=opt_state), metrics
 
   return parallel.pmap_step(step, donate_state=True)
 
@@ -68,7 +71,7 @@ def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Calla
 
 
 def make_predict_step(*, task: Task, gather: Gather, preprocess: Callable) -> Callable:
-  """Returns `step(variables, frozen, resident, feed)` to the global batch's (logits, labels).
+  """Returns `step(variables, frozen, resident, feed)` to the global batch's (logits, labels, mask).
 
   Logits [global batch, classes] come by the name of the classifier.
   """
@@ -76,7 +79,7 @@ def make_predict_step(*, task: Task, gather: Gather, preprocess: Callable) -> Ca
     batch = gather(resident, feed)
     images = preprocess(batch['image'], batch['index'], None)
     predictions = task.predict(variables, frozen, images)
-    return jax.tree.map(parallel.gather, (predictions, batch['label']))
+    return jax.tree.map(parallel.gather, (predictions, batch['label'], batch['mask']))
 
   return parallel.pmap_step(step)
 

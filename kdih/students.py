@@ -5,7 +5,16 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdih import checkpoint, cost, exported, modules, phases, state, taps as taps_lib, tasks
+from kdih import (
+  cost,
+  exported,
+  fingerprint,
+  modules,
+  phases,
+  state,
+  taps as taps_lib,
+  tasks,
+)
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
 from kdih.tasks import Task
@@ -47,7 +56,7 @@ def _run_assistant(
     _run(experiment, name, phase, module, (), teacher, 4 + number, described)
   like = taps_lib.abstract_variables(module, built.spec.image_shape)
   path = experiment.workdir.path / phase / 'variables'
-  variables = checkpoint.load(path, like, f'config.methods.{name}.chain')
+  variables = exported.load(path, like, f'config.methods.{name}.chain')
   return _Teacher(module, (), {'teacher': variables})
 
 
@@ -127,7 +136,7 @@ def _first_teacher(experiment: Experiment, method: Method) -> _Teacher:
   if method.taught_by == 'cohort':
     path = experiment.teachers.path / 'heads' / 'variables'
     frozen['heads'], _ = exported.load_heads(
-        path, built, exported.fingerprint(frozen['teacher']))
+        path, built, fingerprint.of(frozen['teacher']))
     weights = (experiment.teachers.result('heads') or {}).get('weights', {})
     frozen['weights'] = {rule: jnp.asarray(numbers) for rule, numbers in weights.items()}
   return _Teacher(built.teacher, taps, frozen)

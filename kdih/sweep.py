@@ -6,7 +6,8 @@
 
 The same command goes on with a sweep that was cut off, and trains again what failed. Started
 several times on one workdir, on one machine or on several that share the folder, the processes
-share the work. Exit codes: 0 done, 1 some runs failed, 2 a setting is wrong, 130 interrupted.
+share the work. Exit codes: 0 done, 1 some runs failed, 2 a setting is wrong, 75 asked to stop by
+SIGTERM, and saved: start it again, 130 interrupted.
 """
 import sys
 
@@ -27,10 +28,11 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-  config, workdir = command_line.read([_checked(argument) for argument in argv], _FLAGS)
+  config, workdir = command_line.read([_checked(argument) for argument in argv], _FLAGS, 'sweep')
   entry.set_environment(config)
-  from kdih import comparing  # Takes seconds; the settings are read first.
+  from kdih import comparing, preemption  # Takes seconds; the settings are read first.
 
+  preemption.listen()
   if config.sweep.dry_run:
     print(comparing.estimate(config, workdir))
     return 0

@@ -1,15 +1,19 @@
 """Every check of a config that needs no data: names, types and ranges of its fields."""
-import math
+import re
+import reprlib
+import sys
 from typing import Any
 
 import ml_collections
 
 from kdih import config_lib, errors, optimizer
 from kdih.data import loaders, preprocess
+from kdih.result_files import in_line
 
 PHASES = ('teacher', 'heads', 'student')
 _CHOICES = {
     'dtype': ('float32', 'bfloat16'),
+    'on_nan': ('stop', 'rewind'),
     'data.loader': tuple(loaders.LOADERS),
     'data.padding_mode': tuple(preprocess.PAD_MODES),
     'heads.kind': ('flatten', 'gap'),
@@ -20,23 +24,29 @@ _TRAIN_CHOICES = {
     'schedule': optimizer.SCHEDULES,
 }
 _FREE_FORM = ('teacher.kwargs', 'student.kwargs', 'methods')
+_SET_ELSEWHERE = {'num_classes': 'the data set', 'dtype': 'config.dtype', 'setting': 'kdih',
+                  'axis_name': 'config.sync_batch_norm', 'parent': 'flax', 'name': 'flax'}
+_METHOD_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_+=-]{0,99}')  # It names a folder.
 # Field: (what its numbers must be, in words; the test).
-_ABOVE_0 = ('above 0', lambda x: 0 < x < math.inf)
-_FROM_0 = ('0 or more', lambda x: 0 <= x < math.inf)
+_ABOVE_0 = ('above 0', lambda x: 0 < x <= sys.float_info.max)
+_FROM_0 = ('0 or more', lambda x: 0 <= x <= sys.float_info.max)
+_LASTING = ('above 0, and 10000000 at most', lambda x: 0 < x <= 10_000_000)
 _RANGES = {
     'seed': ('from 0 to 4294967295', lambda x: 0 <= x < 2**32),
     'log_every_steps': _ABOVE_0,
-    'data.image_size': _FROM_0,
-    'data.padding': _FROM_0,
+    'max_rewinds': ('from 0 to 100', lambda x: 0 <= x <= 100),
+    'distributed.timeout': _ABOVE_0,
+    'data.image_size': ('from 0 to 16384', lambda x: 0 <= x <= 16384),
+    'data.padding': ('from 0 to 1024', lambda x: 0 <= x <= 1024),
     'data.std': _ABOVE_0,
-    'data.mean': ('finite', math.isfinite),
+    'data.mean': ('finite', lambda x: abs(x) <= sys.float_info.max),
     'data.validation_fraction': ('from 0 to less than 1', lambda x: 0 <= x < 1),
     'data.validation_seed': _FROM_0,
     'data.eval_global_batch_size': _ABOVE_0,
     'sweep.seeds': ('from 0 to 4294967295', lambda x: 0 <= x < 2**32),
 }
 _TRAIN_RANGES = {
-    'length': _ABOVE_0, 'evaluate_every': _ABOVE_0, 'global_batch_size': _ABOVE_0,
+    'length': _LASTING, 'evaluate_every': _ABOVE_0, 'global_batch_size': _LASTING,
     'learning_rate': _ABOVE_0, 'decay': _ABOVE_0, 'momentum': ('from 0 to less than 1',
                                                                lambda x: 0 <= x < 1),
     'weight_decay': _FROM_0, 'warmup': _FROM_0, 'milestones': _ABOVE_0,
@@ -46,6 +56,7 @@ _TRAIN_RANGES = {
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError for the first field that is unknown, of a wrong type or out of range."""
   _check_fields(config, config_lib.base(), '')
+  _check_free_forms(config)
   for name, choices in _CHOICES.items():
     _check_choice(name, _get(config, name), choices)
   for name, (words, test) in _RANGES.items():
@@ -65,20 +76,68 @@ def trainings(config: ml_collections.ConfigDict) -> list[tuple[str, ml_collectio
 def _check_fields(config: Any, reference: Any, prefix: str) -> None:
   for key in config:
     if key not in reference:
-      raise errors.unknown(f'config.{prefix}{key}', key, reference)
+      raise errors.unknown(f'config.{prefix}{in_line(key)}', key, reference)
   for key, default in reference.items():
     name = prefix + key
     if key not in config:
-      raise errors.ConfigError(f'config.{name}: is missing; its default is {default!r}')
-    value = config[key]
+      raise errors.ConfigError(f'config.{name}: is missing; its default is {_shown(default)}')
+    value = _read(config, key, name)
     if isinstance(default, ml_collections.ConfigDict):
       if not isinstance(value, ml_collections.ConfigDict):
-        raise errors.ConfigError(f'config.{name}: is {value!r}; it must hold fields of its own')
+        raise errors.ConfigError(
+            f'config.{name}: is {_shown(value)}; it must hold fields of its own')
       if name not in _FREE_FORM:
         _check_fields(value, default, f'{name}.')
     elif not _same_type(value, default):
-      raise errors.ConfigError(f'config.{name}: {value!r} is not of type {_type_name(default)}; '
-                               f'such as {default!r}')
+      raise errors.ConfigError(f'config.{name}: {_shown(value)} is not of type '
+                               f'{_type_name(default)}; such as {default!r}')
+
+
+def _read(config: ml_collections.ConfigDict, key: str, name: str) -> Any:
+  try:
+    return config[key]
+  except ml_collections.config_dict.RequiredValueError:
+    raise errors.ConfigError(f'config.{name}: is not set') from None
+
+
+def _check_free_forms(config: ml_collections.ConfigDict) -> None:
+  for role in ('teacher', 'student'):
+    for key in config[role].kwargs:
+      setting = f'config.{role}.kwargs.{in_line(key)}'
+      if key in _SET_ELSEWHERE:
+        raise errors.ConfigError(f'{setting}: is set by {_SET_ELSEWHERE[key]}; remove it')
+      _check_plain(_read(config[role].kwargs, key, setting), setting)
+  for name in config.methods:
+    setting = f'config.methods.{in_line(name)}'
+    if not (isinstance(name, str) and _METHOD_NAME.fullmatch(name)):
+      raise errors.ConfigError(f'{setting}: names a folder; give it a name of letters, digits, and '
+                               '_ + = -, 100 at most, the first one a letter or a digit')
+    options = _read(config.methods, name, setting)
+    if not isinstance(options, ml_collections.ConfigDict):
+      raise errors.ConfigError(f'{setting}: is {_shown(options)}; it must hold fields of its own, '
+                               "such as dict(kind='ce')")
+    _check_plain(options, setting)
+
+
+def _check_plain(value: Any, setting: str) -> None:
+  """Raises ConfigError unless the value is one that JSON can keep."""
+  if isinstance(value, ml_collections.ConfigDict | dict):
+    for key in value:
+      if not isinstance(key, str):
+        raise errors.ConfigError(f'{setting}: {_shown(key)} is no name; it must be a text')
+      _check_plain(_read(value, key, setting), f'{setting}.{in_line(key)}')
+  elif isinstance(value, tuple | list):
+    for item in value:
+      _check_plain(item, setting)
+  elif isinstance(value, int) and abs(value) >= 2**31:
+    raise errors.ConfigError(f'{setting}: is {_shown(value)}; it must be below 2147483648')
+  elif not (value is None or isinstance(value, bool | int | float | str)):
+    raise errors.ConfigError(f'{setting}: {_shown(value)} is neither a number, nor a text, nor a '
+                             'tuple or group of such')
+
+
+def _shown(value: Any) -> str:
+  return in_line(reprlib.repr(value))
 
 
 def _same_type(value: Any, default: Any) -> bool:
@@ -112,7 +171,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _check_range(name: str, value: Any, words: str, test: Any) -> None:
   for number in value if isinstance(value, tuple | list) else (value,):
     if not test(number):
-      raise errors.ConfigError(f'config.{name}: is {number}; it must be {words}')
+      raise errors.ConfigError(f'config.{name}: is {_shown(number)}; it must be {words}')
 
 
 def _check_names(name: str, value: Any, choices: Any) -> None:
@@ -120,7 +179,7 @@ def _check_names(name: str, value: Any, choices: Any) -> None:
     if item not in choices:
       raise errors.unknown(f'config.{name}', item, choices)
   if not value or len(set(value)) < len(value):
-    raise errors.ConfigError(f'config.{name}: is {tuple(value)!r}; name each wanted one once')
+    raise errors.ConfigError(f'config.{name}: is {_shown(tuple(value))}; name each wanted one once')
 
 
 def _check_train(name: str, train: ml_collections.ConfigDict) -> None:

@@ -1,31 +1,42 @@
 """The files of a run: who made it (manifest), what came out (results), never half written."""
+import contextlib
+import functools
 import importlib.metadata
 import json
 import os
 import shlex
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import filelock
 import jax
 import ml_collections
 from etils import epath
 
 import kdih
-from kdih import config_lib, errors
+from kdih import config_lib, distributed, errors, parallel
+from kdih.result_files import flatten
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets',
              'ml-collections', 'clu', 'numpy')
-# Fields that choose what runs or is shown, and change no number of a phase.
-_FREE = ('phases', 'student.methods', 'sweep', 'profile', 'log_every_steps')
+# Fields that choose what runs or is shown, and change no number of a finished phase.
+_FREE = ('phases', 'student.methods', 'sweep', 'distributed', 'profile', 'log_every_steps',
+         'on_nan', 'max_rewinds')
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-  """Writes a file so that it is either whole or as it was before."""
-  path = epath.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+  """Writes a file so that it is either whole or as it was before; the first process does."""
+  if not distributed.is_first():
+    return
+  path, content = epath.Path(path), content.encode() if isinstance(content, str) else content
+  if is_remote(path):  # An object appears as a whole.
+    path.write_bytes(content)
+    return
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
+  temporary.write_bytes(content)
   temporary.replace(path)
 
 
@@ -67,8 +78,8 @@ class Workdir:
 
   def _differences(self, old: dict, new: dict) -> Iterator[str]:
     # A field that kdih did not have yet when the run was begun had its default.
-    defaults = dict(_flatten(resolved(config_lib.base())))
-    old, new = {**defaults, **dict(_flatten(old))}, dict(_flatten(new))
+    defaults = dict(flatten(resolved(config_lib.base())))
+    old, new = {**defaults, **dict(flatten(old))}, dict(flatten(new))
     for name in old.keys() | new.keys():
       if not self._is_free(name) and old.get(name) != new.get(name):
         yield f'config.{name} (was {old.get(name)!r}, is {new.get(name)!r})'
@@ -81,21 +92,36 @@ class Workdir:
 
   def open(self, config: ml_collections.ConfigDict) -> None:
     """Makes the folder and writes `manifest.json`."""
+    self._make()
+    write_json(self.path / 'manifest.json', {**_provenance(), 'config': resolved(config)})
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Where no other process runs in this folder; the lock ends with its process.
+
+    There are no locks on an object store: a second process would not be noticed there.
+
+    Raises:
+      ConfigError: another process does.
+    """
+    self._make()
+    if is_remote(self.path) or not distributed.is_first():
+      yield
+      return
+    try:
+      with filelock.FileLock(self.path / '.lock', blocking=False):
+        yield
+    except filelock.Timeout:
+      raise errors.ConfigError(
+          f'--workdir: another process is running in {self.path}; wait for it, or choose another '
+          'folder') from None
+
+  def _make(self) -> None:
     try:
       self.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise errors.ConfigError(f'--workdir: {self.path} cannot be made ({error.strerror}); choose '
                                'another folder') from error
-    write_json(self.path / 'manifest.json', {
-        'command': shlex.join(['python', '-m', f'kdih.{epath.Path(sys.argv[0]).stem}',
-                               *sys.argv[1:]]),
-        'config': resolved(config),
-        'versions': {'kdih': kdih.__version__, 'python': sys.version.split()[0], **_versions()},
-        'devices': [str(device.device_kind) for device in jax.devices()],
-        'platform': jax.default_backend(),
-        'xla_flags': os.environ.get('XLA_FLAGS', ''),
-        'git_commit': _git_commit(),
-    })
 
   def phase(self, name: str) -> epath.Path:
     """The folder of a phase, made where it is not there."""
@@ -104,12 +130,13 @@ class Workdir:
     return path
 
   def result(self, phase: str) -> dict | None:
-    """What a finished phase reported, or None."""
-    return read_json(self.path / phase / 'result.json')
+    """What a finished phase reported, or None; the same in all processes."""
+    return parallel.of_first(read_json(self.path / phase / 'result.json'))
 
   def finish(self, phase: str, result: dict) -> dict:
     """Marks the phase as finished: nothing of it is written after this."""
-    write_json(self.phase(phase) / 'result.json', result)
+    write_json(self.phase(phase) / 'result.json', {**result, 'made_by': _provenance()})
+    parallel.wait_for_all(f'{phase} finished')
     return result
 
   def results(self) -> dict:
@@ -132,7 +159,14 @@ def resolved(config: ml_collections.ConfigDict) -> dict:
   return json.loads(json.dumps(config.to_dict()))
 
 
+def is_remote(path: epath.PathLike) -> bool:
+  """Whether a path is the address of an object store, such as gs://bucket/run."""
+  return '://' in str(path)
+
+
 def _check_writable(path: epath.Path) -> None:
+  if is_remote(path):  # Only writing tells.
+    return
   existing = next(p for p in (path, *path.absolute().parents) if p.exists())
   if not existing.is_dir():
     raise errors.ConfigError(f'--workdir: {existing} is a file; choose a folder')
@@ -140,14 +174,26 @@ def _check_writable(path: epath.Path) -> None:
     raise errors.ConfigError(f'--workdir: {existing} cannot be written to; choose another folder')
 
 
-def _flatten(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flatten(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
+def _provenance() -> dict[str, Any]:
+  """What made it: the command, the code, the machine."""
+  return {
+      'command': _command(),
+      'versions': {'kdih': kdih.__version__, 'python': sys.version.split()[0], **_versions()},
+      'devices': [str(device.device_kind) for device in jax.devices()],
+      'platform': jax.default_backend(),
+      'xla_flags': os.environ.get('XLA_FLAGS', ''),
+      'git_commit': _git_commit(),
+  }
 
 
+def _command() -> str:
+  program = epath.Path(sys.argv[0])
+  if program.parent.name != 'kdih':  # A notebook, or a program of the user's own.
+    return shlex.join(sys.argv)
+  return shlex.join(['python', '-m', f'kdih.{program.stem}', *sys.argv[1:]])
+
+
+@functools.cache
 def _versions() -> dict[str, str]:
   found = {}
   for package in _PACKAGES:
@@ -158,6 +204,7 @@ def _versions() -> dict[str, str]:
   return found
 
 
+@functools.cache
 def _git_commit() -> str:
   command = ['git', '-C', str(epath.Path(__file__).parent), 'describe', '--always', '--dirty',
              '--abbrev=40', '--exclude=*']

@@ -3,11 +3,13 @@ import json
 
 from etils import epath
 
+from kdih import distributed
 from kdih.progress import say
+from kdih.workdir import is_remote
 
 
 class MetricWriter:
-  """Appends to `metrics.jsonl` and writes TensorBoard events next to it.
+  """Appends to `metrics.jsonl` and writes TensorBoard events next to it; the first process does.
 
   Args:
     directory: the phase's.
@@ -16,20 +18,32 @@ class MetricWriter:
 
   def __init__(self, directory: epath.PathLike, start_step: int):
     self._path = epath.Path(directory) / 'metrics.jsonl'
-    _drop_later(self._path, start_step)
-    self._file = self._path.open('a')
-    self._events = _summary_writer(directory)
+    self._first, self._events = distributed.is_first(), None
+    self._lines: list[str] = []
+    if self._first:
+      self._lines = _up_to(self._path, start_step)
+      self._path.write_text(''.join(self._lines))
+      self._events = _summary_writer(directory)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes scalars of the state after `step` updates; names may hold a '/'."""
-    self._file.write(json.dumps({'step': step, **scalars}) + '\n')
-    self._file.flush()
+    if not self._first:
+      return
+    self._lines.append(json.dumps({'step': step, **scalars}) + '\n')
+    if not is_remote(self._path):
+      with self._path.open('a') as file:
+        file.write(self._lines[-1])
     if self._events:
       self._events.write_scalars(step, scalars)
 
+  def flush(self) -> None:
+    """Makes sure that all is written; to objects in a store nothing can be appended before."""
+    if self._first and is_remote(self._path):
+      self._path.write_text(''.join(self._lines))
+
   def close(self) -> None:
-    """Flushes and closes both."""
-    self._file.close()
+    """Flushes, and closes the events."""
+    self.flush()
     if self._events:
       self._events.close()
 
@@ -41,9 +55,8 @@ def read_metrics(path: epath.PathLike) -> list[dict]:
   return [json.loads(line) for line in lines]
 
 
-def _drop_later(path: epath.Path, step: int) -> None:
-  kept = [line for line in read_metrics(path) if line['step'] <= step]
-  path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+def _up_to(path: epath.Path, step: int) -> list[str]:
+  return [json.dumps(line) + '\n' for line in read_metrics(path) if line['step'] <= step]
 
 
 def _summary_writer(directory: epath.PathLike):

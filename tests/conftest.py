@@ -10,8 +10,9 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'
 
-# Compiled programs are shared by the tests, and by the processes that they start.
-os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='kdih-compiled-')
+# Compiled programs are shared by the tests, by the workers of `pytest -n`, and by the processes
+# that they start.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='kdih-compiled-'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import jax  # noqa: E402

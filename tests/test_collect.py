@@ -36,6 +36,19 @@ def test_provenance_is_what_the_manifest_says(tmp_path):
                             'devices: H, I (gpu)', 'versions: jax 1, flax 2')
 
 
+def test_provenance_is_that_of_the_result_where_it_has_one(tmp_path):
+  """The manifest is of the last command, which may have added another method."""
+  single(tmp_path, 'ce', 'kd')
+  path = tmp_path / 'student' / 'kd' / 'result.json'
+  made_by = {'command': 'mine', 'git_commit': 'abc', 'devices': ['H'], 'platform': 'gpu',
+             'versions': {'jax': '1'}}
+  write(path, {**json.loads(path.read_text()), 'made_by': made_by})
+  ce, kd = collect([tmp_path])[0]
+  assert ce.provenance[0] == 'command: unknown'
+  assert kd.provenance == ('command: mine', 'git commit: abc', 'devices: H (gpu)',
+                           'versions: jax 1')
+
+
 def test_the_runs_of_a_sweep_share_its_teacher_and_heads(tmp_path):
   swept(tmp_path / 's', 'ce', 'dih')
   runs, problems = collect([tmp_path / 's'])

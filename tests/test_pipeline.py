@@ -125,12 +125,14 @@ def test_another_config_in_the_workdir_is_refused_and_named(capsys, finished, di
   assert stamps(finished) == before
 
 
+@pytest.mark.slow
 def test_one_device_and_four_give_the_same_variables(tmp_path, finished, digits_dir):
   run_process(tmp_path, digits_dir, ONLY_DIH, JAX_NUM_CPU_DEVICES='1')
   for phase in CHAIN:
     assert_same(exported(tmp_path, phase), exported(finished, phase), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_the_streaming_loader_gives_the_same_variables_as_the_one_in_memory(
     tmp_path, finished, digits_dir):
   config = read_config(tmp_path, digits_dir, '--config.data.loader=streaming', ONLY_DIH)
@@ -156,7 +158,8 @@ def test_a_teacher_that_exists_is_measured_again_and_used(tmp_path, finished, di
 
 
 def test_a_student_can_be_loaded_and_used(finished):
-  model, variables, meta = exported_lib.load_model(finished / 'student' / 'dih' / 'variables')
+  model, variables, meta = exported_lib.load_model(
+      finished / 'student' / 'dih' / 'variables', model='tiny_nets:TinyNet')
   images = np.zeros((3, *meta['data']['image_shape']), np.float32)
   assert model.apply(variables, images, train=False).shape == (3, 10)
   assert meta['data']['mean'] == [0.5]
@@ -164,6 +167,7 @@ def test_a_student_can_be_loaded_and_used(finished):
     exported_lib.load_model(finished / 'heads' / 'variables')
 
 
+@pytest.mark.slow
 def test_a_run_in_memory_needs_no_tensorflow(tmp_path, digits_dir):
   """Without it there are no TensorBoard events, and the run says so."""
   blocked = tmp_path / 'blocked'
@@ -179,7 +183,7 @@ def test_a_teacher_whose_accuracy_is_not_the_stored_one_is_refused(tmp_path, fin
   path = tmp_path / 'variables'
   meta = checkpoint.read_meta(finished / 'teacher' / 'variables', '')
   meta['val']['top1'] += 0.1
-  checkpoint.export(path, checkpoint.restore(finished / 'teacher' / 'variables'), meta)
+  exported_lib.save(path, checkpoint.restore(finished / 'teacher' / 'variables'), meta)
   with pytest.raises(errors.ConfigError, match='config.teacher.variables: .* its files or'):
     pipeline.run(read_config(tmp_path / 'w', digits_dir, f'--config.teacher.variables={path}'),
                  tmp_path / 'w')

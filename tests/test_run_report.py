@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from made_results import heads, read_png, result
 
-from kdih import checkpoint, cohort, cost, exported, modules, run_report, taps, workdir
+from kdih import (
+  cohort,
+  cost,
+  exported,
+  fingerprint,
+  modules,
+  run_report,
+  taps,
+  workdir,
+)
 from kdih.data import DataSpec
 from kdih.workdir import Workdir
 
@@ -58,8 +67,8 @@ def export(run: Workdir, phase: str, role: str, seed: int) -> None:
   shapes = taps.abstract_variables(getattr(MODULES, role), (4, 4, 1))
   variables = jax.tree.map(lambda x: np.full(x.shape, seed, x.dtype), shapes)
   meta = {'model': exported.describe_model(CONFIG, role, 10)}
-  checkpoint.export(run.phase(phase) / 'variables', variables, meta)
-  finish(run, phase, result(0.8 - 0.1 * seed, fingerprint=exported.fingerprint(variables)))
+  exported.save(run.phase(phase) / 'variables', variables, meta)
+  finish(run, phase, result(0.8 - 0.1 * seed, fingerprint=fingerprint.of(variables)))
 
 
 # The table.

@@ -93,7 +93,7 @@ def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
   assert f'failed: {MODEL}/{MODEL}/kd/seed1: ' in error
   assert error.endswith('kdih: 1 failed; the same command tries them again\n')
   folder = copy / PAIR / 'seed1/student'
-  assert 'TrainingError' in json.loads((folder / 'kd/failure.json').read_text())['traceback']
+  assert 'NotFiniteError' in json.loads((folder / 'kd/failure.json').read_text())['traceback']
   assert not (folder / 'kd/result.json').exists()
   assert (folder / 'kd_matched/result.json').exists()
 

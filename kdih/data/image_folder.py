@@ -37,7 +37,15 @@ def open_folder(data: ml_collections.ConfigDict) -> 'ImageFolder':
         f'config.data.folder: {data.folder} cannot be read ({errors.first_line(error)})') from error
   classes = sorted({label for split in train for label in files[split]})
   _check_classes(folder, train[0], classes, files)
-  return ImageFolder(folder, files, classes, data.data_dir or None)
+  try:
+    return ImageFolder(folder, files, classes, data.data_dir or None)
+  except errors.DataError:
+    raise
+  except Exception as error:  # TFDS raises many kinds where its copy is damaged.
+    raise errors.DataError(
+        f'config.data.data_dir: what was prepared of {folder} is damaged '
+        f'({errors.first_line(error)}); remove image_folder/{_copy_name(folder, files)} there, and '
+        'it is prepared anew') from error
 
 
 def _splits(folder: pathlib.Path, field: str, split: str) -> list[str]:
@@ -105,9 +113,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
   def __init__(self, folder: pathlib.Path, files: dict[str, Classes], classes: Sequence[str],
                data_dir: str | None):
     self._files, self._classes = files, classes
-    name = re.sub(r'[^\w.-]', '_', folder.name)
     config = tfds.core.BuilderConfig(
-        name=f'{name}-{_digest(files)}', description=f'The images in {folder}.')
+        name=_copy_name(folder, files), description=f'The images in {folder}.')
     super().__init__(config=config, data_dir=data_dir)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -136,6 +143,11 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
 def _all(files: dict[str, Classes]) -> Iterator[pathlib.Path]:
   return (path for classes in files.values() for paths in classes.values() for path in paths)
+
+
+def _copy_name(folder: pathlib.Path, files: dict[str, Classes]) -> str:
+  name = re.sub(r'[^\w.-]', '_', folder.name)
+  return f'{name}-{_digest(files)}'
 
 
 def _digest(files: dict[str, Classes]) -> str:

@@ -7,6 +7,8 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
+# PIL's name for images of so many channels.
+MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width.
 
 
@@ -39,9 +41,30 @@ def to_rgb(content: bytes) -> bytes:
     if image.format in ('JPEG', 'MPO') and image.mode == 'RGB' and _orientation(image) == 1:
       return content
     upright = PIL.ImageOps.exif_transpose(image)
-  if upright.mode.startswith('I'):  # 16 bits, which PIL would clip and not scale.
-    upright = PIL.Image.fromarray((np.asarray(upright) // 256).astype(np.uint8))
   file = io.BytesIO()
   # By way of an array, which has no transparent colour.
-  PIL.Image.fromarray(np.asarray(upright.convert('RGB'))).save(file, 'PNG')
+  PIL.Image.fromarray(_to_mode(upright, 'RGB')).save(file, 'PNG')
   return file.getvalue()
+
+
+def decode(content: bytes, channels: int) -> np.ndarray:
+  """The pixels of an image file, uint8 [height, width, channels], whatever the file's own kind.
+
+  Grey levels are repeated, colours are turned into grey, an alpha channel is dropped or full, as
+  the number of channels asks for.
+
+  Raises:
+    Exception: of many kinds, where the content is damaged or no image.
+  """
+  try:
+    with PIL.Image.open(io.BytesIO(content)) as image:
+      pixels = _to_mode(image, MODES[channels])
+  except PIL.UnidentifiedImageError:  # It names an object in memory.
+    raise ValueError('it is no image') from None
+  return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _to_mode(image: PIL.Image.Image, mode: str) -> np.ndarray:
+  if image.mode.startswith('I'):  # 16 bits, which PIL would clip and not scale.
+    image = PIL.Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+  return np.asarray(image.convert(mode))

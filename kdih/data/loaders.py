@@ -29,10 +29,14 @@ class Loader(Protocol):
 
 
 class MemoryLoader:
-  """Keeps the whole split as uint8 on every device; a step receives indices alone."""
+  """Keeps the whole split as uint8 on every device; a step receives indices alone.
+
+  Each process reads a part of it, and gets the others' from them.
+  """
 
   def __init__(self, source: source_lib.Source):
-    images, labels = source.read(np.arange(len(source)))
+    indices = parallel.share({'index': _filled_up(len(source))})['index']
+    images, labels = (parallel.put_together(part)[:len(source)] for part in source.read(indices))
     self.resident = parallel.replicate({'image': images, 'label': labels})
 
   def feeds(self, batches):
@@ -42,6 +46,12 @@ class MemoryLoader:
   def gather(self, resident, feed):
     """Looks the indices up in the resident arrays."""
     return {**feed, **{name: array[feed['index']] for name, array in resident.items()}}
+
+
+def _filled_up(count: int) -> np.ndarray:
+  """Indices of all images, the last one repeated until the processes can share them evenly."""
+  return np.minimum(np.arange(-(-count // parallel.num_processes()) * parallel.num_processes()),
+                    count - 1)
 
 
 class StreamingLoader:
@@ -89,6 +99,7 @@ class StreamingLoader:
     return feed
 
 
+_LOOKED_AT = 256  # Examples of a split that the streaming loader reads at the start.
 LOADERS: dict[str, Callable[[source_lib.Source], Loader]] = {
     'memory': MemoryLoader, 'streaming': StreamingLoader}
 
@@ -110,6 +121,29 @@ class Splits:
     self._sources, self._loader = sources, loader
     self._loaders: dict[str, Loader] = {}
 
+  def check(self) -> None:
+    """Reads what there is to know before training.
+
+    The in-memory loader reads every example of both splits; the streaming loader a few hundred,
+    spread evenly, and the others when their turn comes.
+
+    Raises:
+      DataError: an example is damaged, a label is none of the classes, or all images to train
+        with are of one class.
+    """
+    found = {split: self._look_at(split) for split in self._sources}
+    if _is_one(found['train']) and _is_one(self.labels('train')):
+      raise errors.DataError(
+          f'config.data.train_split: all {self.size("train"):,} images are of one class, number '
+          f'{found["train"][0]}; at least two are needed; choose more of the split')
+
+  def _look_at(self, split: str) -> np.ndarray:
+    """The labels of the examples that `check` reads."""
+    if self.loader(split).resident:
+      return self.labels(split)
+    chosen = np.linspace(0, self.size(split) - 1, min(_LOOKED_AT, self.size(split)))
+    return self._sources[split].read(chosen.astype(int))[1]
+
   def size(self, split: str) -> int:
     """Images in a split; validation images are counted in 'train'."""
     return len(self._sources[split])
@@ -127,3 +161,7 @@ class Splits:
     if 'label' in resident:
       return parallel.to_host(resident['label'])
     return self._sources[split].labels()
+
+
+def _is_one(labels: np.ndarray) -> bool:
+  return bool((labels == labels[0]).all())

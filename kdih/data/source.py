@@ -2,8 +2,10 @@
 import itertools
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import google_crc32c
 import ml_collections
 import numpy as np
 import PIL.Image
@@ -11,14 +13,21 @@ import PIL.ImageOps
 import tensorflow_datasets as tfds
 
 from kdih import errors
-from kdih.data import builders
+from kdih.data import builders, images as images_lib
 
 
 def open_split(
     builder: tfds.core.DatasetBuilder, field: str, data: ml_collections.ConfigDict
 ) -> 'Source':
-  """The split that `config.data.<field>` names, of a prepared data set."""
+  """The split that `config.data.<field>` names, of a prepared data set.
+
+  Raises:
+    ConfigError: there is no such split, or it is empty.
+    DataError: its files are damaged.
+  """
   split = data[field]
+  if not builder.info.splits:
+    raise _damaged('the description', builder.data_dir, ValueError('it names no splits'))
   try:
     info = builder.info.splits[split]
   except (KeyError, ValueError) as error:
@@ -29,12 +38,30 @@ def open_split(
   if not info.num_examples:
     raise errors.ConfigError(f'config.data.{field}: {split!r} holds no images')
   spec = builders.describe(builder, data)
-  encoded = {data.image_key: tfds.decode.SkipDecoding()}  # For who asks for labels alone.
+  try:
+    examples = _examples(builder, split)
+    if len(examples) != info.num_examples:
+      raise ValueError(f'it holds {len(examples)} records of {info.num_examples}')
+  except Exception as error:  # TFDS and its readers raise many kinds.
+    raise _damaged(f'the split {split!r}', builder.data_dir, error) from error
+  return Source(examples, builder.data_dir, spec, data)
+
+
+def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Sequence:
+  # `Source` decodes the one image that is wanted, and for labels none.
+  encoded = {name: tfds.decode.SkipDecoding() for name, feature in builder.info.features.items()
+             if isinstance(feature, tfds.features.Image)}
   if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
-    examples: Sequence = _TFRecords(info.file_instructions, builder.info.features, encoded)
-  else:
-    examples = builder.as_data_source(split=split, decoders=encoded)
-  return Source(examples, builder.info.features[data.image_key], spec, data)
+    shards = builder.info.splits[split].file_instructions
+    return _TFRecords(shards, builder.info.features, encoded)
+  return builder.as_data_source(split=split, decoders=encoded)
+
+
+def _damaged(what: str, folder: Any, error: Exception) -> errors.DataError:
+  return errors.DataError(
+      f'config.data.name: {what} of the data set in {folder} is damaged '
+      f'({errors.first_line(error)}); put the folder back from a copy, or remove it, and the data '
+      'set is prepared anew')
 
 
 class Source:
@@ -42,15 +69,15 @@ class Source:
 
   Args:
     examples: by feature; the image as it is stored.
-    feature: decodes the image.
+    folder: that they lie in, for messages.
     spec: of the data set.
     data: `config.data`.
   """
 
-  def __init__(self, examples: Sequence, feature: tfds.features.Image,
-               spec: builders.DataSpec, data: ml_collections.ConfigDict):
+  def __init__(self, examples: Sequence, folder: Any, spec: builders.DataSpec,
+               data: ml_collections.ConfigDict):
     self.spec = spec
-    self._examples, self._decode = examples, feature.decode_example_np
+    self._examples, self._folder = examples, folder
     self._image_key, self._label_key = data.image_key, data.label_key
     self._image_size = data.image_size
 
@@ -58,19 +85,49 @@ class Source:
     return len(self._examples)
 
   def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [n, height, width, channels] and int32 labels [n]."""
-    examples = [self._examples[int(i)] for i in indices]
-    images = np.stack([self._resize(self._decode(e[self._image_key])) for e in examples])
-    labels = np.array([e[self._label_key] for e in examples], np.int32)
+    """uint8 images [n, height, width, channels] and int32 labels [n].
+
+    Raises:
+      DataError: a record is damaged, or its label is none of the classes.
+    """
+    images = np.empty((len(indices), *self.spec.image_shape), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+    for row, index in enumerate(indices):
+      images[row], labels[row] = self._read(int(index))
+    return images, self._checked(labels)
+
+  def labels(self) -> np.ndarray:
+    """int32 labels of the whole split; the images are not decoded. Raises DataError as `read`."""
+    return self._checked(np.array(
+        [self._example(index)[self._label_key] for index in range(len(self))], np.int32))
+
+  def _example(self, index: int) -> dict[str, Any]:
+    try:
+      return self._examples[index]
+    except Exception as error:  # TFDS and its readers raise many kinds.
+      raise self._damaged(index, error) from error
+
+  def _read(self, index: int) -> tuple[np.ndarray, int]:
+    example = self._example(index)
+    try:
+      image = images_lib.decode(example[self._image_key], self.spec.image_shape[-1])
+    except Exception as error:  # PIL raises many kinds.
+      raise self._damaged(index, error) from error
+    image = self._resize(image)
+    if image.shape != self.spec.image_shape:
+      raise self._damaged(index, ValueError(f'an image of shape {image.shape}, where all are of '
+                                            f'{self.spec.image_shape}'))
+    return image, example[self._label_key]
+
+  def _damaged(self, index: int, error: Exception) -> errors.DataError:
+    return _damaged(f'example {index}', self._folder, error)
+
+  def _checked(self, labels: np.ndarray) -> np.ndarray:
     if labels.min() < 0 or labels.max() >= self.spec.num_classes:
       raise errors.DataError(
           f'config.data.label_key: {self.spec.name} has a label outside 0 to '
           f'{self.spec.num_classes - 1}; choose a split with labels')
-    return images, labels
-
-  def labels(self) -> np.ndarray:
-    """int32 labels of the whole split."""
-    return np.array([example[self._label_key] for example in self._examples], np.int32)
+    return labels
 
   def _resize(self, image: np.ndarray) -> np.ndarray:
     if not self._image_size or image.shape == self.spec.image_shape:
@@ -89,7 +146,7 @@ class _TFRecords(Sequence):
     self._features, self._decoders = features, decoders
     self._records: list[tuple[mmap.mmap, int, int]] = []
     for shard in shards:
-      with open(shard.filename, 'rb') as file:
+      with open(shard.filename, 'rb') as file:  # An empty one raises ValueError.
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
       stop = None if shard.take == -1 else shard.skip + shard.take
       self._records += itertools.islice(_records(content), shard.skip, stop)
@@ -100,13 +157,23 @@ class _TFRecords(Sequence):
   def __getitem__(self, index):
     content, start, size = self._records[index]
     return self._features.deserialize_example_np(
-        content[start:start + size], decoders=self._decoders)
+        _checked(content, start, size), decoders=self._decoders)
 
 
-def _records(content: mmap.mmap):
+def _records(content: mmap.mmap) -> Iterator[tuple[mmap.mmap, int, int]]:
   """Where each record lies: 8 bytes of length, 4 of checksum, the record, 4 of checksum."""
   position = 0
   while position < len(content):
-    size, = struct.unpack_from('<Q', content, position)
+    size, = struct.unpack('<Q', _checked(content, position, 8))
     yield content, position + 12, size
     position += size + 16
+
+
+def _checked(content: mmap.mmap, start: int, size: int) -> bytes:
+  """Some bytes that their checksum follows. Raises ValueError where it is another's."""
+  found, checksum = content[start:start + size], content[start + size:start + size + 4]
+  crc = google_crc32c.value(found)
+  masked = ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff  # As TensorFlow stores it.
+  if checksum != struct.pack('<I', masked):
+    raise ValueError('a checksum is wrong')
+  return found
