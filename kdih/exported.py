@@ -146,7 +146,7 @@ def _read_meta(path: epath.PathLike, setting: str) -> dict:
   try:
     stored = checkpoint.read_meta(path, setting)
     meta = {name: value for name, value in stored.items() if name != 'digests'}
-    whole = isinstance(meta['model'], dict)
+    whole = isinstance(meta['model'], dict) and 'variables' in stored['digests']
     unchanged = stored['digests']['meta'] == fingerprint.of_json(meta)
   except errors.ConfigError:
     raise

@@ -16,7 +16,7 @@ from kdih import checkpoint, config_lib, data, modules, pipeline, students, task
 from kdih.experiment import Experiment
 from kdih.workdir import Workdir
 
-QUICK = ('at', 'crd', 'dih_at', 'dml', 'fitnets')  # One of each sort; the others are slow.
+QUICK = ('at', 'dih_at', 'dml')  # The others are slow.
 NAMES = tuple(name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
               for name in sorted(config_lib.base().methods))
 

@@ -77,7 +77,7 @@ def change_of(paths):
   return st.tuples(st.sampled_from(paths), CHANGES, ANYTHING, TEXTS)
 
 
-@times(400, 2000)
+@times(150, 2000)
 @given(st.lists(change_of(PATHS), min_size=1, max_size=4))
 def test_a_changed_config_is_checked_without_a_traceback(changes):
   outcome(validation.check, changed(BASE, changes))
@@ -90,7 +90,7 @@ def of_method(name):
       st.tuples(st.sampled_from(options), CHANGES, JSON, TEXTS), min_size=1, max_size=2))
 
 
-@times(60, 400)
+@times(30, 400)
 @given(st.sampled_from(sorted(BASE.methods)).flatmap(of_method))
 def test_changed_options_of_a_method_build_or_are_refused(method):
   name, changes = method
@@ -99,7 +99,7 @@ def test_changed_options_of_a_method_build_or_are_refused(method):
   outcome(build, config)
 
 
-@times(40, 400)
+@times(20, 400)
 @given(st.lists(st.tuples(st.sampled_from(MODELS), st.just('replace'), JSON, TEXTS),
                 min_size=1, max_size=2))
 def test_changed_models_and_taps_build_or_are_refused(changes):
@@ -107,7 +107,7 @@ def test_changed_models_and_taps_build_or_are_refused(changes):
   outcome(build, config)
 
 
-@times(300, 2000)
+@times(100, 2000)
 @given(st.sampled_from(PATHS + ['no.such', 'seed.x', 'methods[0]', 'data.mean[0]', '']), TEXTS)
 def test_any_text_behind_a_flag_is_read_or_refused(path, text):
   command = ['kdih', f'--config={TESTS / "tiny_config.py"}', '--workdir=w',
@@ -115,14 +115,14 @@ def test_any_text_behind_a_flag_is_read_or_refused(path, text):
   outcome(lambda: validation.check(command_line.read(command)[0]))
 
 
-@times(200, 2000)
+@times(100, 2000)
 @given(st.lists(st.one_of(TEXTS, TEXTS.map('--config='.__add__), TEXTS.map('--workdir='.__add__),
                           TEXTS.map('--'.__add__), TEXTS.map('--config.seed='.__add__))))
 def test_any_command_line_is_read_or_refused(arguments):
   outcome(command_line.read, ['kdih', *arguments])
 
 
-@times(300, 2000)
+@times(100, 2000)
 @given(st.one_of(TEXTS, st.lists(st.tuples(
     st.sampled_from(['steps', 'rate', 'flag', 'name', 'stpes', '']), TEXTS)).map(
         lambda pairs: ','.join('='.join(pair) for pair in pairs))))

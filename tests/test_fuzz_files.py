@@ -95,6 +95,7 @@ def test_a_comparison_of_changed_files_ends_without_a_traceback(sweep, name):
   assert len(collect.collect([sweep])[0]) == 4
 
 
+@pytest.mark.slow
 def test_a_whole_report_of_changed_files_ends_without_a_traceback(sweep, tmp_path, capsys):
   @times(4, 40)
   @given(st.sampled_from(RESULT_FILES), WHERE, JSON, CUT)

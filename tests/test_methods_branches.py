@@ -174,6 +174,7 @@ def test_tofd_without_any_difference_has_a_gradient():
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [MHKD, TOFD], ids=['mhkd', 'tofd'])
 def test_four_devices_and_one_agree(options, request):
   """With batch norms that see the whole batch."""
