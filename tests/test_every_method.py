@@ -142,9 +142,9 @@ def test_one_device_and_four_teach_the_same(workdir, tmp_path, finished, digits_
     np.testing.assert_allclose(one[path], array, rtol=1e-5, atol=2e-5, err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, phase', [
-    ('crd', ''), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ('fitnets', '/prepare'), ('fitnets', ''), ('takd', '/assistant2')))])
+    ('crd', ''), ('fitnets', '/prepare'), ('fitnets', ''), ('takd', '/assistant2')])
 def test_what_is_trained_beside_the_student_is_resumed(
     workdir, tmp_path, finished, digits_dir, monkeypatch, name, phase):
   """Cut off right after a checkpoint, the phase ends with the same bits: student and beside."""

@@ -224,6 +224,7 @@ def test_every_setting_runs(tmp_path, digits_dir, override):
   assert 0 < results['student']['dih']['test_last']['loss'] < 10
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_on_request(tmp_path, digits_dir):
   pipeline.run(read_config(
       tmp_path, digits_dir, '--config.profile=true', '--config.phases=teacher',

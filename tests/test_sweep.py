@@ -59,6 +59,7 @@ def test_a_sweep_trains_one_teacher_and_every_combination(swept):
   assert (asked['pairs'], asked['seeds']) == ([[MODEL, MODEL, ['ce', 'dih']]], [1, 2])
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_is_the_run_of_the_same_seed_alone(swept, tmp_path, digits_dir):
   teacher = swept / 'tiny_nets.TinyNet/teacher/variables'
   heads = swept / 'tiny_nets.TinyNet/heads/variables'
