@@ -1,5 +1,6 @@
 """Several processes that run as one, each with some of the devices."""
 import os
+import random
 import shutil
 import signal
 import socket
@@ -92,6 +93,23 @@ def test_two_processes_end_with_the_variables_of_one(tmp_path, finished, digits_
 def test_two_processes_that_stream_end_with_the_variables_of_one(tmp_path, finished, digits_dir):
   run(tmp_path, digits_dir, ONLY_DIH, '--config.data.loader=streaming')
   assert_same(tmp_path, finished, CHAIN)
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_slurm_job_find_each_other(tmp_path, finished, digits_dir):
+  """By what Slurm tells each task; JAX takes a port by the number of the job."""
+  job = {'SLURM_JOB_ID': str(random.randrange(10**6)), 'SLURM_STEP_NODELIST': 'localhost',
+         'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_NODES': '1'}
+  command = tiny_command(tmp_path, digits_dir, '--config.phases=teacher')[1:]
+  tasks = [subprocess.Popen(
+      [sys.executable, '-m', 'kdih.main', *command], stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True, env={
+          **os.environ, **job, 'PYTHONPATH': str(TESTS), 'JAX_NUM_CPU_DEVICES': '2',
+          'SLURM_PROCID': str(number), 'SLURM_LOCALID': str(number)}) for number in range(2)]
+  ended = finish(tasks)
+  assert [code for code, _, _ in ended] == [0, 0], ended
+  assert 'teacher' in ended[0][1] and 'teacher' not in ended[1][1]
+  assert_same(tmp_path, finished, ('teacher',))
 
 
 @pytest.mark.slow
