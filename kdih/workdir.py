@@ -24,7 +24,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-d
              'ml-collections', 'clu', 'numpy')
 # Fields that choose what runs or is shown, and change no number of a finished phase.
 _FREE = ('phases', 'student.methods', 'sweep', 'distributed', 'profile', 'log_every_steps',
-         'on_nan', 'max_rewinds')
+         'on_nan', 'max_rewinds', 'data.data_dir')
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
@@ -46,9 +46,24 @@ def write_json(path: epath.PathLike, content: Any) -> None:
 
 
 def read_json(path: epath.PathLike) -> Any | None:
-  """The content of a JSON file, or None where there is no file."""
+  """The content of a JSON file, or None where there is no file.
+
+  Raises:
+    ConfigError: it is damaged.
+  """
   path = epath.Path(path)
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: epath.Path, reason: str) -> errors.ConfigError:
+  return errors.ConfigError(
+      f'--workdir: {path} is damaged ({reason}); put it back from a copy, or remove it: what it '
+      'tells of is then done again')
 
 
 class Workdir:
@@ -67,9 +82,12 @@ class Workdir:
   def check(self, config: ml_collections.ConfigDict) -> None:
     """Writes nothing; raises ConfigError where `config` cannot run in this folder."""
     _check_writable(self.path)
-    manifest = read_json(self.path / 'manifest.json')
+    path = self.path / 'manifest.json'
+    manifest = read_json(path)
     if manifest is None:
       return
+    if not (isinstance(manifest, dict) and isinstance(manifest.get('config'), dict)):
+      raise _damaged(path, 'it holds no config')
     changed = sorted(self._differences(manifest['config'], resolved(config)))
     if changed:
       raise errors.ConfigError(
@@ -131,7 +149,11 @@ class Workdir:
 
   def result(self, phase: str) -> dict | None:
     """What a finished phase reported, or None; the same in all processes."""
-    return parallel.of_first(read_json(self.path / phase / 'result.json'))
+    path = self.path / phase / 'result.json'
+    result = parallel.of_first(read_json(path))
+    if not isinstance(result, dict | None):
+      raise _damaged(path, 'it is no group of fields')
+    return result
 
   def finish(self, phase: str, result: dict) -> dict:
     """Marks the phase as finished: nothing of it is written after this."""

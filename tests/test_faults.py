@@ -151,3 +151,17 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, digits_dir, finis
   results = pipeline.run(read_config(tmp_path, digits_dir, ONLY_TEACHER), tmp_path)
   assert results['teacher']['seconds'] > 0
   assert_bit_identical(tmp_path, finished, ('teacher',))
+
+
+@pytest.mark.parametrize('name', ['manifest.json', 'teacher/result.json'])
+@pytest.mark.parametrize('content', [b'', b'{"config": ', b'[1, 2]', b'\xff\x00'])
+def test_a_damaged_file_of_the_run_is_named_and_left_as_it_is(
+    tmp_path, finished, digits_dir, capsys, name, content):
+  workdir = tmp_path / 'w'
+  shutil.copytree(finished, workdir)
+  (workdir / name).write_bytes(content)
+  assert main.main(tiny_command(workdir, digits_dir)) == 2
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last.startswith(f'kdih: --workdir: {workdir / name} is damaged (')
+  assert 'or remove it' in last
+  assert (workdir / name).read_bytes() == content

@@ -17,6 +17,7 @@ from kdih import (
   exported as exported_lib,
   main,
   pipeline,
+  workdir as workdir_lib,
   writers,
 )
 
@@ -123,6 +124,13 @@ def test_another_config_in_the_workdir_is_refused_and_named(capsys, finished, di
   assert 'config.methods.dih.alpha (was 0.1, is 0.2), config.seed (was 30, is 31)' in line
   assert line.count('\n') == 1
   assert stamps(finished) == before
+
+
+def test_the_data_may_lie_elsewhere_when_a_run_goes_on(finished):
+  workdir_lib.Workdir(finished).check(read_config(finished, '/elsewhere'))
+  with pytest.raises(errors.ConfigError, match='config.data.validation_seed'):
+    workdir_lib.Workdir(finished).check(
+        read_config(finished, '/elsewhere', '--config.data.validation_seed=1'))
 
 
 @pytest.mark.slow
