@@ -203,6 +203,7 @@ def test_damage_found_while_streaming_loses_nothing(tmp_path, digits_dir, capsys
   assert_bit_identical(tmp_path / 'w', whole, ('teacher',))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loader', LOADERS)
 def test_fewer_images_than_a_batch_and_than_devices_are_enough(tmp_path, digits_dir, loader):
   """A batch is filled up from the next epoch; each image to evaluate with counts once."""

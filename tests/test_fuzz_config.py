@@ -90,6 +90,7 @@ def of_method(name):
       st.tuples(st.sampled_from(options), CHANGES, JSON, TEXTS), min_size=1, max_size=2))
 
 
+@pytest.mark.slow
 @times(30, 400)
 @given(st.sampled_from(sorted(BASE.methods)).flatmap(of_method))
 def test_changed_options_of_a_method_build_or_are_refused(method):

@@ -100,6 +100,7 @@ def test_a_run_gets_its_arguments_and_leaves_its_log_and_exit_code(ready):
   assert ['ssh', 'kdih', '--worker=0', '--command=bash kdih/launch/on_vm.sh logs'] in ready.calls()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_alone_until_it_is_stopped_and_resumes(ready):
   ready.script(outcomes=['wait', 0])
   ready.vm('run', *FLAGS)

@@ -159,6 +159,7 @@ def test_tofds_branches_end_as_wide_as_the_deepest_tap(tofd):
   assert 'branch3_classifier' not in params['student']
 
 
+@pytest.mark.slow
 def test_tofd_without_any_difference_has_a_gradient():
   """Where a norm is 0, as it is of features that are all 0."""
   blank = jax.tree.map(jnp.zeros_like, fields(LESSON.student))

@@ -99,6 +99,7 @@ def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
   assert (folder / 'kd_matched/result.json').exists()
 
 
+@pytest.mark.slow
 def test_what_failed_is_tried_again_unless_another_process_did_so_meanwhile(
     copy, digits_dir, capsys):
   folder = copy / PAIR / 'seed1/student/kd'
@@ -184,6 +185,7 @@ def test_a_workdir_that_cannot_be_made_is_one_line(digits_dir, capsys):
   assert error.startswith('kdih: --workdir: /proc') and error.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_left_out_and_said(tmp_path, digits_dir, capsys):
   assert run(tmp_path, digits_dir, '--methods=ce,sp', '--students=tiny_nets:NoTaps',
              '--seeds=1') == 0
