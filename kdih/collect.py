@@ -88,7 +88,7 @@ class _Collection:
   def _note_not_begun(
       self, path: pathlib.Path, teacher: str, student: str, methods: list[str], seeds: list[int]
   ) -> None:
-    folder = path / _folder_name(teacher) / _folder_name(student)
+    folder = path / result_files.folder_name(teacher) / result_files.folder_name(student)
     lacking = {method: [str(seed) for seed in seeds
                         if not (folder / f'seed{seed}/student/{method}').is_dir()]
                for method in methods}
@@ -156,11 +156,6 @@ class _Collection:
     if _numbers(known) != _numbers(run):
       self.note(f'{run.path}: {run.method} with seed {run.seed} has other numbers than in '
                 f'{known.path}, under the same protocol; those of the latter are taken')
-
-
-def _folder_name(model: str) -> str:
-  """As `kdih.grid.folder_name`, which takes seconds to import."""
-  return model.replace(':', '.').replace('/', '.')
 
 
 def _home(workdir: pathlib.Path) -> pathlib.Path:

@@ -22,6 +22,7 @@ from kdih import (
 from kdih.experiment import Experiment
 from kdih.modules import Modules
 from kdih.progress import say
+from kdih.result_files import folder_name
 from kdih.workdir import Workdir, is_remote, read_json, resolved, write_json
 
 _PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
@@ -140,7 +141,7 @@ class _Sweep:
     """Of a job, over all processes that share the workdir."""
     folder = self.path / 'locks'
     folder.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(folder / f'{grid.folder_name(name)}.lock')
+    return filelock.FileLock(folder / f'{folder_name(name)}.lock')
 
 
 def _teaching_names(pair: grid.Pair) -> tuple[str, str]:

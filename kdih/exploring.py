@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kdih import (
-  cohort,
   config_lib,
   data,
   errors,
@@ -82,8 +81,7 @@ def load(path: epath.PathLike, data_dir: str = '') -> Answers:
   built = modules.build(config, data.describe(builder, config.data))
   experiment = Experiment(config, built, workdir, pipeline.open_splits(config, builder))
   logits, labels = _predict(experiment)
-  return Answers({name: logits[name] for name in (*built.taps, cohort.FINAL)}, labels,
-                 builder.info.features[config.data.label_key].names,
+  return Answers(logits, labels, builder.info.features[config.data.label_key].names,
                  data.open_split(builder, 'test_split', config.data))
 
 
@@ -105,7 +103,7 @@ def _predict(experiment: Experiment) -> tuple[Logits, np.ndarray]:
   heads, _ = exported.load_heads(
       experiment.teachers.path / 'heads' / 'variables', built, fingerprint.of(teacher))
   task = tasks.heads_task(built.teacher, built.heads, teacher, tuple(built.taps))
-  return experiment.predict(task, heads, 'test')
+  return phases.cohort_logits(experiment, task, heads, 'test')
 
 
 def only_right(logits: Logits, labels: np.ndarray, members: Sequence[str]) -> np.ndarray:

@@ -75,7 +75,7 @@ def load_model(
   except Exception as error:  # What is described may be anything.
     raise errors.ConfigError(f'path: {str(path)!r} does not describe its model '
                              f'({errors.first_line(error)}); export it anew') from error
-  return module, load(path, like, 'path'), meta
+  return module, _load(path, like, 'path', meta), meta
 
 
 def load_teacher(
@@ -91,7 +91,7 @@ def load_teacher(
   meta = _read_meta(path, setting)
   _compare(setting, path, meta['model'], wanted)
   like = taps_lib.abstract_variables(built.teacher, built.spec.image_shape)
-  return load(path, like, setting), meta
+  return _load(path, like, setting, meta), meta
 
 
 def load_heads(path: epath.PathLike, built: Modules, teacher: str) -> tuple[Variables, dict]:
@@ -113,7 +113,7 @@ def load_heads(path: epath.PathLike, built: Modules, teacher: str) -> tuple[Vari
     raise errors.ConfigError(
         f'{setting}: the heads at {str(path)!r} belong to another teacher; train heads on this '
         'one, or set config.teacher.variables to theirs')
-  return load(path, modules.abstract_heads(built), setting), meta
+  return _load(path, modules.abstract_heads(built), setting, meta), meta
 
 
 def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
@@ -127,12 +127,16 @@ def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
   Raises:
     ConfigError: there are none, they are damaged, or of another structure or other shapes.
   """
-  digest = _read_meta(path, setting)['digests']['variables']
+  return _load(path, like, setting, _read_meta(path, setting))
+
+
+def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variables:
+  """As `load`, with the description that has been read."""
   try:
     variables = checkpoint.restore(path)
   except Exception as error:  # orbax and tensorstore raise many kinds.
     raise _damaged(setting, path, errors.first_line(error)) from error
-  if fingerprint.of(variables) != digest:
+  if fingerprint.of(variables) != meta['digests']['variables']:
     raise _damaged(setting, path, 'they are not those that were written')
   if _shapes(variables) != _shapes(like):
     raise errors.ConfigError(

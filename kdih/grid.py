@@ -5,6 +5,7 @@ import ml_collections
 from etils import epath
 
 from kdih import errors, models
+from kdih.result_files import folder_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +54,6 @@ class Run:
     """The workdir of the run, which it shares with the other methods."""
     return pair_folder(workdir, self.pair.teacher) / folder_name(self.pair.student) / (
         f'seed{self.seed}')
-
-
-def folder_name(model: str) -> str:
-  """The name of a model as that of a folder; import paths hold a colon."""
-  return model.replace(':', '.').replace('/', '.')
 
 
 def pair_folder(workdir: epath.Path, teacher: str) -> epath.Path:

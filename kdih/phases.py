@@ -105,22 +105,22 @@ def run_heads(experiment: Experiment) -> dict:
   return finish(experiment, 'heads', learnt, meta, {
       **members[cohort.MEAN], 'members': members,
       'weights': _member_weights(experiment, task, learnt),
-      'analysis': analysis.analyse(*_cohort_logits(experiment, task, learnt, 'test'))})
+      'analysis': analysis.analyse(*cohort_logits(experiment, task, learnt.best, 'test'))})
 
 
 def _member_weights(experiment: Experiment, task: tasks.Task, learnt: Learnt) -> dict:
   """{rule: a weight for every member, in cohort order}; {} without a validation split."""
   if not len(experiment.validation_subset):
     return {}
-  weights = cohort.weigh(*_cohort_logits(experiment, task, learnt, 'validation'))
+  weights = cohort.weigh(*cohort_logits(experiment, task, learnt.best, 'validation'))
   return {rule: numbers.tolist() for rule, numbers in weights.items()}
 
 
-def _cohort_logits(
-    experiment: Experiment, task: tasks.Task, learnt: Learnt, split: str
+def cohort_logits(
+    experiment: Experiment, task: tasks.Task, variables: Any, split: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Logits of every member, in cohort order, and the labels."""
-  logits, labels = experiment.predict(task, learnt.best, split)
+  logits, labels = experiment.predict(task, variables, split)
   return {name: logits[name] for name in (*experiment.modules.taps, cohort.FINAL)}, labels
 
 

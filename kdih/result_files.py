@@ -154,6 +154,11 @@ def printable(text: str) -> str:
                  for char in text)
 
 
+def folder_name(model: str) -> str:
+  """The name of a model as that of a folder; import paths hold a colon."""
+  return model.replace(':', '.').replace('/', '.')
+
+
 def flatten(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
   """(name, value) of every leaf of a nested dict; names are those on the way to it, by dots."""
   for key, value in tree.items():
