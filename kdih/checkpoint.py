@@ -49,8 +49,7 @@ class Checkpoints:
     content = {'meta': meta, 'metrics': metrics}
     stored = {**content, 'digests': [fingerprint.of(state), fingerprint.of_json(content)]}
     try:
-      if not (is_remote(self._directory) or self._directory.exists()):
-        raise FileNotFoundError(f'{self._directory} is gone')
+      self._require_there()
       self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
           state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(stored)))
     except (OSError, ValueError) as error:  # Of tensorstore the latter.
@@ -58,6 +57,14 @@ class Checkpoints:
           f'the checkpoint of step {step} cannot be written to {self._directory} '
           f'({_os_error(error)}); {self.last_good()}. Mend that, and the same command goes on'
           ) from error
+
+  def _require_there(self) -> None:
+    """A folder that is deleted while its checkpoints are written may come back, without them."""
+    if is_remote(self._directory):
+      return
+    for path in (self._directory, *(self._directory / str(s) for s in self._manager.all_steps())):
+      if not path.exists():
+        raise FileNotFoundError(f'{path} is gone')
 
   @property
   def last_step(self) -> int | None:

@@ -1,11 +1,13 @@
 """What the programs share: help, the environment, one line for an error, the exit code."""
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import ml_collections
-from absl import logging
+from absl import logging as absl_logging
 
 from kdih import distributed, errors
 
@@ -55,12 +57,24 @@ def _run(argv: list[str], body: Callable[[list[str]], int]) -> int:
 
 def set_environment(config: ml_collections.ConfigDict) -> None:
   """What has to be set before jax and TensorFlow are imported."""
-  logging.set_verbosity(logging.FATAL)  # orbax logs at length the errors that it raises.
+  _silence_orbax()
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Else TensorFlow prints a warning.
   xla_flags = os.environ.get('XLA_FLAGS', '').split()
   if config.get('deterministic') and _DETERMINISTIC not in xla_flags:
     os.environ['XLA_FLAGS'] = ' '.join([*xla_flags, _DETERMINISTIC])
+
+
+def _silence_orbax() -> None:
+  """Orbax logs at length the errors that it raises; and of several writes that fail it raises one,
+  and the others end in asyncio, or report to an event loop that has been closed."""
+  def report(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      sys.__unraisablehook__(unraisable)
+
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  sys.unraisablehook = report
 
 
 def _fail(code: int, reason: object) -> int:

@@ -1,9 +1,11 @@
 """Where metrics go: a JSON line each, and TensorBoard."""
+import contextlib
 import json
+import sys
 
 from etils import epath
 
-from kdih import distributed
+from kdih import distributed, errors
 from kdih.progress import say
 from kdih.workdir import is_remote
 
@@ -34,7 +36,8 @@ class MetricWriter:
       with self._path.open('a') as file:
         file.write(self._lines[-1])
     if self._events:
-      self._events.write_scalars(step, scalars)
+      with _os_errors():
+        self._events.write_scalars(step, scalars)
 
   def flush(self) -> None:
     """Makes sure that all is written; to objects in a store nothing can be appended before."""
@@ -45,7 +48,8 @@ class MetricWriter:
     """Flushes, and closes the events."""
     self.flush()
     if self._events:
-      self._events.close()
+      with _os_errors():
+        self._events.close()
 
 
 def read_metrics(path: epath.PathLike) -> list[dict]:
@@ -65,4 +69,15 @@ def _summary_writer(directory: epath.PathLike):
   except ImportError as error:
     say(f'no TensorBoard events: {error}')
     return None
-  return metric_writers.SummaryWriter(str(directory))
+  with _os_errors():
+    return metric_writers.SummaryWriter(str(directory))
+
+
+@contextlib.contextmanager
+def _os_errors():
+  """TensorFlow has errors of its own for a disk that is full, or gone."""
+  try:
+    yield
+  except sys.modules['tensorflow'].errors.OpError as error:
+    reason = errors.first_line(error).rpartition('}} ')[2]  # Behind the name of an operation.
+    raise OSError(f'TensorBoard events: {reason}') from error

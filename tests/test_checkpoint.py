@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdih import checkpoint, errors, fingerprint, state
+from kdih import checkpoint, errors, fingerprint, state, writers
 
 TX = optax.sgd(0.1, momentum=0.9)
 STEPS = (1, 2, 3)
@@ -163,10 +163,20 @@ def test_a_full_disk_leaves_the_last_checkpoint_readable(tmp_path):
     assert_holds(checkpoint.Checkpoints(folder, state_at(0)), step)
 
 
-def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
-  folder = tmp_path / 'checkpoints'
-  checkpoints = save(folder, (1,))
-  shutil.rmtree(folder)
-  with pytest.raises(errors.TrainingError, match='is gone'):
-    checkpoints.save(state_at(2), {}, None)
-  assert not folder.exists()
+def test_events_that_find_no_room_are_an_error_of_the_system(tmp_path):
+  folder = tmp_path / 'disk'
+  with small_disk(folder, '8k'):
+    with contextlib.suppress(OSError):
+      (folder / 'fill').write_bytes(bytes(2**14))
+    with pytest.raises(OSError, match='TensorBoard events: .*; No space left on device$'):
+      writers.MetricWriter(folder, 0)
+
+
+@pytest.mark.parametrize('deleted', ['.', '2'])
+def test_checkpoints_that_were_deleted_meanwhile_are_missed(tmp_path, deleted):
+  """Orbax makes the folder anew, and a run would go on without what it believes to have."""
+  checkpoints = save(tmp_path / 'checkpoints', steps=(2, 3))
+  shutil.rmtree(tmp_path / 'checkpoints' / deleted)
+  with pytest.raises(errors.TrainingError, match='step 4 cannot be written .* is gone'):
+    checkpoints.save(state_at(4), {}, None)
+  assert not (tmp_path / 'checkpoints' / '4').exists()
