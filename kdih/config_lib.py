@@ -5,7 +5,7 @@ Importing this module must stay light: it runs before the settings are known to 
 """
 import ml_collections
 
-from kdih import config_methods, errors
+from kdih import config_compute, config_methods, errors
 
 RECIPES = ('paper', 'repdistiller')
 
@@ -31,6 +31,7 @@ def base(recipe: str = 'paper') -> ml_collections.ConfigDict:
   config.profile = False
   # Steps between two progress lines; the loss is checked for NaN at each.
   config.log_every_steps = 50
+  config.compute = config_compute.compute()
   config.distributed = _distributed()
   config.data = _data()
   config.teacher = _teacher(recipe)
@@ -85,6 +86,9 @@ def _data() -> ml_collections.ConfigDict:
   data.validation_seed = 0
   # 'memory' keeps the split on the device; 'streaming' reads it with tf.data.
   data.loader = 'memory'
+  # Seeds order and augmentation instead of `seed`, so that runs of several seeds see the same
+  # batches; -1 is `seed`.
+  data.order_seed = -1
   # Images in one evaluation step, over all devices.
   data.eval_global_batch_size = 500
   return data
@@ -143,6 +147,10 @@ def _sweep() -> ml_collections.ConfigDict:
   sweep.methods = ()
   # Seeds of the students; teacher and heads are trained once, with the config's seed.
   sweep.seeds = (30, 50, 67)
+  # Train the seeds of a student by one method as one program, which share every batch; needs
+  # `data.order_seed`. Students by 'vmap', or 'unrolled'; 'auto' chooses for the device.
+  sweep.together = False
+  sweep.together_by = 'auto'
   # Say what it would cost, and train nothing.
   sweep.dry_run = False
   return sweep

@@ -1,0 +1,31 @@
+"""How the numbers are computed: what changes the speed of a run, and hardly what it learns."""
+import ml_collections
+
+
+def compute() -> ml_collections.ConfigDict:
+  """Every field of `config.compute`. Where nothing is said, it changes no number but by rounding."""
+  compute = ml_collections.ConfigDict()
+  # Updates in one compiled call; 0 chooses: 1 on a CPU, else all between two looks at the metrics.
+  compute.steps_per_call = 0
+  # Batches that the streaming loader puts on the devices ahead of the step.
+  compute.prefetch = 2
+  # Parts that each device cuts its share of a batch into, one after the other, to save memory; a
+  # batch norm sees one part at a time, so that its numbers change.
+  compute.accumulate = 1
+  # Compute activations of what learns anew in the backward pass, to save memory.
+  compute.remat = False
+  # Fold the batch norms of the frozen teacher into its convolutions.
+  compute.fold_batch_norm = True
+  # The numbers that the frozen teacher computes in: 'float32', 'bfloat16', which changes what it
+  # says, or '' for `dtype`.
+  compute.teacher_dtype = ''
+  # Teach by the cohort's mean soft label where its members share a temperature.
+  compute.mean_soft_label = True
+  # What teachers say, computed once: 'none', 'all_views' of every image under the augmentation, or
+  # 'views:N', as many fixed views of each image, which is another recipe.
+  compute.cache = 'none'
+  # Where it is kept: 'device', 'host' or 'disk' (in the workdir of the teacher).
+  compute.cache_place = 'device'
+  # Where compiled programs are kept for the next start; '' is ~/.cache/kdih/compiled.
+  compute.compilation_cache = ''
+  return compute
