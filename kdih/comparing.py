@@ -16,6 +16,7 @@ from kdih import (
   modules,
   phases,
   pipeline,
+  runtime,
   students,
   validation,
 )
@@ -170,7 +171,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
     say(f'sweep: left out: {reason}')
   splits = pipeline.open_splits(config, sweep.builder)
   _write_sweep(sweep)
-  pipeline.enable_compilation_cache()
+  runtime.prepare(config.compute)
   pending, waits = sweep.jobs(), False
   while pending:
     left = _do_those_free(sweep, pending, splits)

@@ -3,7 +3,7 @@ import ml_collections
 
 
 def compute() -> ml_collections.ConfigDict:
-  """Every field of `config.compute`. Where nothing is said, it changes no number but by rounding."""
+  """Every field of `config.compute`; it changes no number but by rounding unless it says so."""
   compute = ml_collections.ConfigDict()
   # Updates in one compiled call; 0 chooses: 1 on a CPU, else all between two looks at the metrics.
   compute.steps_per_call = 0
@@ -26,6 +26,8 @@ def compute() -> ml_collections.ConfigDict:
   compute.cache = 'none'
   # Where it is kept: 'device', 'host' or 'disk' (in the workdir of the teacher).
   compute.cache_place = 'device'
+  # On a CPU, keep the memory that a step has freed for the next one.
+  compute.keep_freed_memory = True
   # Where compiled programs are kept for the next start; '' is ~/.cache/kdih/compiled.
   compute.compilation_cache = ''
   return compute

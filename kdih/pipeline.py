@@ -1,7 +1,6 @@
 """A whole run: everything is checked, then the phases follow each other."""
 from typing import Any
 
-import jax
 import ml_collections
 import tensorflow_datasets as tfds
 from etils import epath
@@ -15,14 +14,13 @@ from kdih import (
   parallel,
   phases,
   run_report,
+  runtime,
   students,
   validation,
 )
 from kdih.experiment import Experiment
 from kdih.modules import Modules
 from kdih.workdir import Workdir
-
-_COMPILED = '~/.cache/kdih/compiled'
 
 
 def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
   experiment = Experiment(config, built, workdir, splits)
   with workdir.locked():
     workdir.open(config)
-    enable_compilation_cache()
+    runtime.prepare(config.compute)
     for phase in config.phases:
       _run_phase(phase, experiment)
     return run_report.write(workdir, built, config)
@@ -73,13 +71,6 @@ def open_splits(
              for split in ('train', 'test')}
   _check_validation(config, len(sources['train']))
   return data.Splits(sources, config.data.loader)
-
-
-def enable_compilation_cache() -> None:
-  """Keeps compiled programs in the user's cache folder, for the next start."""
-  if jax.config.values['jax_compilation_cache_dir'] is None:
-    jax.config.update('jax_compilation_cache_dir', str(epath.Path(_COMPILED).expanduser()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def check_devices(config: ml_collections.ConfigDict) -> None:

@@ -1,0 +1,42 @@
+"""What is set for the whole process before anything is computed; it changes no number."""
+import ctypes
+
+import jax
+import ml_collections
+from etils import epath
+
+_COMPILED = '~/.cache/kdih/compiled'
+# Parameters of glibc's mallopt, from malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+
+
+def prepare(compute: ml_collections.ConfigDict) -> None:
+  """Does what `config.compute` says of compiled programs and memory."""
+  keep_compiled(compute.compilation_cache)
+  if compute.keep_freed_memory:
+    keep_freed_memory()
+
+
+def keep_compiled(folder: str = '') -> None:
+  """Keeps compiled programs in `folder` ('' is the user's cache), for the next start.
+
+  Where JAX has been given a folder of its own (JAX_COMPILATION_CACHE_DIR), that one is kept.
+  """
+  if folder or jax.config.values['jax_compilation_cache_dir'] is None:
+    path = epath.Path(folder or _COMPILED).expanduser()
+    jax.config.update('jax_compilation_cache_dir', str(path))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def keep_freed_memory() -> None:
+  """Has glibc keep the memory that is freed, for the next step, on a CPU.
+
+  XLA allocates what a step needs at each call, in pieces so large that glibc gives them back to the
+  system at once; the page faults of taking them again are a fifth of a step. Elsewhere than on
+  glibc nothing is done.
+  """
+  libc = ctypes.CDLL(None)
+  if jax.default_backend() == 'cpu' and hasattr(libc, 'mallopt'):
+    libc.mallopt(_MMAP_THRESHOLD, 2**30)
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_TOP_PAD, 2**26)

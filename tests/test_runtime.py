@@ -1,0 +1,62 @@
+"""What is set for the whole process."""
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+from conftest import exported, read_config
+
+from kdih import config_compute, pipeline, runtime
+
+_FAULTS = """
+import resource, sys
+import jax, jax.numpy as jnp
+from kdih import runtime
+if sys.argv[1] == 'keep':
+  runtime.keep_freed_memory()
+step = jax.jit(lambda x: (jnp.outer(x, x) @ jnp.outer(x, x)[:, :8]).sum(1))
+for _ in range(5):
+  jax.block_until_ready(step(jnp.ones(3500)))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+  jax.block_until_ready(step(jnp.ones(3500)))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(keep: str) -> int:
+  """Page faults of ten steps that need 49 MB each."""
+  ran = subprocess.run([sys.executable, '-c', _FAULTS, keep], capture_output=True, text=True,
+                       check=True, env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'})
+  return int(ran.stdout)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone')
+def test_memory_that_a_step_has_freed_serves_the_next():
+  assert faults('keep') < faults('not') / 10
+
+
+def test_compiled_programs_are_kept_where_the_config_says(tmp_path, digits_dir, finished):
+  before = jax.config.values['jax_compilation_cache_dir']
+  config = read_config(tmp_path, digits_dir, '--config.phases=teacher',
+                       '--config.compute.keep_freed_memory=False',
+                       f'--config.compute.compilation_cache={tmp_path / "compiled"}')
+  try:
+    pipeline.run(config, tmp_path / 'w')
+    assert jax.config.values['jax_compilation_cache_dir'] == str(tmp_path / 'compiled')
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+  one, two = exported(tmp_path / 'w', 'teacher'), exported(finished, 'teacher')
+  assert {name: value.tobytes() for name, value in one.items()} == {
+      name: value.tobytes() for name, value in two.items()}
+
+
+def test_a_folder_of_the_environment_is_kept(tmp_path):
+  before = jax.config.values['jax_compilation_cache_dir']
+  try:
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path))
+    runtime.keep_compiled(config_compute.compute().compilation_cache)
+    assert jax.config.values['jax_compilation_cache_dir'] == str(tmp_path)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
