@@ -19,14 +19,14 @@ step = jax.jit(lambda x: (jnp.outer(x, x) @ jnp.outer(x, x)[:, :8]).sum(1))
 for _ in range(5):
   jax.block_until_ready(step(jnp.ones(3500)))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(30):
   jax.block_until_ready(step(jnp.ones(3500)))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def faults(keep: str) -> int:
-  """Page faults of ten steps that need 49 MB each."""
+  """Page faults of 30 steps that need 49 MB each."""
   ran = subprocess.run([sys.executable, '-c', _FAULTS, keep], capture_output=True, text=True,
                        check=True, env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'})
   return int(ran.stdout)
