@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from kdih import errors, parallel
-from kdih.data import sampling, source as source_lib
+from kdih.data import decoded, sampling, source as source_lib
 from kdih.progress import say
 
 
@@ -36,7 +36,8 @@ class MemoryLoader:
 
   def __init__(self, source: source_lib.Source):
     indices = parallel.share({'index': _filled_up(len(source))})['index']
-    images, labels = (parallel.put_together(part)[:len(source)] for part in source.read(indices))
+    images, labels = (parallel.put_together(part)[:len(source)]
+                      for part in decoded.read(source, indices))
     self.resident = parallel.replicate({'image': images, 'label': labels})
 
   def feeds(self, batches):

@@ -1,6 +1,8 @@
 """A split of any TFDS image-classification set, with random access and without TensorFlow."""
+import dataclasses
 import itertools
 import mmap
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,7 +46,7 @@ def open_split(
       raise ValueError(f'it holds {len(examples)} records of {info.num_examples}')
   except Exception as error:  # TFDS and its readers raise many kinds.
     raise _damaged(f'the split {split!r}', builder.data_dir, error) from error
-  return Source(examples, builder.data_dir, spec, data)
+  return Source(examples, builder.data_dir, spec, data, split)
 
 
 def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Sequence:
@@ -72,17 +74,25 @@ class Source:
     folder: that they lie in, for messages.
     spec: of the data set.
     data: `config.data`.
+    split: its name.
   """
 
   def __init__(self, examples: Sequence, folder: Any, spec: builders.DataSpec,
-               data: ml_collections.ConfigDict):
+               data: ml_collections.ConfigDict, split: str):
     self.spec = spec
     self._examples, self._folder = examples, folder
     self._image_key, self._label_key = data.image_key, data.label_key
-    self._image_size = data.image_size
+    self._image_size, self._split = data.image_size, split
 
   def __len__(self) -> int:
     return len(self._examples)
+
+  def identity(self) -> dict[str, Any]:
+    """What its examples depend on, for JSON: the files by name, size and time of change."""
+    files = sorted((file.path, file.stat().st_size, file.stat().st_mtime_ns)
+                   for file in os.scandir(self._folder))
+    return {'files': files, 'split': self._split, 'spec': dataclasses.astuple(self.spec),
+            'keys': (self._image_key, self._label_key), 'image_size': self._image_size}
 
   def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images [n, height, width, channels] and int32 labels [n].
