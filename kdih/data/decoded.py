@@ -42,7 +42,7 @@ def _key(source: source_lib.Source, indices: np.ndarray) -> str:
 
 
 def _checksum(examples: Examples) -> int:
-  return zlib.crc32(examples[1], zlib.crc32(examples[0]))
+  return zlib.crc32(examples[1].data, zlib.crc32(examples[0].data))
 
 
 def _load(path: epath.Path) -> Examples | None:
