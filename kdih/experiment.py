@@ -1,6 +1,7 @@
 """What the phases of a run share: data, modules, folders, and how each trains and measures."""
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -8,11 +9,25 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from kdih import checkpoint, cohort, data, loop, optimizer, parallel, reach, state, steps
+from kdih import (
+  calls,
+  checkpoint,
+  cohort,
+  data,
+  loop,
+  optimizer,
+  parallel,
+  reach,
+  state,
+  steps,
+)
 from kdih.evaluation import Evaluator, Metrics
 from kdih.modules import Modules
+from kdih.monitor import Plan
 from kdih.tasks import Task
 from kdih.workdir import Workdir
+
+_FIRST_PROFILED = 10  # Updates: by then all is compiled, but for the last calls.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +119,14 @@ class Experiment:
     validator = self._validator(task)
     initial = state.create(variables, tx, self.config.seed)
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', initial)
+    plan = self._plan(phase, train, duration)
     outcome = loop.train(
         state=initial,
         step=lambda s, feed: compiled(s, frozen, loader.resident, feed),
         feeds=functools.partial(self._feeds, loader, train.global_batch_size),
         evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
         checkpoints=checkpoints, directory=folder,
-        plan=self._plan(phase, train, duration), hooks=self._hooks(folder))
+        plan=plan, hooks=self._hooks(folder, plan))
     best, _ = checkpoints.restore_best()
     return Learnt(parallel.to_host(outcome.state.variables), best.variables,
                   int(outcome.state.step), outcome.seconds, outcome.examples_per_second,
@@ -128,24 +144,32 @@ class Experiment:
 
     return reach.reached(loss, variables['params'])
 
-  def _feeds(self, loader: data.Loader, batch_size: int, start: int, stop: int):
-    batches = data.train_batches(self.train_subset, batch_size, self.config.seed, start, stop)
-    return map(parallel.shard, loader.feeds(map(parallel.share, batches)))
+  def _feeds(
+      self, loader: data.Loader, batch_size: int, start: int, sizes: Sequence[int]
+  ) -> Iterator[calls.Feed]:
+    batches = data.train_batches(
+        self.train_subset, batch_size, self.config.seed, start, start + sum(sizes))
+    feeds = map(parallel.shard, loader.feeds(map(parallel.share, batches)))
+    return calls.stacked(feeds, sizes)
 
-  def _plan(self, phase, train, duration) -> loop.Plan:
-    return loop.Plan(
+  def _plan(self, phase, train, duration) -> Plan:
+    log_every = self.config.log_every_steps
+    return Plan(
         phase=phase, total_steps=max(duration.steps(train.length), 1),
         evaluate_every=max(duration.steps(train.evaluate_every), 1),
-        log_every=self.config.log_every_steps, batch_size=train.global_batch_size,
+        log_every=log_every, batch_size=train.global_batch_size,
         steps_per_epoch=duration.steps_per_epoch,
-        max_rewinds=self.config.max_rewinds if self.config.on_nan == 'rewind' else 0)
+        max_rewinds=self.config.max_rewinds if self.config.on_nan == 'rewind' else 0,
+        per_call=calls.per_call(self.config.compute.steps_per_call, log_every,
+                                self.config.data.loader == 'streaming'))
 
-  def _hooks(self, folder):
+  def _hooks(self, folder, plan: Plan):
     if not self.config.profile:
       return ()
     from clu import periodic_actions  # Imports TensorFlow, which takes seconds.
     return (periodic_actions.Profile(
-        logdir=str(folder), num_profile_steps=5, profile_duration_ms=None, first_profile=10),)
+        logdir=str(folder), num_profile_steps=5, profile_duration_ms=None,
+        first_profile=calls.end_from(_FIRST_PROFILED, plan.evaluate_every, plan.per_call)),)
 
   def predict(
       self, task: Task, variables: Any, split: str

@@ -24,6 +24,16 @@ def num_devices() -> int:
   return jax.device_count()
 
 
+def on_cpu() -> bool:
+  """Whether the devices are CPUs, where XLA runs a convolution in a loop many times slower."""
+  return jax.default_backend() == 'cpu'
+
+
+def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+  """`jax.lax.scan`, of which nothing but a CPU's program is as long as the loop."""
+  return jax.lax.scan(body, carry, xs, unroll=on_cpu())
+
+
 def pmap_step(step: Callable, *, donate_state: bool = False) -> Callable:
   """Compiles `step(state, frozen, resident, feed)` over the axis 'batch'.
 

@@ -18,19 +18,20 @@ def make_train_step(
     *, task: Task, tx: optax.GradientTransformation, gather: Gather, preprocess: Callable,
     steps_per_epoch: float,
 ) -> Callable:
-  """Returns `step(state, frozen, resident, feed)` to (new state, metrics), over all devices.
+  """Returns `step(state, frozen, resident, feeds)` to (new state, metrics), over all devices.
 
-  The global batch's mean gradient makes the update. Batch statistics and metrics ({'loss',
-  'top1'}, scalars) are means over the devices. The buffers of `state` are donated.
+  One call makes as many updates as `feeds` holds, see `kdih.calls.stacked`. The global batch's
+  mean gradient makes the update. Batch statistics and metrics ({'loss', 'top1'}, [updates]) are
+  means over the devices. The buffers of `state` are donated.
 
   Args:
     task: the loss, whose frozen variables each call gets as `frozen`.
     tx: the optimizer, for the state's params.
-    gather: of the loader that made `resident` and `feed`.
+    gather: of the loader that made `resident` and the feeds.
     preprocess: from `kdih.data.make_preprocess`.
     steps_per_epoch: by which the task is told the epoch.
   """
-  def step(state: TrainState, frozen, resident, feed):
+  def update(state: TrainState, frozen, resident, feed):
     key = jax.random.fold_in(jax.random.key(state.seed), state.step)
     batch = gather(resident, feed)
     batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
@@ -46,6 +47,9 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     return dataclasses.replace(state, step=state.step + 1, params=params, collections=collections,
                                opt_state=opt_state), metrics
+
+  def step(state: TrainState, frozen, resident, feeds):
+    return parallel.scan(lambda state, feed: update(state, frozen, resident, feed), state, feeds)
 
   return parallel.pmap_step(step, donate_state=True)
 

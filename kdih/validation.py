@@ -35,6 +35,7 @@ _RANGES = {
     'seed': ('from 0 to 4294967295', lambda x: 0 <= x < 2**32),
     'log_every_steps': _ABOVE_0,
     'max_rewinds': ('from 0 to 100', lambda x: 0 <= x <= 100),
+    'compute.steps_per_call': ('from 0 to 100000', lambda x: 0 <= x <= 100_000),
     'distributed.timeout': _ABOVE_0,
     'data.image_size': ('from 0 to 16384', lambda x: 0 <= x <= 16384),
     'data.padding': ('from 0 to 1024', lambda x: 0 <= x <= 1024),
