@@ -1,7 +1,9 @@
 """How a phase's updates are cut into calls of one compiled program, each of several updates."""
+import collections
 import itertools
 from collections.abc import Iterable, Iterator
 
+import jax
 import numpy as np
 
 from kdih import parallel
@@ -42,3 +44,13 @@ def stacked(feeds: Iterator[Feed], numbers: Iterable[int]) -> Iterator[Feed]:
   for number in numbers:
     call = [next(feeds) for _ in range(number)]
     yield {name: np.stack([feed[name] for feed in call], axis=1) for name in call[0]}
+
+
+def ahead(feeds: Iterator[Feed], number: int) -> Iterator[dict[str, jax.Array]]:
+  """The feeds in their order, each put on its devices up to `number` feeds before its turn."""
+  waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
+  for feed in feeds:
+    waiting.append(parallel.distribute(feed))
+    if len(waiting) > number:
+      yield waiting.popleft()
+  yield from waiting

@@ -11,9 +11,11 @@ def compute() -> ml_collections.ConfigDict:
   # Batches that the streaming loader puts on the devices ahead of the step.
   compute.prefetch = 2
   # Parts that each device cuts its share of a batch into, one after the other, to save memory; a
-  # batch norm sees one part at a time, so that its numbers change.
+  # batch norm sees one part at a time, so that its numbers change, and a memory such as that of
+  # `crd` takes in one part at a time.
   compute.accumulate = 1
-  # Compute activations of what learns anew in the backward pass, to save memory.
+  # Keep results of convolutions and products alone for the backward pass of what learns, which
+  # computes the other activations again, to save memory.
   compute.remat = False
   # Fold the batch norms of the frozen teacher into its convolutions.
   compute.fold_batch_norm = True

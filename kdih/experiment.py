@@ -78,6 +78,10 @@ class Experiment:
     """Images in the train split, those to validate with included."""
     return self._splits.size('train')
 
+  @property
+  def _streams(self) -> bool:
+    return self.config.data.loader == 'streaming'
+
   def train_labels(self) -> np.ndarray:
     """int32 [size of the train split], -1 for the images that are not trained with."""
     labels = np.full(self._splits.size('train'), -1, np.int32)
@@ -114,10 +118,11 @@ class Experiment:
       tx = reach.only(tx, self._reached(task, variables))
     compiled = steps.make_train_step(
         task=task, tx=tx, gather=loader.gather, preprocess=self.preprocess,
-        steps_per_epoch=duration.steps_per_epoch)
+        steps_per_epoch=duration.steps_per_epoch, accumulate=self.config.compute.accumulate,
+        remat=self.config.compute.remat)
     frozen = parallel.replicate(task.frozen)
     validator = self._validator(task)
-    initial = state.create(variables, tx, self.config.seed)
+    initial = state.create(variables, tx, self.config.seed, self.config.data.order_seed)
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', initial)
     plan = self._plan(phase, train, duration)
     outcome = loop.train(
@@ -140,17 +145,20 @@ class Experiment:
              'epoch': jnp.zeros(()), 'key': jax.random.key(0)}
 
     def loss(params):
-      return task.loss(params, collections, task.frozen, batch, jax.random.key(0))[0]
+      taught = {**batch, 'taught': task.teach(task.frozen, batch)}
+      return task.loss(params, collections, task.frozen, taught, jax.random.key(0))[0]
 
     return reach.reached(loss, variables['params'])
 
   def _feeds(
       self, loader: data.Loader, batch_size: int, start: int, sizes: Sequence[int]
-  ) -> Iterator[calls.Feed]:
-    batches = data.train_batches(
-        self.train_subset, batch_size, self.config.seed, start, start + sum(sizes))
-    feeds = map(parallel.shard, loader.feeds(map(parallel.share, batches)))
-    return calls.stacked(feeds, sizes)
+  ) -> Iterator[Any]:
+    seed, order_seed = self.config.seed, self.config.data.order_seed
+    batches = data.train_batches(self.train_subset, batch_size,
+                                 seed if order_seed == -1 else order_seed, start,
+                                 start + sum(sizes))
+    feeds = calls.stacked(map(parallel.shard, loader.feeds(map(parallel.share, batches))), sizes)
+    return calls.ahead(feeds, self.config.compute.prefetch) if self._streams else feeds
 
   def _plan(self, phase, train, duration) -> Plan:
     log_every = self.config.log_every_steps
@@ -161,7 +169,7 @@ class Experiment:
         steps_per_epoch=duration.steps_per_epoch,
         max_rewinds=self.config.max_rewinds if self.config.on_nan == 'rewind' else 0,
         per_call=calls.per_call(self.config.compute.steps_per_call, log_every,
-                                self.config.data.loader == 'streaming'))
+                                self._streams))
 
   def _hooks(self, folder, plan: Plan):
     if not self.config.profile:

@@ -48,8 +48,16 @@ def pmap_step(step: Callable, *, donate_state: bool = False) -> Callable:
 
 def replicate(tree: Any) -> Any:
   """Puts every array of `tree` on every device of this process."""
-  sharding = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec())
-  return jax.device_put(tree, sharding)
+  return jax.device_put(tree, _sharding())
+
+
+def distribute(feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  """Puts each of the parts that `shard` made on its device; returns before they are there."""
+  return jax.device_put(feed, _sharding(AXIS))
+
+
+def _sharding(*axes: str) -> NamedSharding:
+  return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
 
 
 def share(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdih import losses, parallel
+from kdih import gradients, losses, parallel
 from kdih.state import TrainState
 from kdih.tasks import Task
 
@@ -16,7 +16,7 @@ Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
 
 def make_train_step(
     *, task: Task, tx: optax.GradientTransformation, gather: Gather, preprocess: Callable,
-    steps_per_epoch: float,
+    steps_per_epoch: float, accumulate: int = 1, remat: bool = False,
 ) -> Callable:
   """Returns `step(state, frozen, resident, feeds)` to (new state, metrics), over all devices.
 
@@ -30,19 +30,24 @@ def make_train_step(
     gather: of the loader that made `resident` and the feeds.
     preprocess: from `kdih.data.make_preprocess`.
     steps_per_epoch: by which the task is told the epoch.
+    accumulate: parts that each device cuts its share of a batch into. What is not a parameter,
+      such as batch statistics, goes from part to part as it else goes from batch to batch.
+    remat: keep results of convolutions and products alone for the backward pass.
   """
+  learn = gradients.accumulated(gradients.make_learn(task, remat), accumulate)
+
   def update(state: TrainState, frozen, resident, feed):
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    order_key, key = (jax.random.fold_in(jax.random.key(seed), state.step)
+                      for seed in (state.order_seed, state.seed))
     batch = gather(resident, feed)
-    batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
-             'epoch': state.step / steps_per_epoch, 'key': key}
+    batch = {**batch, 'image': preprocess(batch['image'], batch['index'], order_key)}
+    told = {'epoch': state.step / steps_per_epoch, 'key': key}
     dropout_key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
-    (loss, (collections, logits)), gradients = jax.value_and_grad(task.loss, has_aux=True)(
-        state.params, state.collections, frozen, batch, dropout_key)
-    metrics = {'loss': loss, 'top1': _mean_top1(logits, batch['label'])}
-    gradients, metrics = jax.lax.pmean((gradients, metrics), parallel.AXIS)
+    slopes, metrics, collections = learn(
+        state.params, state.collections, frozen, batch, told, dropout_key)
+    slopes, metrics = jax.lax.pmean((slopes, metrics), parallel.AXIS)
     collections = _reduce(collections)
-    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    updates, opt_state = tx.update(slopes, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: update * state.pace.astype(update.dtype), updates)
     params = optax.apply_updates(state.params, updates)
     return dataclasses.replace(state, step=state.step + 1, params=params, collections=collections,
@@ -92,11 +97,6 @@ def _reduce(collections: dict[str, Any]) -> dict[str, Any]:
   """Batch statistics become their mean; every device has the same memory already."""
   return {name: jax.lax.pmean(tree, parallel.AXIS) if name == 'batch_stats' else tree
           for name, tree in collections.items()}
-
-
-def _mean_top1(logits: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
-  return jnp.stack([(z.argmax(-1) == labels).astype(jnp.float32).mean()
-                    for z in logits.values()]).mean()
 
 
 def _sums(logits: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -8,12 +8,21 @@ import optax
 import pytest
 from conftest import exported, read_config
 from test_training import PREPROCESS, Arrays, fed
-from tiny_nets import TinyNet
+from tiny_nets import NoTaps, TinyNet
 
 import kdih.data
-from kdih import calls, errors, modules, parallel, pipeline, preemption, state, steps, tasks, writers
-
-ONE_CALL = {'learning_rate': 0.1, 'momentum': 0.9}
+from kdih import (
+  calls,
+  errors,
+  modules,
+  parallel,
+  pipeline,
+  preemption,
+  state,
+  steps,
+  tasks,
+  writers,
+)
 
 
 @pytest.mark.parametrize(('start', 'stop', 'every', 'most', 'expectation'), [
@@ -40,9 +49,62 @@ def test_the_number_is_chosen_for_the_device(monkeypatch, asked, cpu, streaming,
   assert calls.per_call(asked, 50, streaming) == expectation
 
 
-def trained(sizes, unrolled=True, count=96):
+@pytest.mark.parametrize('number', [0, 1, 3])
+def test_feeds_go_to_their_devices_ahead_and_keep_their_order(number):
+  read = []
+
+  def feeds():
+    for value in range(6):
+      read.append(value)
+      yield {'image': np.arange(8).reshape(4, 2) + 10 * value}
+
+  for turn, feed in enumerate(calls.ahead(feeds(), number)):
+    assert turn < len(read) <= turn + 1 + number
+    np.testing.assert_array_equal(feed['image'], np.arange(8).reshape(4, 2) + 10 * turn)
+    parts = {shard.device: np.asarray(shard.data) for shard in feed['image'].addressable_shards}
+    for place, device in enumerate(jax.local_devices()):
+      np.testing.assert_array_equal(parts[device] - 10 * turn, [[2 * place, 2 * place + 1]])
+  assert read == list(range(6)) and turn == 5
+
+
+def once(seed, order_seed):
+  """The variables after a batch, of a classifier that starts from the same ones."""
+  loader, model, tx = Arrays(32), NoTaps(10), optax.sgd(0.1)
+  step = steps.make_train_step(
+      task=tasks.teacher_task(model), tx=tx, gather=loader.gather, preprocess=PREPROCESS,
+      steps_per_epoch=1.0)
+  current = parallel.replicate(state.create(
+      modules.initialise(model, jax.random.key(0), (8, 8, 1)), tx, seed, order_seed))
+  feed = next(fed(iter([{'index': np.arange(32, dtype=np.int32)}]), [1]))
+  after, _ = step(current, {}, loader.resident, feed)
+  return np.asarray(after.params['Dense_0']['kernel'])
+
+
+def test_the_seed_of_the_order_alone_augments():
+  np.testing.assert_array_equal(once(1, 7), once(2, 7))
+  np.testing.assert_array_equal(once(7, -1), once(2, 7))
+  assert not np.array_equal(once(1, 7), once(1, 8))
+
+
+@pytest.mark.parametrize(('override', 'expectation'), [('seed=5', 5), ('data.order_seed=9', 9)])
+def test_the_seed_of_the_order_chooses_the_batches(
+    tmp_path, digits_dir, monkeypatch, override, expectation):
+  asked = []
+
+  def stop(subset, batch_size, seed, start, stop):
+    asked.append(seed)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(kdih.data, 'train_batches', stop)
+  with pytest.raises(KeyboardInterrupt):
+    pipeline.run(read_config(tmp_path, digits_dir, '--config.phases=teacher',
+                             f'--config.{override}'), tmp_path)
+  assert asked == [expectation]
+
+
+def trained(model, sizes, count=96):
   """(state in numpy, losses) after calls of such sizes, from the same variables."""
-  loader, model, tx = Arrays(count), TinyNet(10, axis_name=parallel.AXIS), optax.sgd(**ONE_CALL)
+  loader, tx = Arrays(count), optax.sgd(0.1, momentum=0.9)
   step = steps.make_train_step(
       task=tasks.teacher_task(model), tx=tx, gather=loader.gather, preprocess=PREPROCESS,
       steps_per_epoch=3.0)
@@ -56,13 +118,15 @@ def trained(sizes, unrolled=True, count=96):
   return jax.device_get(current), losses
 
 
-def test_several_updates_in_a_call_are_those_of_as_many_calls(monkeypatch):
+@pytest.mark.parametrize('model', [
+    NoTaps(10), pytest.param(TinyNet(10, axis_name=parallel.AXIS), marks=pytest.mark.slow)])
+def test_several_updates_in_a_call_are_those_of_as_many_calls(monkeypatch, model):
   """Unrolled, as on a CPU, and in a loop."""
-  alone, losses = trained([1] * 4)
+  alone, losses = trained(model, [1] * 4)
   assert len(losses) == 4 and len(set(losses)) == 4
   for on_cpu, sizes in ((True, [4]), (True, [3, 1]), (False, [4])):
     monkeypatch.setattr(parallel, 'on_cpu', lambda on_cpu=on_cpu: on_cpu)
-    together, same = trained(sizes)
+    together, same = trained(model, sizes)
     assert int(together.step) == 4
     np.testing.assert_allclose(same, losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
