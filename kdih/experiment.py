@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from kdih import (
   calls,
@@ -111,31 +112,52 @@ class Experiment:
       self, phase: str, task: Task, variables: Any, train: ml_collections.ConfigDict
   ) -> Learnt:
     """Trains `variables` on `task`, from its last checkpoint if there is one."""
-    loader, folder = self._splits.loader('train'), self.workdir.phase(phase)
-    duration = optimizer.Duration(train.unit, len(self.train_subset) / train.global_batch_size)
-    tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, duration))
-    if task.partial:
-      tx = reach.only(tx, self._reached(task, variables))
-    compiled = steps.make_train_step(
-        task=task, tx=tx, gather=loader.gather, preprocess=self.preprocess,
-        steps_per_epoch=duration.steps_per_epoch, accumulate=self.config.compute.accumulate,
-        remat=self.config.compute.remat)
-    frozen = parallel.replicate(task.frozen)
-    validator = self._validator(task)
-    initial = state.create(variables, tx, self.config.seed, self.config.data.order_seed)
-    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', initial)
-    plan = self._plan(phase, train, duration)
-    outcome = loop.train(
-        state=initial,
-        step=lambda s, feed: compiled(s, frozen, loader.resident, feed),
-        feeds=functools.partial(self._feeds, loader, train.global_batch_size),
-        evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
-        checkpoints=checkpoints, directory=folder,
-        plan=plan, hooks=self._hooks(folder, plan))
-    best, _ = checkpoints.restore_best()
+    tx = self.optimizer(task, variables, train)
+    learner = self.learner(phase, variables, tx)
+    outcome = loop.train(self.program(phase, task, tx, train), learner)
+    best, _ = learner.checkpoints.restore_best()
     return Learnt(parallel.to_host(outcome.state.variables), best.variables,
                   int(outcome.state.step), outcome.seconds, outcome.examples_per_second,
                   outcome.rewinds)
+
+  def learner(
+      self, phase: str, variables: Any, tx: optax.GradientTransformation
+  ) -> loop.Learner:
+    """What `program` trains, with its checkpoints."""
+    folder = self.workdir.phase(phase)
+    initial = state.create(variables, tx, self.config.seed, self.config.data.order_seed)
+    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', initial)
+    return loop.Learner(initial, checkpoints, folder, phase)
+
+  def program(
+      self, phase: str, task: Task, tx: optax.GradientTransformation,
+      train: ml_collections.ConfigDict, together_by: str = 'unrolled',
+  ) -> loop.Program:
+    """How a phase trains; several learners by one of `kdih.each.WAYS`."""
+    loader, duration = self._splits.loader('train'), self._duration(train)
+    compute = self.config.compute
+    compiled = steps.make_train_step(
+        task=task, tx=tx, gather=loader.gather,
+        preprocess=self.preprocess, steps_per_epoch=duration.steps_per_epoch,
+        accumulate=compute.accumulate, remat=compute.remat,
+        together_by=together_by)
+    frozen, validator = parallel.replicate(task.frozen), self._validator(task)
+    plan = self._plan(phase, train, duration)
+    return loop.Program(
+        step=lambda states, feed: compiled(states, frozen, loader.resident, feed),
+        feeds=functools.partial(self._feeds, loader, train.global_batch_size),
+        evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
+        plan=plan, hooks=self._hooks(self.workdir.phase(phase), plan))
+
+  def _duration(self, train: ml_collections.ConfigDict) -> optimizer.Duration:
+    return optimizer.Duration(train.unit, len(self.train_subset) / train.global_batch_size)
+
+  def optimizer(
+      self, task: Task, variables: Any, train: ml_collections.ConfigDict
+  ) -> optax.GradientTransformation:
+    """For what the task reaches of `variables`."""
+    tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, self._duration(train)))
+    return reach.only(tx, self._reached(task, variables)) if task.partial else tx
 
   def _reached(self, task: Task, variables: Any) -> Any:
     """The parameters that the task's loss depends on, as a tree of bools."""

@@ -6,31 +6,42 @@ import jax
 import jax.numpy as jnp
 
 from kdih import parallel
+from kdih.each import Each
 from kdih.tasks import Batch, Task
 
-# (params, collections, frozen, batch, told, key) to (gradients, metrics, new collections). The
-# batch is what each example has: 'image', 'label', 'index'; `told` goes with all of them: 'epoch',
-# 'key'. `key` is that of dropout.
-Learn = Callable[[Any, Any, Any, Batch, Batch, jax.Array], tuple[Any, dict[str, jax.Array], Any]]
+# (students, frozen, batch, epoch, part) to (gradients, metrics, new collections), all but the
+# middle of each student. A student is (params, collections, key, key of dropout); the batch is what
+# each example has: 'image', 'label', 'index'; parts of a batch are numbered, a whole one is None.
+Learn = Callable[[Any, Any, Batch, jax.Array, jax.Array | None], tuple[Any, Any, Any]]
 
 
-def make_learn(task: Task, remat: bool) -> Learn:
+def make_learn(task: Task, each: Each, remat: bool) -> Learn:
   """Mean gradients and metrics ({'loss', 'top1'}, scalars) of the examples that are given.
+
+  They are taught once, whatever the number of students.
 
   Args:
     task: the loss.
+    each: how several students learn.
     remat: make the loss `frugal`.
   """
-  def learn(params, collections, frozen, batch, told, key):
-    batch = {**batch, **told}
-    batch['taught'] = task.teach(frozen, batch)
+  def learn(students, frozen, batch, epoch, part):
+    batch = {**batch, 'epoch': epoch}
+    taught = task.teach(frozen, batch)
 
-    def loss(params):
-      return task.loss(params, collections, frozen, batch, key)
+    def alone(params, collections, key, dropout_key):
+      told = {**batch, 'key': key, 'taught': taught}
+      if part is not None:
+        dropout_key = jax.random.fold_in(dropout_key, part)
 
-    (value, (collections, logits)), slopes = jax.value_and_grad(
-        frugal(loss) if remat else loss, has_aux=True)(params)
-    return slopes, {'loss': value, 'top1': _mean_top1(logits, batch['label'])}, collections
+      def loss(params):
+        return task.loss(params, collections, frozen, told, dropout_key)
+
+      (value, (changed, logits)), slopes = jax.value_and_grad(
+          frugal(loss) if remat else loss, has_aux=True)(params)
+      return slopes, {'loss': value, 'top1': _mean_top1(logits, batch['label'])}, changed
+
+    return each(alone)(*students)
 
   return learn
 
@@ -44,18 +55,21 @@ def accumulated(learn: Learn, parts: int) -> Learn:
   if parts == 1:
     return learn
 
-  def learn_in_parts(params, collections, frozen, batch, told, key):
+  def learn_in_parts(students, frozen, batch, epoch, part):
+    del part
+    params, first, *keys = students
+
     def add(carry, numbered):
-      (total, collections), (number, part) = carry, numbered
+      (total, collections), (number, cut) = carry, numbered
       slopes, metrics, collections = learn(
-          params, collections, frozen, part, told, jax.random.fold_in(key, number))
+          (params, collections, *keys), frozen, cut, epoch, number)
       return (jax.tree.map(jnp.add, total, slopes), collections), metrics
 
-    cut = {name: array.reshape(parts, -1, *array.shape[1:]) for name, array in batch.items()}
+    cuts = {name: array.reshape(parts, -1, *array.shape[1:]) for name, array in batch.items()}
     (total, collections), metrics = parallel.scan(
-        add, (jax.tree.map(jnp.zeros_like, params), collections), (jnp.arange(parts), cut))
+        add, (jax.tree.map(jnp.zeros_like, params), first), (jnp.arange(parts), cuts))
     return (jax.tree.map(lambda x: x / parts, total),
-            {name: values.mean() for name, values in metrics.items()}, collections)
+            jax.tree.map(lambda values: values.mean(0), metrics), collections)
 
   return learn_in_parts
 

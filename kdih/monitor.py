@@ -112,8 +112,7 @@ class Monitor:
     self._writer.flush()
 
   def validate(self, number: int, evaluate: Callable[[], Scalars | None]) -> Scalars | None:
-    """Evaluates off the clock, once all is settled."""
-    self.settle(number)
+    """Evaluates, once all is settled."""
     scalars = evaluate()
     if scalars:
       self._require_finite(number, 'validation loss', scalars['loss'])

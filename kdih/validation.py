@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from kdih import config_lib, errors, optimizer
+from kdih import config_lib, each, errors, optimizer
 from kdih.data import loaders, preprocess
 from kdih.result_files import in_line
 
@@ -16,6 +16,7 @@ _CHOICES = {
     'on_nan': ('stop', 'rewind'),
     'data.loader': tuple(loaders.LOADERS),
     'data.padding_mode': tuple(preprocess.PAD_MODES),
+    'sweep.together_by': each.WAYS,
     'heads.kind': ('flatten', 'gap'),
 }
 _TRAIN_CHOICES = {

@@ -76,7 +76,7 @@ def once(seed, order_seed):
   current = parallel.replicate(state.create(
       modules.initialise(model, jax.random.key(0), (8, 8, 1)), tx, seed, order_seed))
   feed = next(fed(iter([{'index': np.arange(32, dtype=np.int32)}]), [1]))
-  after, _ = step(current, {}, loader.resident, feed)
+  (after,), _ = step((current,), {}, loader.resident, feed)
   return np.asarray(after.params['Dense_0']['kernel'])
 
 
@@ -113,7 +113,7 @@ def trained(model, sizes, count=96):
   batches = kdih.data.train_batches(np.arange(count, dtype=np.int32), 32, 5, 0, sum(sizes))
   losses = []
   for feed in fed(batches, sizes):
-    current, metrics = step(current, {}, loader.resident, feed)
+    (current,), (metrics,) = step((current,), {}, loader.resident, feed)
     losses.extend(np.asarray(metrics['loss']))
   return jax.device_get(current), losses
 

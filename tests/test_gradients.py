@@ -49,7 +49,7 @@ def updated(task, variables, accumulate=1, remat=False, loader=None):
       accumulate=accumulate, remat=remat)
   before = jax.device_get(state.create(variables, tx, 3))
   feed = next(fed(iter([{'index': np.arange(BATCH, dtype=np.int32)}]), [1]))
-  after, metrics = step(parallel.replicate(before), task.frozen, loader.resident, feed)
+  (after,), (metrics,) = step((parallel.replicate(before),), task.frozen, loader.resident, feed)
   return before, *jax.device_get((after, metrics))
 
 

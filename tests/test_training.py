@@ -67,7 +67,7 @@ def train(task, variables, num_steps=3):
   current = parallel.replicate(state.create(jax.tree.map(np.array, variables), SGD, 0))
   subset = np.arange(200, dtype=np.int32)
   for feed in fed(data.train_batches(subset, 64, 0, 0, num_steps), [1] * num_steps):
-    current, metrics = step(current, task.frozen, loader.resident, feed)
+    (current,), (metrics,) = step((current,), task.frozen, loader.resident, feed)
   return current, metrics
 
 
@@ -142,7 +142,7 @@ def test_the_buffers_of_the_state_are_donated(built, frozen):
   variables = fresh_student(built)
   before = parallel.replicate(state.create(variables, SGD, 0))
   feed = next(fed(data.train_batches(np.arange(64, dtype=np.int32), 64, 0, 0, 1), [1]))
-  step(before, task.frozen, loader.resident, feed)
+  step((before,), task.frozen, loader.resident, feed)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
 
@@ -159,7 +159,7 @@ def test_every_device_ends_with_the_same_state_and_metrics(built, frozen, sync):
   spoken = jax.pmap(step.__wrapped__, axis_name=parallel.AXIS, in_axes=(None, None, None, 0))
   initial = state.create(fresh_student(built, student), SGD, 0)
   feed = next(fed(data.train_batches(np.arange(64, dtype=np.int32), 64, 0, 0, 1), [1]))
-  new, metrics = spoken(initial, task.frozen, loader.resident, feed)
+  new, metrics = spoken((initial,), task.frozen, loader.resident, feed)
   for leaf in jax.tree.leaves((new, metrics)):
     assert leaf.shape[0] == 4
     np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
