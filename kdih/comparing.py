@@ -25,7 +25,7 @@ from kdih.experiment import Experiment
 from kdih.modules import Modules
 from kdih.progress import say
 from kdih.result_files import folder_name
-from kdih.workdir import Workdir, is_remote, read_json, resolved, write_json
+from kdih.workdir import Workdir, check_shared, read_json, resolved, write_json
 
 _PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
 _FREE = ('student', 'methods')  # What a teacher and its heads do not depend on.
@@ -56,6 +56,9 @@ class _Job:
   needs: tuple[str, ...] = ()
 
 
+_Jobs = tuple[_Job, ...]  # That are done together.
+
+
 class _Sweep:
   """What the runs share, and who does what.
 
@@ -69,7 +72,7 @@ class _Sweep:
 
   def __init__(self, config: ml_collections.ConfigDict, path: epath.PathLike):
     validation.check(config)
-    _check_shared(path)
+    check_shared(path)
     self.config, self.path = config, epath.Path(path)
     self.builder = data.open_builder(config.data)
     spec = data.describe(self.builder, config.data)
@@ -117,9 +120,8 @@ class _Sweep:
     for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
       Workdir(folder, _VARIED).check(self.pairs[0].config)
 
-  def jobs(self) -> list[tuple[_Job, ...]]:
-    """All there is to do, by what is done together: first teachers and heads, as far as methods
-    ask for them, then students."""
+  def jobs(self) -> list[_Jobs]:
+    """All there is to do: first teachers and heads, as far as methods ask for them."""
     teaching = {job.name: job for pair in self.pairs for job in self._teaching(pair)}
     names = tuple(teaching)
     return [*((job,) for job in teaching.values()),
@@ -142,6 +144,11 @@ class _Sweep:
     return _Job(run.name, run.pair, run.config, Workdir(run.folder(self.path)),
                 f'student/{run.method}', after, () if taught_by == 'labels' else after)
 
+  def experiment(self, job: _Job, splits: data.Splits) -> Experiment:
+    """The run that a job belongs to."""
+    return Experiment(job.config, self.modules(job.pair), job.workdir, splits,
+                      self.teachers(job.pair))
+
   def lock(self, name: str) -> filelock.BaseFileLock:
     """Of a job, over all processes that share the workdir."""
     folder = self.path / 'locks'
@@ -151,12 +158,6 @@ class _Sweep:
 
 def _teaching_names(pair: grid.Pair) -> tuple[str, str]:
   return f'{pair.teacher}/teacher', f'{pair.teacher}/heads'
-
-
-def _check_shared(path: epath.PathLike) -> None:
-  if is_remote(path):
-    raise errors.ConfigError(f'--workdir: {path} is no folder of a file system, and processes '
-                             'cannot share it safely; choose a local or mounted folder')
 
 
 def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, str]:
@@ -187,11 +188,9 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   return sweep.failures
 
 
-def _do_those_free(
-    sweep: _Sweep, pending: list[tuple[_Job, ...]], splits: data.Splits
-) -> list[tuple[_Job, ...]]:
+def _do_those_free(sweep: _Sweep, pending: list[_Jobs], splits: data.Splits) -> list[_Jobs]:
   """Does the jobs that can begin and that no other process is at; returns those that are left."""
-  left: list[tuple[_Job, ...]] = []
+  left: list[_Jobs] = []
   for number, jobs in enumerate(pending):
     waiting = {other.name for others in (*left, *pending[number:]) for other in others}
     if waiting.intersection(jobs[0].after) or not _settle(sweep, jobs, splits):
@@ -215,7 +214,7 @@ def _write_sweep(sweep: _Sweep) -> None:
       write_json(sweep.path / 'sweep.json', [*before, asked])
 
 
-def _settle(sweep: _Sweep, jobs: tuple[_Job, ...], splits: data.Splits) -> bool:
+def _settle(sweep: _Sweep, jobs: _Jobs, splits: data.Splits) -> bool:
   """Does jobs together unless another process is at one of them; returns whether they are over."""
   for needed in jobs[0].needs:
     if needed in sweep.failures:
@@ -237,11 +236,6 @@ def _settle(sweep: _Sweep, jobs: tuple[_Job, ...], splits: data.Splits) -> bool:
     jax.clear_caches()
 
 
-def _experiment(sweep: _Sweep, job: _Job, splits: data.Splits) -> Experiment:
-  return Experiment(job.config, sweep.modules(job.pair), job.workdir, splits,
-                    sweep.teachers(job.pair))
-
-
 def _try_together(sweep: _Sweep, jobs: list[_Job], splits: data.Splits) -> None:
   """Trains students as one program; each finds in its folder what came of it."""
   if len(jobs) < 2:
@@ -249,7 +243,7 @@ def _try_together(sweep: _Sweep, jobs: list[_Job], splits: data.Splits) -> None:
   say(f'sweep: {jobs[0].name} and {len(jobs) - 1} other seeds, together')
   for job in jobs:
     job.workdir.open(job.config)
-  experiments = [_experiment(sweep, job, splits) for job in jobs]
+  experiments = [sweep.experiment(job, splits) for job in jobs]
   try:
     students.train_together(experiments, jobs[0].phase.removeprefix('student/'))
   except errors.PreemptedError:
@@ -265,7 +259,7 @@ def _try(sweep: _Sweep, job: _Job, splits: data.Splits) -> None:
   try:
     job.workdir.open(job.config)
     failure.unlink(missing_ok=True)
-    _train(job, _experiment(sweep, job, splits))
+    _train(job, sweep.experiment(job, splits))
   except errors.PreemptedError:
     raise
   except Exception as error:  # Whatever happens to one job must not end the others.

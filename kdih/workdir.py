@@ -187,6 +187,13 @@ def is_remote(path: epath.PathLike) -> bool:
   return '://' in str(path)
 
 
+def check_shared(path: epath.PathLike) -> None:
+  """Raises ConfigError where several processes cannot work in the folder `path`."""
+  if is_remote(path):
+    raise errors.ConfigError(f'--workdir: {path} is no folder of a file system, and processes '
+                             'cannot share it safely; choose a local or mounted folder')
+
+
 def _check_writable(path: epath.Path) -> None:
   if is_remote(path):  # Only writing tells.
     return
