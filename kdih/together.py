@@ -18,8 +18,8 @@ def train(
   """Trains each experiment's variables to the end of the phase, as each would alone.
 
   Every experiment's folder holds the checkpoints and metrics that it would hold had it trained
-  alone, so that it can go on so. Killed between two of a step's checkpoints, all go back to the
-  one before.
+  alone, so that it can go on so; seconds and speed are those of all. Killed between two of a
+  step's checkpoints, all go back to the one before.
 
   Args:
     experiments: that differ in their seed alone.

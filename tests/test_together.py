@@ -90,8 +90,8 @@ def test_a_sweep_together_leaves_what_it_leaves_seed_by_seed(
     taught, alone, tmp_path, digits_dir, capsys, way):
   workdir = shutil.copytree(taught, tmp_path / 'w')
   capsys.readouterr()
-  assert run(workdir, digits_dir, '--methods=kd,fitnets', *TOGETHER, '--config.sweep.together=true',
-             f'--config.sweep.together_by={way}') == 0
+  assert run(workdir, digits_dir, '--methods=kd,fitnets', *TOGETHER, '--together',
+             f'--together_by={way}') == 0
   assert 'go on alone' not in capsys.readouterr().err
   assert results(workdir) == results(alone)
   for seed in SEEDS:
@@ -119,7 +119,7 @@ def test_a_group_that_was_cut_off_ends_with_the_same_bits(
     taught, tmp_path, digits_dir, monkeypatch, capsys, moment):
   """Asked to stop within an epoch, and killed when one of the seeds has saved its checkpoint."""
   whole, cut = (shutil.copytree(taught, tmp_path / name) for name in ('whole', 'cut'))
-  options = ('--methods=kd', *TOGETHER, '--config.sweep.together=true')
+  options = ('--methods=kd', *TOGETHER, '--together')
   assert run(whole, digits_dir, *options) == 0
   if moment == 'asked':
     batches = kdih.data.train_batches
@@ -164,7 +164,7 @@ def test_a_group_that_was_cut_off_ends_with_the_same_bits(
 def test_a_loss_that_is_not_finite_fails_each_seed_on_its_own(
     taught, tmp_path, digits_dir, capsys):
   workdir = shutil.copytree(taught, tmp_path / 'w')
-  assert run(workdir, digits_dir, '--methods=kd_matched', *TOGETHER, '--config.sweep.together=true',
+  assert run(workdir, digits_dir, '--methods=kd_matched', *TOGETHER, '--together',
              '--config.methods.kd_matched.gain=1e38') == 1
   said = capsys.readouterr().err
   assert 'each seed goes on alone' in said and said.endswith('kdih: 3 failed; the same command '
