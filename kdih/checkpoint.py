@@ -71,6 +71,11 @@ class Checkpoints:
     """The step of the last checkpoint, or None where there is none."""
     return self._manager.latest_step()
 
+  @property
+  def last_two(self) -> list[int]:
+    """Steps of the last two checkpoints; 0 stands for none before the first."""
+    return sorted({0, *self._manager.all_steps()})[-2:]
+
   def last_good(self) -> str:
     """Which checkpoint there is to go on from, in words."""
     return 'there is no checkpoint yet' if self.last_step is None else (

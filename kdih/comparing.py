@@ -1,5 +1,7 @@
 """A sweep at work: each teacher and each run once, whatever the number of processes."""
+import contextlib
 import dataclasses
+import itertools
 import time
 import traceback
 
@@ -24,7 +26,7 @@ from kdih.experiment import Experiment
 from kdih.modules import Modules
 from kdih.progress import say
 from kdih.result_files import folder_name
-from kdih.workdir import Workdir, is_remote, read_json, resolved, write_json
+from kdih.workdir import Workdir, check_shared, read_json, resolved, write_json
 
 _PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
 _FREE = ('student', 'methods')  # What a teacher and its heads do not depend on.
@@ -55,6 +57,9 @@ class _Job:
   needs: tuple[str, ...] = ()
 
 
+_Jobs = tuple[_Job, ...]  # That are done together.
+
+
 class _Sweep:
   """What the runs share, and who does what.
 
@@ -68,7 +73,7 @@ class _Sweep:
 
   def __init__(self, config: ml_collections.ConfigDict, path: epath.PathLike):
     validation.check(config)
-    _check_shared(path)
+    check_shared(path)
     self.config, self.path = config, epath.Path(path)
     self.builder = data.open_builder(config.data)
     spec = data.describe(self.builder, config.data)
@@ -111,15 +116,17 @@ class _Sweep:
     for pair in self.pairs:
       self.teachers(pair).check(pair.config)
       pipeline.check_existing(pair.config, self.modules(pair))
-    for run in self.runs:
+    for run in itertools.chain.from_iterable(self.runs):
       Workdir(run.folder(self.path)).check(run.config)
     for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
       Workdir(folder, _VARIED).check(self.pairs[0].config)
 
-  def jobs(self) -> list[_Job]:
+  def jobs(self) -> list[_Jobs]:
     """All there is to do: first teachers and heads, as far as methods ask for them."""
     teaching = {job.name: job for pair in self.pairs for job in self._teaching(pair)}
-    return [*teaching.values(), *(self._job(run, tuple(teaching)) for run in self.runs)]
+    names = tuple(teaching)
+    return [*((job,) for job in teaching.values()),
+            *(tuple(self._job(run, names) for run in runs) for runs in self.runs)]
 
   def _teaching(self, pair: grid.Pair) -> list[_Job]:
     taught_by = {method.taught_by for method in self.modules(pair).methods.values()}
@@ -138,6 +145,11 @@ class _Sweep:
     return _Job(run.name, run.pair, run.config, Workdir(run.folder(self.path)),
                 f'student/{run.method}', after, () if taught_by == 'labels' else after)
 
+  def experiment(self, job: _Job, splits: data.Splits) -> Experiment:
+    """The run that a job belongs to."""
+    return Experiment(job.config, self.modules(job.pair), job.workdir, splits,
+                      self.teachers(job.pair))
+
   def lock(self, name: str) -> filelock.BaseFileLock:
     """Of a job, over all processes that share the workdir."""
     folder = self.path / 'locks'
@@ -147,12 +159,6 @@ class _Sweep:
 
 def _teaching_names(pair: grid.Pair) -> tuple[str, str]:
   return f'{pair.teacher}/teacher', f'{pair.teacher}/heads'
-
-
-def _check_shared(path: epath.PathLike) -> None:
-  if is_remote(path):
-    raise errors.ConfigError(f'--workdir: {path} is no folder of a file system, and processes '
-                             'cannot share it safely; choose a local or mounted folder')
 
 
 def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, str]:
@@ -183,13 +189,13 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   return sweep.failures
 
 
-def _do_those_free(sweep: _Sweep, pending: list[_Job], splits: data.Splits) -> list[_Job]:
-  """Does each job that can begin and that no other process is at; returns those that are left."""
-  left: list[_Job] = []
-  for number, job in enumerate(pending):
-    waiting = {other.name for other in (*left, *pending[number:])}
-    if waiting.intersection(job.after) or not _settle(sweep, job, splits):
-      left.append(job)
+def _do_those_free(sweep: _Sweep, pending: list[_Jobs], splits: data.Splits) -> list[_Jobs]:
+  """Does the jobs that can begin and that no other process is at; returns those that are left."""
+  left: list[_Jobs] = []
+  for number, jobs in enumerate(pending):
+    waiting = {other.name for others in (*left, *pending[number:]) for other in others}
+    if waiting.intersection(jobs[0].after) or not _settle(sweep, jobs, splits):
+      left.append(jobs)
   return left
 
 
@@ -209,19 +215,42 @@ def _write_sweep(sweep: _Sweep) -> None:
       write_json(sweep.path / 'sweep.json', [*before, asked])
 
 
-def _settle(sweep: _Sweep, job: _Job, splits: data.Splits) -> bool:
-  """Does the job unless another process is at it; returns whether it is over."""
-  for needed in job.needs:
+def _settle(sweep: _Sweep, jobs: _Jobs, splits: data.Splits) -> bool:
+  """Does jobs together unless another process is at one of them; returns whether they are over."""
+  for needed in jobs[0].needs:
     if needed in sweep.failures:
-      sweep.failures[job.name] = f'{needed} failed'
+      sweep.failures.update({job.name: f'{needed} failed' for job in jobs})
       return True
   try:
-    with sweep.lock(job.name).acquire(blocking=False):
-      if not (job.workdir.result(job.phase) or _failed_meanwhile(sweep, job)):
+    with contextlib.ExitStack() as stack:
+      for job in jobs:
+        stack.enter_context(sweep.lock(job.name).acquire(blocking=False))
+      left = [job for job in jobs
+              if not (job.workdir.result(job.phase) or _failed_meanwhile(sweep, job))]
+      _try_together(sweep, left, splits)
+      for job in left:
         _try(sweep, job, splits)
       return True
   except filelock.Timeout:
     return False
+  finally:
+    jax.clear_caches()
+
+
+def _try_together(sweep: _Sweep, jobs: list[_Job], splits: data.Splits) -> None:
+  """Trains students as one program; each finds in its folder what came of it."""
+  if len(jobs) < 2:
+    return
+  say(f'sweep: {jobs[0].name} and {len(jobs) - 1} other seeds, together')
+  for job in jobs:
+    job.workdir.open(job.config)
+  experiments = [sweep.experiment(job, splits) for job in jobs]
+  try:
+    students.train_together(experiments, jobs[0].phase.removeprefix('student/'))
+  except errors.PreemptedError:
+    raise
+  except Exception as error:  # Each meets its own when it goes on alone.
+    say(f'sweep: together they failed, and go on alone: {errors.first_line(error)}')
 
 
 def _try(sweep: _Sweep, job: _Job, splits: data.Splits) -> None:
@@ -231,8 +260,7 @@ def _try(sweep: _Sweep, job: _Job, splits: data.Splits) -> None:
   try:
     job.workdir.open(job.config)
     failure.unlink(missing_ok=True)
-    _train(job, Experiment(job.config, sweep.modules(job.pair), job.workdir, splits,
-                           sweep.teachers(job.pair)))
+    _train(job, sweep.experiment(job, splits))
   except errors.PreemptedError:
     raise
   except Exception as error:  # Whatever happens to one job must not end the others.
@@ -242,8 +270,6 @@ def _try(sweep: _Sweep, job: _Job, splits: data.Splits) -> None:
     write_json(failure, {'error': reason, 'time': time.time(),
                          'traceback': traceback.format_exc()})
     say(f'sweep: {job.name} failed: {reason}')
-  finally:
-    jax.clear_caches()
 
 
 def _train(job: _Job, experiment: Experiment) -> None:

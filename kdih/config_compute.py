@@ -5,14 +5,17 @@ import ml_collections
 def compute() -> ml_collections.ConfigDict:
   """Every field of `config.compute`; it changes no number but by rounding unless it says so."""
   compute = ml_collections.ConfigDict()
-  # Updates in one compiled call; 0 chooses: 1 on a CPU, else all between two looks at the metrics.
+  # Updates in one compiled call, between which nothing is looked at, a SIGTERM least of all. 0
+  # chooses: 1 on a CPU or with a streaming loader, else all between two looks at the metrics.
   compute.steps_per_call = 0
   # Batches that the streaming loader puts on the devices ahead of the step.
   compute.prefetch = 2
   # Parts that each device cuts its share of a batch into, one after the other, to save memory; a
-  # batch norm sees one part at a time, so that its numbers change.
+  # batch norm sees one part at a time, so that its numbers change, and a memory such as that of
+  # `crd` takes in one part at a time.
   compute.accumulate = 1
-  # Compute activations of what learns anew in the backward pass, to save memory.
+  # Keep results of convolutions and products alone for the backward pass of what learns, which
+  # computes the other activations again, to save memory.
   compute.remat = False
   # Fold the batch norms of the frozen teacher into its convolutions.
   compute.fold_batch_norm = True

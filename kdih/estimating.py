@@ -221,6 +221,7 @@ def _step(task: Task):
     def on_device(batch):
       def loss(params):
         keyed = {**batch, 'key': jax.random.key(0)}
+        keyed['taught'] = task.teach(frozen, keyed)
         return task.loss(params, collections, frozen, keyed, jax.random.key(0))[0]
       return jax.grad(loss)(variables['params'])
 

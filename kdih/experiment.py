@@ -1,18 +1,34 @@
 """What the phases of a run share: data, modules, folders, and how each trains and measures."""
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
-from kdih import checkpoint, cohort, data, loop, optimizer, parallel, reach, state, steps
+from kdih import (
+  calls,
+  checkpoint,
+  cohort,
+  data,
+  loop,
+  optimizer,
+  parallel,
+  reach,
+  state,
+  steps,
+)
 from kdih.evaluation import Evaluator, Metrics
 from kdih.modules import Modules
+from kdih.monitor import Plan
 from kdih.tasks import Task
 from kdih.workdir import Workdir
+
+_FIRST_PROFILED = 10  # Updates: by then all is compiled, but for the last calls.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +79,10 @@ class Experiment:
     """Images in the train split, those to validate with included."""
     return self._splits.size('train')
 
+  @property
+  def _streams(self) -> bool:
+    return self.config.data.loader == 'streaming'
+
   def train_labels(self) -> np.ndarray:
     """int32 [size of the train split], -1 for the images that are not trained with."""
     labels = np.full(self._splits.size('train'), -1, np.int32)
@@ -92,29 +112,52 @@ class Experiment:
       self, phase: str, task: Task, variables: Any, train: ml_collections.ConfigDict
   ) -> Learnt:
     """Trains `variables` on `task`, from its last checkpoint if there is one."""
-    loader, folder = self._splits.loader('train'), self.workdir.phase(phase)
-    duration = optimizer.Duration(train.unit, len(self.train_subset) / train.global_batch_size)
-    tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, duration))
-    if task.partial:
-      tx = reach.only(tx, self._reached(task, variables))
-    compiled = steps.make_train_step(
-        task=task, tx=tx, gather=loader.gather, preprocess=self.preprocess,
-        steps_per_epoch=duration.steps_per_epoch)
-    frozen = parallel.replicate(task.frozen)
-    validator = self._validator(task)
-    initial = state.create(variables, tx, self.config.seed)
-    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', initial)
-    outcome = loop.train(
-        state=initial,
-        step=lambda s, feed: compiled(s, frozen, loader.resident, feed),
-        feeds=functools.partial(self._feeds, loader, train.global_batch_size),
-        evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
-        checkpoints=checkpoints, directory=folder,
-        plan=self._plan(phase, train, duration), hooks=self._hooks(folder))
-    best, _ = checkpoints.restore_best()
+    tx = self.optimizer(task, variables, train)
+    learner = self.learner(phase, variables, tx)
+    outcome = loop.train(self.program(phase, task, tx, train), learner)
+    best, _ = learner.checkpoints.restore_best()
     return Learnt(parallel.to_host(outcome.state.variables), best.variables,
                   int(outcome.state.step), outcome.seconds, outcome.examples_per_second,
                   outcome.rewinds)
+
+  def learner(
+      self, phase: str, variables: Any, tx: optax.GradientTransformation
+  ) -> loop.Learner:
+    """What `program` trains, with its checkpoints."""
+    folder = self.workdir.phase(phase)
+    initial = state.create(variables, tx, self.config.seed, self.config.data.order_seed)
+    checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', initial)
+    return loop.Learner(initial, checkpoints, folder, phase)
+
+  def program(
+      self, phase: str, task: Task, tx: optax.GradientTransformation,
+      train: ml_collections.ConfigDict, together_by: str = 'unrolled',
+  ) -> loop.Program:
+    """How a phase trains; several learners by one of `kdih.each.WAYS`."""
+    loader, duration = self._splits.loader('train'), self._duration(train)
+    compute = self.config.compute
+    compiled = steps.make_train_step(
+        task=task, tx=tx, gather=loader.gather,
+        preprocess=self.preprocess, steps_per_epoch=duration.steps_per_epoch,
+        accumulate=compute.accumulate, remat=compute.remat,
+        together_by=together_by)
+    frozen, validator = parallel.replicate(task.frozen), self._validator(task)
+    plan = self._plan(phase, train, duration)
+    return loop.Program(
+        step=lambda states, feed: compiled(states, frozen, loader.resident, feed),
+        feeds=functools.partial(self._feeds, loader, train.global_batch_size),
+        evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
+        plan=plan, hooks=self._hooks(self.workdir.phase(phase), plan))
+
+  def _duration(self, train: ml_collections.ConfigDict) -> optimizer.Duration:
+    return optimizer.Duration(train.unit, len(self.train_subset) / train.global_batch_size)
+
+  def optimizer(
+      self, task: Task, variables: Any, train: ml_collections.ConfigDict
+  ) -> optax.GradientTransformation:
+    """For what the task reaches of `variables`."""
+    tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, self._duration(train)))
+    return reach.only(tx, self._reached(task, variables)) if task.partial else tx
 
   def _reached(self, task: Task, variables: Any) -> Any:
     """The parameters that the task's loss depends on, as a tree of bools."""
@@ -124,28 +167,39 @@ class Experiment:
              'epoch': jnp.zeros(()), 'key': jax.random.key(0)}
 
     def loss(params):
-      return task.loss(params, collections, task.frozen, batch, jax.random.key(0))[0]
+      taught = {**batch, 'taught': task.teach(task.frozen, batch)}
+      return task.loss(params, collections, task.frozen, taught, jax.random.key(0))[0]
 
     return reach.reached(loss, variables['params'])
 
-  def _feeds(self, loader: data.Loader, batch_size: int, start: int, stop: int):
-    batches = data.train_batches(self.train_subset, batch_size, self.config.seed, start, stop)
-    return map(parallel.shard, loader.feeds(map(parallel.share, batches)))
+  def _feeds(
+      self, loader: data.Loader, batch_size: int, start: int, sizes: Sequence[int]
+  ) -> Iterator[Any]:
+    seed, order_seed = self.config.seed, self.config.data.order_seed
+    batches = data.train_batches(self.train_subset, batch_size,
+                                 seed if order_seed == -1 else order_seed, start,
+                                 start + sum(sizes))
+    feeds = calls.stacked(map(parallel.shard, loader.feeds(map(parallel.share, batches))), sizes)
+    return calls.ahead(feeds, self.config.compute.prefetch) if self._streams else feeds
 
-  def _plan(self, phase, train, duration) -> loop.Plan:
-    return loop.Plan(
+  def _plan(self, phase, train, duration) -> Plan:
+    log_every = self.config.log_every_steps
+    return Plan(
         phase=phase, total_steps=max(duration.steps(train.length), 1),
         evaluate_every=max(duration.steps(train.evaluate_every), 1),
-        log_every=self.config.log_every_steps, batch_size=train.global_batch_size,
+        log_every=log_every, batch_size=train.global_batch_size,
         steps_per_epoch=duration.steps_per_epoch,
-        max_rewinds=self.config.max_rewinds if self.config.on_nan == 'rewind' else 0)
+        max_rewinds=self.config.max_rewinds if self.config.on_nan == 'rewind' else 0,
+        per_call=calls.per_call(self.config.compute.steps_per_call, log_every,
+                                self._streams))
 
-  def _hooks(self, folder):
+  def _hooks(self, folder, plan: Plan):
     if not self.config.profile:
       return ()
     from clu import periodic_actions  # Imports TensorFlow, which takes seconds.
     return (periodic_actions.Profile(
-        logdir=str(folder), num_profile_steps=5, profile_duration_ms=None, first_profile=10),)
+        logdir=str(folder), num_profile_steps=5, profile_duration_ms=None,
+        first_profile=calls.end_from(_FIRST_PROFILED, plan.evaluate_every, plan.per_call)),)
 
   def predict(
       self, task: Task, variables: Any, split: str

@@ -91,9 +91,23 @@ def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
           for teacher, student in names]
 
 
-def runs(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[Run]:
-  """Every combination: seed by seed, so that an early table holds every method."""
-  return [Run(pair, method, seed) for seed in config.sweep.seeds for pair in chosen
+def runs(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[tuple[Run, ...]]:
+  """Every combination, by what is trained together.
+
+  Seed by seed, so that an early table holds every method; or all seeds of one with each other.
+
+  Raises:
+    ConfigError: seeds are to be trained together that would not see the same batches.
+  """
+  seeds = tuple(config.sweep.seeds)
+  if not config.sweep.together:
+    return [(Run(pair, method, seed),) for seed in seeds for pair in chosen
+            for method in pair.methods]
+  if config.data.order_seed < 0:
+    raise errors.ConfigError(
+        'config.sweep.together: is set, and seeds that are trained together see the same batches; '
+        'set config.data.order_seed to a number from 0, such as 0')
+  return [tuple(Run(pair, method, seed) for seed in seeds) for pair in chosen
           for method in pair.methods]
 
 

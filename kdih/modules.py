@@ -111,6 +111,11 @@ def _compared(model: nn.Module, spec: DataSpec, wanted: tuple[str, ...], field: 
 
 def _check_pair(config: ml_collections.ConfigDict, built: Modules, name: str) -> None:
   """Raises UnfitError unless the method accepts this teacher and this student."""
+  parts = config.compute.accumulate
+  if parts > 1 and built.methods[name].couples:
+    raise errors.UnfitError(
+        f'config.compute.accumulate: is {parts}, and the method {name} compares the images of a '
+        'batch with each other, so that it cannot be cut into parts; set it to 1', name)
   try:
     abstract_method(built, name, num_examples=2)
   except errors.ConfigError:

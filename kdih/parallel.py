@@ -24,6 +24,16 @@ def num_devices() -> int:
   return jax.device_count()
 
 
+def on_cpu() -> bool:
+  """Whether the devices are CPUs, where XLA runs a convolution in a loop many times slower."""
+  return jax.default_backend() == 'cpu'
+
+
+def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+  """`jax.lax.scan`, of which nothing but a CPU's program is as long as the loop."""
+  return jax.lax.scan(body, carry, xs, unroll=on_cpu())
+
+
 def pmap_step(step: Callable, *, donate_state: bool = False) -> Callable:
   """Compiles `step(state, frozen, resident, feed)` over the axis 'batch'.
 
@@ -38,8 +48,16 @@ def pmap_step(step: Callable, *, donate_state: bool = False) -> Callable:
 
 def replicate(tree: Any) -> Any:
   """Puts every array of `tree` on every device of this process."""
-  sharding = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec())
-  return jax.device_put(tree, sharding)
+  return jax.device_put(tree, _sharding())
+
+
+def distribute(feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  """Puts each of the parts that `shard` made on its device; returns before they are there."""
+  return jax.device_put(feed, _sharding(AXIS))
+
+
+def _sharding(*axes: str) -> NamedSharding:
+  return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
 
 
 def share(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -74,14 +74,19 @@ def open_splits(
 
 
 def check_devices(config: ml_collections.ConfigDict) -> None:
-  """Raises ConfigError unless every batch can be split over the devices."""
-  devices = parallel.num_devices()
+  """Raises ConfigError unless every batch can be split over the devices, and cut into parts."""
+  devices, parts = parallel.num_devices(), config.compute.accumulate
   for name, train in validation.trainings(config):
     batch_size = train.global_batch_size
     if batch_size % devices:
       raise errors.ConfigError(
           f'config.{name}.global_batch_size: {batch_size} cannot be split over {devices} '
           f'devices; choose a multiple of {devices}')
+    if batch_size // devices % parts:
+      raise errors.ConfigError(
+          f'config.compute.accumulate: a share of {batch_size // devices} images '
+          f'(config.{name}.global_batch_size over {devices} devices) cannot be cut into {parts} '
+          'equal parts; choose a divisor of it')
 
 
 def _check_validation(config: ml_collections.ConfigDict, num_examples: int) -> None:

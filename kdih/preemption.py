@@ -3,6 +3,7 @@
 Cloud VMs, TPU VMs and Slurm send that signal some seconds before they stop a process.
 """
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from jax.experimental import multihost_utils
 from kdih import distributed, errors, parallel
 
 _asked, _training = threading.Event(), threading.Event()
+_times = itertools.count()  # That `reached` was asked, in every process alike.
 
 
 def listen() -> None:
@@ -47,8 +49,9 @@ def training() -> Iterator[None]:
     _leave()
 
 
-def reached(step: int) -> bool:
-  """Whether to stop after this step; the same in all processes. To be asked after each step."""
+def reached() -> bool:
+  """Whether to stop here; the same in all processes. To be asked after each call of a step."""
   if parallel.num_processes() > 1:
-    return multihost_utils.reached_preemption_sync_point(step)
+    # JAX makes the processes meet at the next number after the one they are at.
+    return multihost_utils.reached_preemption_sync_point(next(_times))
   return _asked.is_set()

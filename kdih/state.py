@@ -14,8 +14,9 @@ class TrainState:
 
   Attributes:
     step: int32 scalar, updates made so far.
-    seed: uint32 scalar, of augmentation, dropout and the method's random numbers. It is here and
-      not in the program so that all seeds share one compiled program.
+    seed: uint32 scalar, of dropout and the method's random numbers. It is here and not in the
+      program so that all seeds share one compiled program.
+    order_seed: uint32 scalar, of the augmentation.
     pace: float32 scalar that the learning rate is multiplied with: 1, until a rewind halves it.
     params: what is learnt.
     collections: the other variables, by collection: `batch_stats`, and the `memory` of a method;
@@ -25,6 +26,7 @@ class TrainState:
 
   step: jax.Array
   seed: jax.Array
+  order_seed: jax.Array
   pace: jax.Array
   params: Any
   collections: dict[str, Any]
@@ -37,13 +39,15 @@ class TrainState:
 
 
 def create(
-    variables: dict[str, Any], tx: optax.GradientTransformation, seed: int
+    variables: dict[str, Any], tx: optax.GradientTransformation, seed: int, order_seed: int = -1
 ) -> TrainState:
-  """The state before the first step."""
+  """The state before the first step; an `order_seed` of -1 is `seed`."""
   params = variables['params']
   collections = {name: tree for name, tree in variables.items() if name != 'params'}
+  of_order = seed if order_seed == -1 else order_seed
   return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32),
-                    jnp.ones((), jnp.float32), params, collections, tx.init(params))
+                    jnp.asarray(of_order, jnp.uint32), jnp.ones((), jnp.float32), params,
+                    collections, tx.init(params))
 
 
 def join(**parts: Mapping[str, Any]) -> dict[str, Any]:

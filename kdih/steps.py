@@ -1,5 +1,6 @@
 """The compiled steps: one update, and one batch of evaluation, over all devices."""
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdih import losses, parallel
+from kdih import each as each_lib, gradients, losses, parallel
 from kdih.state import TrainState
 from kdih.tasks import Task
 
@@ -16,38 +17,71 @@ Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
 
 def make_train_step(
     *, task: Task, tx: optax.GradientTransformation, gather: Gather, preprocess: Callable,
-    steps_per_epoch: float,
+    steps_per_epoch: float, accumulate: int = 1, remat: bool = False, together_by: str = 'unrolled',
 ) -> Callable:
-  """Returns `step(state, frozen, resident, feed)` to (new state, metrics), over all devices.
+  """Returns `step(states, frozen, resident, feeds)` to (new states, metrics), over all devices.
 
-  The global batch's mean gradient makes the update. Batch statistics and metrics ({'loss',
-  'top1'}, scalars) are means over the devices. The buffers of `state` are donated.
+  There is a state for every student, of which most often there is one: they see the same batches.
+  One call makes as many updates as `feeds` holds, see `kdih.calls.stacked`. The global batch's
+  mean gradient makes the update. Batch statistics and metrics ({'loss', 'top1'}, [updates], for
+  each student) are means over the devices. The buffers of the states are donated.
 
   Args:
     task: the loss, whose frozen variables each call gets as `frozen`.
-    tx: the optimizer, for the state's params.
-    gather: of the loader that made `resident` and `feed`.
+    tx: the optimizer, for the params of a state.
+    gather: of the loader that made `resident` and the feeds.
     preprocess: from `kdih.data.make_preprocess`.
     steps_per_epoch: by which the task is told the epoch.
+    accumulate: parts that each device cuts its share of a batch into. What is not a parameter,
+      such as batch statistics, goes from part to part as it else goes from batch to batch.
+    remat: keep results of convolutions and products alone for the backward pass.
+    together_by: how several students learn, one of `kdih.each.WAYS`.
   """
-  def step(state: TrainState, frozen, resident, feed):
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+  each = each_lib.way(together_by)
+  learn = gradients.accumulated(gradients.make_learn(task, each, remat), accumulate)
+
+  def update(states, frozen, resident, feed):
+    first = each.first(states)  # Step and order are those of all.
     batch = gather(resident, feed)
-    batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
-             'epoch': state.step / steps_per_epoch, 'key': key}
-    dropout_key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
-    (loss, (collections, logits)), gradients = jax.value_and_grad(task.loss, has_aux=True)(
-        state.params, state.collections, frozen, batch, dropout_key)
-    metrics = {'loss': loss, 'top1': _mean_top1(logits, batch['label'])}
-    gradients, metrics = jax.lax.pmean((gradients, metrics), parallel.AXIS)
-    collections = _reduce(collections)
-    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    updates = jax.tree.map(lambda update: update * state.pace.astype(update.dtype), updates)
-    params = optax.apply_updates(state.params, updates)
-    return dataclasses.replace(state, step=state.step + 1, params=params, collections=collections,
-                               opt_state=opt_state), metrics
+    batch = {**batch, 'image': preprocess(
+        batch['image'], batch['index'], _key(first.order_seed, first.step))}
+    slopes, metrics, collections = learn(
+        each(_student)(states), frozen, batch, first.step / steps_per_epoch, None)
+    slopes, metrics = jax.lax.pmean((slopes, metrics), parallel.AXIS)
+    states, = each(functools.partial(_apply, tx))(states, slopes, collections)
+    return states, metrics
+
+  def step(states: tuple[TrainState, ...], frozen, resident, feeds):
+    def body(joined, feed):
+      joined, metrics = update(joined, frozen, resident, feed)
+      return joined, each.split(metrics, len(states))
+
+    joined, metrics = parallel.scan(body, each.join(states), feeds)
+    return each.split(joined, len(states)), metrics
 
   return parallel.pmap_step(step, donate_state=True)
+
+
+def _key(seed: jax.Array, step: jax.Array) -> jax.Array:
+  return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def _student(state: TrainState) -> tuple[Any, Any, jax.Array, jax.Array]:
+  """What learns from a batch, as `kdih.gradients.Learn` takes it."""
+  key = _key(state.seed, state.step)
+  dropout_key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
+  return state.params, state.collections, key, dropout_key
+
+
+def _apply(
+    tx: optax.GradientTransformation, state: TrainState, slopes: Any, collections: Any
+) -> tuple[TrainState]:
+  """The state after the update that the gradients make."""
+  updates, opt_state = tx.update(slopes, state.opt_state, state.params)
+  updates = jax.tree.map(lambda update: update * state.pace.astype(update.dtype), updates)
+  params = optax.apply_updates(state.params, updates)
+  return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state,
+                             collections=_reduce(collections)),
 
 
 def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Callable:
@@ -88,11 +122,6 @@ def _reduce(collections: dict[str, Any]) -> dict[str, Any]:
   """Batch statistics become their mean; every device has the same memory already."""
   return {name: jax.lax.pmean(tree, parallel.AXIS) if name == 'batch_stats' else tree
           for name, tree in collections.items()}
-
-
-def _mean_top1(logits: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
-  return jnp.stack([(z.argmax(-1) == labels).astype(jnp.float32).mean()
-                    for z in logits.values()]).mean()
 
 
 def _sums(logits: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

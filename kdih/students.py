@@ -1,5 +1,6 @@
 """The student phases: assistants, preparation, and the student itself, by one method."""
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from kdih import (
   state,
   taps as taps_lib,
   tasks,
+  together,
 )
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
@@ -41,6 +43,30 @@ def run_student(experiment: Experiment, name: str) -> dict:
   described = exported.describe_model(config, 'student', built.spec.num_classes)
   return _run(experiment, name, phase, built.student, tuple(built.student_taps), teacher, 2,
               described)
+
+
+def train_together(experiments: Sequence[Experiment], name: str) -> None:
+  """Trains students of several seeds by the method `name` as one program, as far as that goes.
+
+  `run_student` of each then finds its checkpoints, and does what is left. Chains are not trained
+  together: each seed has assistants of its own, and so another teacher.
+  """
+  first, phase = experiments[0], f'student/{name}'
+  built, config, taps = first.modules, first.config.student, tuple(first.modules.student_taps)
+  method = built.methods[name]
+  if method.assistants or len(experiments) == 1:
+    return
+  teacher = _first_teacher(first, method)
+  variables = [_initial(experiment, name, phase, built.student, 2, config.name)
+               for experiment in experiments]
+  if method.prepares:
+    task = _task(first, built.student, taps, method, teacher, preparing=True)
+    prepared = together.train(experiments, f'{phase}/prepare', task, variables, config.prepare)
+    if prepared is None:
+      return
+    variables = prepared
+  task = _task(first, built.student, taps, method, teacher)
+  together.train(experiments, phase, task, variables, config.train)
 
 
 def _run_assistant(

@@ -18,6 +18,8 @@ _FLAGS = {
     'students': 'Names of students, by commas, for the teacher of the config.',
     'pairs': "In place of students: 'teacher:student', by commas.",
     'seeds': 'Seeds of the students, by commas.',
+    'together': 'Train all seeds of a student by a method as one program; see data.order_seed.',
+    'together_by': "How: 'vmap', 'unrolled', or 'auto'.",
     'dry_run': 'Say what it would cost, and train nothing.',
 }
 
@@ -48,7 +50,7 @@ def _run(argv: list[str]) -> int:
 def _checked(argument: str) -> str:
   """The argument as `command_line` reads it: what holds a colon is quoted."""
   name, equals, value = argument.lstrip('-').partition('=')
-  switch = name == 'dry_run' and not equals
+  switch = name in ('together', 'dry_run') and not equals
   if not argument.startswith('-') or name not in _FLAGS or switch:
     return argument
   if not value:  # As where a variable of the shell is not set.

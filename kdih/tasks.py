@@ -11,7 +11,7 @@ from kdih import cohort, losses, parallel, state, taps as taps_lib
 from kdih.taps import Output
 from kdih.teaching import Lesson, Method
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # Arrays, and what was taught.
 Logits = dict[str, jax.Array]
 Collections = dict[str, Any]
 # (frozen, images) to what the teacher says, if it is asked, and the logits of the members.
@@ -30,6 +30,8 @@ class Task:
     frozen: variables that the two read and nothing changes.
     reference: the prediction that the others' agreement is measured with; '' for none.
     partial: whether the loss may leave some of the parameters out.
+    teach: (frozen, batch) to what no parameter has a part in; the loss finds it as
+      `batch['taught']`.
   """
 
   loss: Callable[[Any, Collections, Any, Batch, jax.Array],
@@ -38,6 +40,7 @@ class Task:
   frozen: Any
   reference: str = ''
   partial: bool = False
+  teach: Callable[[Any, Batch], Any] = lambda frozen, batch: None
 
 
 def _predict(name: str, model: nn.Module):
@@ -102,7 +105,7 @@ def student_task(
     output, changed = taps_lib.observe(
         student, state.part(variables, 'student'), batch['image'], taps, train=True,
         key=key)
-    teacher, members = teach(frozen, batch['image'])
+    teacher, members = batch['taught']
     lesson = Lesson(
         batch['image'], batch['label'], output, teacher, members, frozen.get('weights', {}),
         batch['index'], frozen.get('train_labels'), batch['epoch'], batch['key'], parallel.gather)
@@ -117,7 +120,8 @@ def student_task(
     variables = state.part(variables, 'student')
     return {'student': taps_lib.observe(student, variables, images, ())[0].logits}
 
-  return Task(loss, predict, frozen, partial=True)
+  return Task(loss, predict, frozen, partial=True,
+              teach=lambda frozen, batch: teach(frozen, batch['image']))
 
 
 def make_teach(

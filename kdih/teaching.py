@@ -95,6 +95,12 @@ class Method(nn.Module):
     return False
 
   @property
+  def couples(self) -> bool:
+    """Whether the loss of an image depends on the others of its batch, which then cannot be cut
+    into parts."""
+    return False
+
+  @property
   def assistants(self) -> tuple[str, ...]:
     """Names of models that are taught one after the other, each by the one before and the first
     by the teacher, until the last one teaches the student."""

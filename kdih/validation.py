@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from kdih import config_lib, errors, optimizer
+from kdih import config_lib, each, errors, optimizer
 from kdih.data import loaders, preprocess
 from kdih.result_files import in_line
 
@@ -16,6 +16,7 @@ _CHOICES = {
     'on_nan': ('stop', 'rewind'),
     'data.loader': tuple(loaders.LOADERS),
     'data.padding_mode': tuple(preprocess.PAD_MODES),
+    'sweep.together_by': each.WAYS,
     'heads.kind': ('flatten', 'gap'),
 }
 _TRAIN_CHOICES = {
@@ -35,6 +36,9 @@ _RANGES = {
     'seed': ('from 0 to 4294967295', lambda x: 0 <= x < 2**32),
     'log_every_steps': _ABOVE_0,
     'max_rewinds': ('from 0 to 100', lambda x: 0 <= x <= 100),
+    'compute.steps_per_call': ('from 0 to 100000', lambda x: 0 <= x <= 100_000),
+    'compute.prefetch': ('from 0 to 1000', lambda x: 0 <= x <= 1000),
+    'compute.accumulate': _ABOVE_0,
     'distributed.timeout': _ABOVE_0,
     'data.image_size': ('from 0 to 16384', lambda x: 0 <= x <= 16384),
     'data.padding': ('from 0 to 1024', lambda x: 0 <= x <= 1024),
@@ -42,6 +46,7 @@ _RANGES = {
     'data.mean': ('finite', lambda x: abs(x) <= sys.float_info.max),
     'data.validation_fraction': ('from 0 to less than 1', lambda x: 0 <= x < 1),
     'data.validation_seed': _FROM_0,
+    'data.order_seed': ('-1, or from 0 to 4294967295', lambda x: -1 <= x < 2**32),
     'data.eval_global_batch_size': _ABOVE_0,
     'sweep.seeds': ('from 0 to 4294967295', lambda x: 0 <= x < 2**32),
 }

@@ -25,7 +25,8 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-d
 # Fields that choose what runs or is shown, and change no number of a finished phase.
 _FREE = ('phases', 'student.methods', 'sweep', 'distributed', 'profile', 'log_every_steps',
          'on_nan', 'max_rewinds', 'data.data_dir', 'compute.steps_per_call', 'compute.prefetch',
-         'compute.cache_place', 'compute.keep_freed_memory', 'compute.compilation_cache')
+         'compute.remat', 'compute.cache_place', 'compute.keep_freed_memory',
+         'compute.compilation_cache')
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
@@ -185,6 +186,13 @@ def resolved(config: ml_collections.ConfigDict) -> dict:
 def is_remote(path: epath.PathLike) -> bool:
   """Whether a path is the address of an object store, such as gs://bucket/run."""
   return '://' in str(path)
+
+
+def check_shared(path: epath.PathLike) -> None:
+  """Raises ConfigError where several processes cannot work in the folder `path`."""
+  if is_remote(path):
+    raise errors.ConfigError(f'--workdir: {path} is no folder of a file system, and processes '
+                             'cannot share it safely; choose a local or mounted folder')
 
 
 def _check_writable(path: epath.Path) -> None:

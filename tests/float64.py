@@ -151,9 +151,12 @@ def reached(options, phase: str) -> set[str]:
   collections = {'batch_stats': variables['batch_stats']}
   batch = {'image': lesson.images, 'label': lesson.labels, 'index': lesson.index,
            'epoch': np.float32(1), 'key': lesson.key}
-  flags = reach.reached(
-      lambda params: task.loss(params, collections, task.frozen, batch, lesson.key)[0],
-      variables['params'])
+
+  def loss(params):
+    taught = {**batch, 'taught': task.teach(task.frozen, batch)}
+    return task.loss(params, collections, task.frozen, taught, lesson.key)[0]
+
+  flags = reach.reached(loss, variables['params'])
   return {f'{side}/{name}' for side, modules in flags.items() for name, tree in modules.items()
           if _all_or_none(tree)}
 

@@ -58,7 +58,7 @@ def test_sigterm_outside_of_training_ends_the_run_at_once(tmp_path, digits_dir):
       time.sleep(5)
     with pytest.raises(errors.PreemptedError), preemption.training():
       os.kill(os.getpid(), signal.SIGTERM)
-      assert preemption.reached(1)
+      assert preemption.reached()
   finally:
     preemption.listen()  # Forgets what was asked.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -125,7 +125,7 @@ def test_every_peer_drops_out_on_its_own():
   task = tasks.student_task(
       model, (), method, tasks.make_teach('labels', model, (), None, ()), {})
   feed = {'image': batch.images, 'label': batch.labels, 'index': batch.index, 'epoch': 0.0,
-          'key': batch.key}
+          'key': batch.key, 'taught': (None, {})}
 
   def unread(seed):  # Inputs that no image of the batch had left, by network.
     gradients = jax.grad(lambda params: task.loss(

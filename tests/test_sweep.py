@@ -198,7 +198,7 @@ def test_the_runs_come_seed_by_seed():
   config = config_lib.base()
   config.sweep.update(pairs=('resnet110:resnet8', 'vgg13:vgg8'), methods=('ce', 'kd'),
                       seeds=(1, 2))
-  names = [one.name for one in grid.runs(config, grid.pairs(config))]
+  names = [one.name for one, in grid.runs(config, grid.pairs(config))]
   assert names == [f'{pair}/{method}/seed{seed}' for seed in (1, 2)
                    for pair in ('resnet110/resnet8', 'vgg13/vgg8') for method in ('ce', 'kd')]
 

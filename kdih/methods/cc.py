@@ -18,6 +18,8 @@ class Method(teaching.FeatureMethod):
     width: of the embeddings that are compared.
   """
 
+  couples = True
+
   width: int
 
   @nn.nowrap

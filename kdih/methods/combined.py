@@ -55,6 +55,11 @@ class Method(teaching.Method):
     """Whether a part does."""
     return any(part.needs_train_labels for part in self._made())
 
+  @property
+  def couples(self):
+    """Whether a part does."""
+    return any(part.couples for part in self._made())
+
   def setup(self):
     """Makes the parts."""
     self.parts = self._made()

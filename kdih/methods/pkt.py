@@ -15,6 +15,8 @@ class Method(teaching.FeatureMethod):
   near itself too; the paper leaves it out.
   """
 
+  couples = True
+
   def term(self, lesson):
     """Scalar; see `kdih.teaching.FeatureMethod`."""
     student, teacher = (_probabilities(lesson.gather(e)) for e in teaching.embeddings(lesson))

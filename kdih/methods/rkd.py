@@ -21,6 +21,8 @@ class Method(teaching.FeatureMethod):
     angle: weight of the angles, 0 or more; one of both is above 0.
   """
 
+  couples = True
+
   distance: float
   angle: float
 

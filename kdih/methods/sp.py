@@ -12,6 +12,8 @@ class Method(teaching.FeatureMethod):
   teacher may have any number of taps, of any shape.
   """
 
+  couples = True
+
   def term(self, lesson):
     """Scalar; see `kdih.teaching.FeatureMethod`."""
     student, teacher = (

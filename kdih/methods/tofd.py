@@ -32,6 +32,7 @@ class Method(teaching.Method):
   """
 
   prepares = True
+  couples = True
 
   temperature: float
   alpha: float
