@@ -17,6 +17,7 @@ _CHOICES = {
     'data.loader': tuple(loaders.LOADERS),
     'data.padding_mode': tuple(preprocess.PAD_MODES),
     'heads.kind': ('flatten', 'gap'),
+    'compute.teacher_dtype': ('', 'float32', 'bfloat16'),
 }
 _TRAIN_CHOICES = {
     'unit': optimizer.UNITS,
