@@ -135,6 +135,12 @@ class Normed(Net):
     return norm()(nn.WeightNorm(conv())(x))
 
 
+class Boxed(Net):
+  def body(self, x):
+    boxed = nn.with_partitioning(nn.initializers.lecun_normal(), (None, None, None, None))
+    return norm()(conv(kernel_init=boxed)(x))
+
+
 class ConvNorm(nn.Module):
   @nn.compact
   def __call__(self, x, _=None):

@@ -1,13 +1,16 @@
-"""The frozen teacher, folded: it says the same, with fewer batch norms."""
+"""The frozen teacher, folded: it says the same, with fewer batch norms; and in bfloat16."""
 import functools
 
 import frozen_nets
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import exported, read_config
 from model_checks import FAMILIES, random_images, random_variables, smaller
+from tiny_nets import NoTaps
 
-from kdih import frozen, taps
+from kdih import errors, frozen, pipeline, taps
 
 # The batch norms of each family's small model, and those before a convolution, which remain.
 NORMS = {'resnet8': (3, 0), 'resnet50': (12, 0), 'resnet18_imagenet': (3, 0), 'wrn_16_1': (7, 4),
@@ -89,3 +92,76 @@ def test_the_fold_is_scale_over_the_root_of_the_variance():
   np.testing.assert_allclose(folded['params']['Conv_0']['kernel'], np.full((3, 3, 3, 4), 3.0))
   np.testing.assert_allclose(folded[taps.FOLDED]['BatchNorm_0']['shift'], np.full(4, 5 - 10.5))
   np.testing.assert_array_equal(folded['params']['Dense_0']['kernel'], np.ones((64, 3)))
+
+
+def test_parameters_in_a_box_stay():
+  model, images = frozen_nets.Boxed(), random_images(2, 4)
+  variables = model.init(jax.random.key(0), images, train=False)
+  assert frozen.fold(model, variables, (), (4, 4, 3)) is variables
+
+
+def prepared(name, **fields):
+  """What the small model says, prepared so, and its kernels' types."""
+  model, images = smaller(name), random_images(8, SIZE)
+  names = tuple(taps.sown(model, (SIZE, SIZE, 3)))
+  compute = read_config('unused', 'unused', *(
+      f'--config.compute.{field}={value}' for field, value in fields.items())).compute
+  model, variables = frozen.prepare(
+      model, variables_of(model, images), names, (SIZE, SIZE, 3), compute)
+  kernels = {leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])
+             if path[-1].key == 'kernel' and path[-2].key != 'classifier'}
+  with jax.numpy_dtype_promotion('standard'):
+    quick = jax.jit(functools.partial(says, model, images, names),
+                    compiler_options={'xla_backend_optimization_level': 0})
+    return quick(variables), kernels
+
+
+@pytest.mark.parametrize('name', ['resnet8', 'vgg8', 'vit_tiny'])
+@pytest.mark.parametrize('fold', [True, False])
+def test_in_bfloat16_a_teacher_says_in_float32_what_it_says_but_for_rounding(name, fold):
+  exact, _ = prepared(name, fold_batch_norm=fold)
+  rounded, kernels = prepared(name, fold_batch_norm=fold, teacher_dtype='bfloat16')
+  assert kernels == {jnp.dtype('bfloat16' if fold and name != 'vit_tiny' else 'float32')}
+  for right, value in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+    assert value.dtype == jnp.float32
+    error = np.abs(value - right).max() / np.abs(right).max()
+    # 8 bits of a number are kept; a few layers add their errors up.
+    assert 2**-13 < error < 2**-5
+
+
+def test_a_teacher_without_a_dtype_cannot_compute_in_one():
+  frozen.check_dtype(NoTaps(3), '')
+  frozen.check_dtype(frozen_nets.Plain(), 'bfloat16')
+  with pytest.raises(errors.ConfigError, match=r'^config\.compute\.teacher_dtype: NoTaps '):
+    frozen.check_dtype(NoTaps(3), 'bfloat16')
+
+
+@pytest.fixture(scope='module')
+def plainly(tmp_path_factory, digits_dir):
+  """A tiny run in which nothing is folded."""
+  workdir = tmp_path_factory.mktemp('plainly')
+  return workdir, tiny_run(workdir, digits_dir, 'fold_batch_norm=False')
+
+
+def tiny_run(workdir, digits_dir, setting):
+  return pipeline.run(read_config(workdir, digits_dir, f'--config.compute.{setting}',
+                                  '--config.student.methods=dih,takd'), workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('setting, closest, farthest', [
+    ('fold_batch_norm=True', 0, 1e-4), ('teacher_dtype=bfloat16', 1e-5, 0.05)])
+def test_what_learns_from_the_teacher_hears_it_so_and_the_teacher_itself_stays(
+    tmp_path, digits_dir, plainly, setting, closest, farthest):
+  before, expected = plainly
+  results = tiny_run(tmp_path, digits_dir, setting)
+  assert results['teacher']['fingerprint'] == expected['teacher']['fingerprint']
+  for measured in ('val', 'test_last'):
+    assert results['teacher'][measured] == expected['teacher'][measured]
+    assert (results['heads']['members']['final'][measured]
+            == expected['heads']['members']['final'][measured])
+  for phase in ('heads', 'student/dih', 'student/takd/assistant1', 'student/takd'):
+    right, found = exported(before, phase), exported(tmp_path, phase)
+    assert right.keys() == found.keys()
+    apart = max(np.abs(found[name] - right[name]).max() for name in right)
+    assert closest < apart < farthest, phase
