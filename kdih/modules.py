@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from kdih import errors, methods, models, parallel, taps as taps_lib
+from kdih import errors, frozen, methods, models, parallel, taps as taps_lib
 from kdih.cohort import FINAL, RULES, Heads
 from kdih.data import DataSpec
 from kdih.taps import Output
@@ -59,6 +59,8 @@ def build(config: ml_collections.ConfigDict, spec: DataSpec) -> Modules:
   read = any(method.taught_by != 'labels' for method in chosen.values())
   assistants = {model: _model_for_method(config, spec, model)
                 for method in chosen.values() for model in method.assistants}
+  for model in (teacher, *assistants.values()):
+    frozen.check_dtype(model, config.compute.teacher_dtype)
   built = Modules(
       spec, teacher, student, Heads(spec.num_classes, config.heads.kind), taps, chosen,
       _compared(teacher, spec, config.student.teacher_taps, 'teacher_taps') if read else {},

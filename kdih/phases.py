@@ -12,6 +12,7 @@ from kdih import (
   errors,
   exported,
   fingerprint,
+  frozen,
   modules,
   tasks,
 )
@@ -86,7 +87,10 @@ def run_heads(experiment: Experiment) -> dict:
     return finished
   teacher = load_teacher(experiment)
   owner = fingerprint.of(teacher)
-  task = tasks.heads_task(built.teacher, built.heads, teacher, tuple(built.taps))
+  taps = tuple(built.taps)
+  prepared = frozen.prepare(built.teacher, teacher, taps, built.spec.image_shape,
+                            experiment.config.compute)
+  task = tasks.heads_task(built.teacher, built.heads, teacher, taps, prepared)
   variables = modules.initialise_heads(built, experiment.key(1))
   sizes = {tap: count(variables['params'][cohort.param_name(tap)]) for tap in built.taps}
   for tap, size in sizes.items():

@@ -10,6 +10,7 @@ from kdih import (
   cost,
   exported,
   fingerprint,
+  frozen as frozen_lib,
   modules,
   phases,
   state,
@@ -83,7 +84,7 @@ def _run_assistant(
   like = taps_lib.abstract_variables(module, built.spec.image_shape)
   path = experiment.workdir.path / phase / 'variables'
   variables = exported.load(path, like, f'config.methods.{name}.chain')
-  return _Teacher(module, (), {'teacher': variables})
+  return _prepared(experiment, module, (), (), {'teacher': variables})
 
 
 def _run(
@@ -165,4 +166,16 @@ def _first_teacher(experiment: Experiment, method: Method) -> _Teacher:
         path, built, fingerprint.of(frozen['teacher']))
     weights = (experiment.teachers.result('heads') or {}).get('weights', {})
     frozen['weights'] = {rule: jnp.asarray(numbers) for rule, numbers in weights.items()}
-  return _Teacher(built.teacher, taps, frozen)
+  members = tuple(built.taps) if method.taught_by == 'cohort' else ()
+  return _prepared(experiment, built.teacher, taps, members, frozen)
+
+
+def _prepared(
+    experiment: Experiment, module: nn.Module, taps: tuple[str, ...], members: tuple[str, ...],
+    frozen: dict[str, Any],
+) -> _Teacher:
+  """A teacher that says quickly what it is asked, at `taps` and, for its heads, at `members`."""
+  module, variables = frozen_lib.prepare(
+      module, frozen['teacher'], (*taps, *members), experiment.modules.spec.image_shape,
+      experiment.config.compute)
+  return _Teacher(module, taps, {**frozen, 'teacher': variables})

@@ -16,6 +16,7 @@ Features = dict[str, jax.Array]
 Shapes = dict[str, tuple[int, ...]]
 
 EMBEDDING = 'embedding'  # Sown beside the taps: what the classifier reads.
+FOLDED = 'folded'  # The collection of what is left of folded batch norms; see `kdih.frozen`.
 _OUTPUT = '/__call__'  # Where flax files the output of a submodule.
 
 
@@ -53,7 +54,7 @@ def observe(
 
   Args:
     model: a module with `__call__(images, train)`.
-    variables: its {'params', 'batch_stats'}.
+    variables: its {'params', 'batch_stats'}, and `FOLDED` where batch norms are.
     images: float [batch, height, width, channels].
     taps: names, in the order in which the features are wanted.
     train: batch norms take the statistics of the batch, and dropout drops.
@@ -63,16 +64,28 @@ def observe(
     The output, and {'batch_stats'} after it where `train` is set and the model has any.
   """
   changing = [name for name in ('batch_stats',) if train and name in variables]
-  logits, state = model.apply(
-      variables, images, train=train, mutable=['intermediates', 'preactivations', *changing],
-      rngs=None if key is None else {'dropout': key},
-      capture_intermediates=lambda module, _: '/'.join(module.path) in taps)
+  with nn.intercept_methods(_shift_only):
+    logits, state = model.apply(
+        variables, images, train=train, mutable=['intermediates', 'preactivations', *changing],
+        rngs=None if key is None else {'dropout': key},
+        capture_intermediates=lambda module, _: '/'.join(module.path) in taps)
   features, before = _flatten(state, 'intermediates'), _flatten(state, 'preactivations')
   output = Output(
       jnp.asarray(logits, jnp.float32), {tap: _float32(features[tap]) for tap in taps},
       {tap: _float32(before[tap]) for tap in taps if tap in before},
       _float32(features[EMBEDDING]) if EMBEDDING in features else None)
   return output, {name: state[name] for name in changing}
+
+
+def _shift_only(next_function, args, kwargs, context):
+  """Makes a folded batch norm an addition."""
+  module: Any = context.module
+  if not (isinstance(module, nn.BatchNorm) and module.has_variable(FOLDED, 'shift')):
+    return next_function(*args, **kwargs)
+  inputs: jax.Array = args[0]
+  shift: jax.Array = module.get_variable(FOLDED, 'shift')
+  shifted = inputs + shift.reshape((1,) * (inputs.ndim - 1) + (-1,))
+  return shifted if module.dtype is None else shifted.astype(module.dtype)
 
 
 def _float32(array: Any) -> jax.Array:

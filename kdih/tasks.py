@@ -63,15 +63,25 @@ def teacher_task(model: nn.Module) -> Task:
 
 
 def heads_task(
-    teacher: nn.Module, heads: nn.Module, teacher_variables: Any, taps: Sequence[str]
+    teacher: nn.Module, heads: nn.Module, teacher_variables: Any, taps: Sequence[str],
+    prepared: tuple[nn.Module, Any] | None = None,
 ) -> Task:
   """All heads learn at once from the labels; the backbone is frozen (DIH, section 3).
 
   The loss is the sum of the heads' cross-entropies. `predict` gives the whole cohort.
+
+  Args:
+    teacher: the backbone.
+    heads: the module of all heads.
+    teacher_variables: those of the backbone.
+    taps: the taps that carry a head.
+    prepared: the backbone and its variables as the loss applies them, from `frozen.prepare`.
   """
+  backbone, variables = prepared or (teacher, teacher_variables)
+
   def loss(params, collections, frozen, batch, key):
     del key
-    output, _ = taps_lib.observe(teacher, frozen['teacher'], batch['image'], taps)
+    output, _ = taps_lib.observe(backbone, frozen['backbone'], batch['image'], taps)
     logits: Any = heads.apply({'params': params}, jax.lax.stop_gradient(output.features))
     per_head = [losses.cross_entropy(z, batch['label']).mean() for z in logits.values()]
     return jnp.stack(per_head).sum(), (collections, logits)
@@ -81,7 +91,8 @@ def heads_task(
         teacher, heads, {**frozen, 'heads': variables}, images, taps)
     return {**members, cohort.MEAN: cohort.mean_logits(members)}
 
-  return Task(loss, predict, {'teacher': teacher_variables}, reference=cohort.FINAL)
+  return Task(loss, predict, {'teacher': teacher_variables, 'backbone': variables},
+              reference=cohort.FINAL)
 
 
 def student_task(

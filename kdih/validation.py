@@ -18,6 +18,7 @@ _CHOICES = {
     'data.padding_mode': tuple(preprocess.PAD_MODES),
     'sweep.together_by': each.WAYS,
     'heads.kind': ('flatten', 'gap'),
+    'compute.teacher_dtype': ('', 'float32', 'bfloat16'),
 }
 _TRAIN_CHOICES = {
     'unit': optimizer.UNITS,

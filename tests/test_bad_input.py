@@ -45,6 +45,7 @@ OVERRIDES = [
     ('data.flip=perhaps', 'flag --config.data.flip=perhaps: ', 'oolean'),
     ('data.mean=a', 'config.data.mean: ', 'float'),
     ('dtype=float16', 'config.dtype: ', 'bfloat16'),
+    ('compute.teacher_dtype=half', 'config.compute.teacher_dtype: ', 'bfloat16, float32'),
 ]
 
 
