@@ -165,8 +165,12 @@ def test_what_trains_hears_the_folded_teacher_and_what_measures_the_teacher_itse
   student = modules.initialise(built.student, jax.random.key(0), (8, 8, 1))
   params = head['params'] if phase == 'heads' else {'student': student['params'], 'method': {}}
   kept = {} if phase == 'heads' else {'batch_stats': {'student': student['batch_stats']}}
-  learning = norms_in(
-      lambda f: task.loss(params, kept, f, batch, jax.random.key(0))[0], task.frozen)
+
+  def loss(frozen):
+    taught = {**batch, 'taught': task.teach(frozen, batch)}
+    return task.loss(params, kept, frozen, taught, jax.random.key(0))[0]
+
+  learning = norms_in(loss, task.frozen)
   own = 0 if phase == 'heads' else 2  # Of the student, that learns.
   assert learning == own + (0 if folds else 2)
   if phase == 'heads':
