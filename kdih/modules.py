@@ -99,7 +99,8 @@ def _method(
   context = Context(
       num_members, parallel.AXIS if config.sync_batch_norm else None,
       functools.partial(_model_for_method, config, spec, setting=setting),
-      functools.partial(_method, config, spec, num_members, within=(*within, name)))
+      functools.partial(_method, config, spec, num_members, within=(*within, name)),
+      config.compute.mean_soft_label)
   return methods.create(name, config.methods[name].to_dict(), context)
 
 

@@ -57,12 +57,14 @@ class Context:
     axis_name: for batch norms, see `kdih.models.layers.batch_norm`.
     model: makes a model for the data set by its name; `STUDENT` makes one like the student.
     method: makes the method of another entry of `config.methods`.
+    mean_soft_label: teach by the cohort's mean soft label where its members share a temperature.
   """
 
   num_members: int = 1
   axis_name: str | None = None
   model: Callable[[str], nn.Module] = lambda name: nn.Module()
   method: Callable[[str], 'Method'] = lambda name: Method(Context())
+  mean_soft_label: bool = True
 
 
 class Method(nn.Module):
