@@ -1,9 +1,11 @@
 """How the numbers are computed: what changes the speed of a run, and hardly what it learns."""
+import re
+
 import ml_collections
 
 
 def compute() -> ml_collections.ConfigDict:
-  """Every field of `config.compute`. Where nothing is said, it changes no number but by rounding."""
+  """Every field of `config.compute`. Where nothing is said, numbers change by rounding alone."""
   compute = ml_collections.ConfigDict()
   # Updates in one compiled call; 0 chooses: 1 on a CPU, else all between two looks at the metrics.
   compute.steps_per_call = 0
@@ -29,3 +31,13 @@ def compute() -> ml_collections.ConfigDict:
   # Where compiled programs are kept for the next start; '' is ~/.cache/kdih/compiled.
   compute.compilation_cache = ''
   return compute
+
+
+def fixed_views(cache: str) -> int:
+  """N of `config.compute.cache`='views:N', else 0; ValueError where it is none of its values."""
+  if cache in ('none', 'all_views'):
+    return 0
+  if not re.fullmatch(r'views:[1-9][0-9]{0,8}', cache):
+    raise ValueError(f"{cache!r} is neither 'none', nor 'all_views', nor 'views:N', such as "
+                     "'views:8'")
+  return int(cache.removeprefix('views:'))

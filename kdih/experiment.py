@@ -8,8 +8,20 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from kdih import checkpoint, cohort, data, loop, optimizer, parallel, reach, state, steps
+from kdih import (
+  checkpoint,
+  cohort,
+  config_compute,
+  data,
+  loop,
+  optimizer,
+  parallel,
+  reach,
+  state,
+  steps,
+)
 from kdih.evaluation import Evaluator, Metrics
+from kdih.heard import NoTable
 from kdih.modules import Modules
 from kdih.tasks import Task
 from kdih.workdir import Workdir
@@ -55,13 +67,20 @@ class Experiment:
     self._validated: tuple[Task, Evaluator] | None = None
     self.train_subset, self.validation_subset = data.split_validation(
         splits.size('train'), config.data.validation_fraction, config.data.validation_seed)
-    self.preprocess = data.make_preprocess(
-        **{key: config.data[key] for key in ('mean', 'std', 'padding', 'padding_mode', 'flip')})
+    self.preprocess = data.of_config(config)
+    # What students see: the same, or a few of its views.
+    self.student_preprocess = data.of_config(
+        config, config_compute.fixed_views(config.compute.cache))
 
   @property
   def train_size(self) -> int:
     """Images in the train split, those to validate with included."""
     return self._splits.size('train')
+
+  @property
+  def splits(self) -> data.Splits:
+    """The 'train' and 'test' split."""
+    return self._splits
 
   def train_labels(self) -> np.ndarray:
     """int32 [size of the train split], -1 for the images that are not trained with."""
@@ -98,16 +117,17 @@ class Experiment:
     if task.partial:
       tx = reach.only(tx, self._reached(task, variables))
     compiled = steps.make_train_step(
-        task=task, tx=tx, gather=loader.gather, preprocess=self.preprocess,
-        steps_per_epoch=duration.steps_per_epoch)
+        task=task, tx=tx, gather=loader.gather, preprocess=self._augmentation(phase),
+        steps_per_epoch=duration.steps_per_epoch, resident=loader.resident, table=task.table)
+    resident = {**loader.resident, **task.table.resident}
     frozen = parallel.replicate(task.frozen)
     validator = self._validator(task)
     initial = state.create(variables, tx, self.config.seed)
     checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', initial)
     outcome = loop.train(
         state=initial,
-        step=lambda s, feed: compiled(s, frozen, loader.resident, feed),
-        feeds=functools.partial(self._feeds, loader, train.global_batch_size),
+        step=lambda s, feed: compiled(s, frozen, resident, feed),
+        feeds=functools.partial(self._feeds, loader, task.table, train.global_batch_size),
         evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
         checkpoints=checkpoints, directory=folder,
         plan=self._plan(phase, train, duration), hooks=self._hooks(folder))
@@ -121,16 +141,21 @@ class Experiment:
     collections = {name: tree for name, tree in variables.items() if name != 'params'}
     batch = {'image': jnp.zeros((2, *self.modules.spec.image_shape)),
              'label': jnp.zeros(2, jnp.int32), 'index': jnp.zeros(2, jnp.int32),
-             'epoch': jnp.zeros(()), 'key': jax.random.key(0)}
+             'epoch': jnp.zeros(()), 'key': jax.random.key(0),
+             **({'heard': jnp.zeros((2, task.table.width))} if task.table.width else {})}
 
     def loss(params):
       return task.loss(params, collections, task.frozen, batch, jax.random.key(0))[0]
 
     return reach.reached(loss, variables['params'])
 
-  def _feeds(self, loader: data.Loader, batch_size: int, start: int, stop: int):
+  def _augmentation(self, phase: str) -> data.Preprocess:
+    return self.student_preprocess if phase.startswith('student/') else self.preprocess
+
+  def _feeds(self, loader: data.Loader, table: NoTable, batch_size: int, start: int, stop: int):
     batches = data.train_batches(self.train_subset, batch_size, self.config.seed, start, stop)
-    return map(parallel.shard, loader.feeds(map(parallel.share, batches)))
+    fed = table.feeds(map(parallel.share, batches), self.config.seed, start)
+    return map(parallel.shard, loader.feeds(fed))
 
   def _plan(self, phase, train, duration) -> loop.Plan:
     return loop.Plan(

@@ -161,6 +161,15 @@ def abstract_method(built: Modules, name: str, num_examples: int) -> dict[str, A
   return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), 2, num_examples))
 
 
+def heard_width(built: Modules, name: str) -> int:
+  """Numbers in a row of what the method `name` hears; 0 where it hears more than such rows."""
+  method = built.methods[name]
+  if method.hearing is None or method.taught_by == 'labels' or method.assistants:
+    return 0
+  lesson = _blank_lesson(built, method, 2, 2)
+  return jax.eval_shape(lambda: method.hear(lesson)).shape[-1]
+
+
 def _initial(
     built: Modules, name: str, key: jax.Array, batch_size: int, num_examples: int
 ) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdih import losses, parallel
+from kdih import losses, parallel, state as state_lib
+from kdih.heard import NoTable
 from kdih.state import TrainState
 from kdih.tasks import Task
 
@@ -16,7 +17,7 @@ Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
 
 def make_train_step(
     *, task: Task, tx: optax.GradientTransformation, gather: Gather, preprocess: Callable,
-    steps_per_epoch: float,
+    steps_per_epoch: float, resident: dict[str, Any] | None = None, table: NoTable | None = None,
 ) -> Callable:
   """Returns `step(state, frozen, resident, feed)` to (new state, metrics), over all devices.
 
@@ -29,12 +30,17 @@ def make_train_step(
     gather: of the loader that made `resident` and `feed`.
     preprocess: from `kdih.data.make_preprocess`.
     steps_per_epoch: by which the task is told the epoch.
+    resident: what the loader keeps on the devices, where there is a `table`.
+    table: where the step finds what the teachers say; its `resident` joins the loader's.
   """
+  table = table or NoTable()
+
   def step(state: TrainState, frozen, resident, feed):
-    key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    key = state_lib.step_key(state.seed, state.step)
     batch = gather(resident, feed)
     batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
-             'epoch': state.step / steps_per_epoch, 'key': key}
+             'epoch': state.step / steps_per_epoch, 'key': key,
+             **table.look_up(resident, batch['index'], key)}
     dropout_key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
     (loss, (collections, logits)), gradients = jax.value_and_grad(task.loss, has_aux=True)(
         state.params, state.collections, frozen, batch, dropout_key)
@@ -47,7 +53,8 @@ def make_train_step(
     return dataclasses.replace(state, step=state.step + 1, params=params, collections=collections,
                                opt_state=opt_state), metrics
 
-  return parallel.pmap_step(step, donate_state=True)
+  return parallel.pmap_step(step, donate_state=True, resident_axes=table.axes and {
+      **dict.fromkeys(resident or {}), **table.axes} or None)
 
 
 def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Callable:

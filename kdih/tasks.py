@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kdih import cohort, losses, parallel, state, taps as taps_lib
+from kdih.heard import NoTable
 from kdih.taps import Output
 from kdih.teaching import Lesson, Method
 
@@ -30,6 +31,7 @@ class Task:
     frozen: variables that the two read and nothing changes.
     reference: the prediction that the others' agreement is measured with; '' for none.
     partial: whether the loss may leave some of the parameters out.
+    table: where a step finds what the teachers say; what it finds is `batch['heard']`.
   """
 
   loss: Callable[[Any, Collections, Any, Batch, jax.Array],
@@ -38,6 +40,7 @@ class Task:
   frozen: Any
   reference: str = ''
   partial: bool = False
+  table: NoTable = NoTable()
 
 
 def _predict(name: str, model: nn.Module):
@@ -83,7 +86,7 @@ def heads_task(
 
 def student_task(
     student: nn.Module, taps: Sequence[str], method: Method, teach: Teach, frozen: Any,
-    *, preparing: bool = False,
+    *, preparing: bool = False, table: NoTable | None = None,
 ) -> Task:
   """The student learns by `method` from what `teach(frozen, images)` says.
 
@@ -96,6 +99,7 @@ def student_task(
     teach: from `make_teach`.
     frozen: what `teach` reads; also 'weights' and 'train_labels', see `Lesson`.
     preparing: learn by `method.prepare`.
+    table: of what the method hears, in the place of what `teach` says.
   """
   def loss(params, collections, frozen, batch, key):
     variables = {'params': params, **collections}
@@ -105,7 +109,8 @@ def student_task(
     teacher, members = teach(frozen, batch['image'])
     lesson = Lesson(
         batch['image'], batch['label'], output, teacher, members, frozen.get('weights', {}),
-        batch['index'], frozen.get('train_labels'), batch['epoch'], batch['key'], parallel.gather)
+        batch['index'], frozen.get('train_labels'), batch['epoch'], batch['key'], parallel.gather,
+        batch['heard'].astype(jnp.float32) if 'heard' in batch else None)
     loss, kept = method.apply(
         state.part(variables, 'method'), lesson, mutable=['batch_stats', 'memory'],
         rngs={'dropout': key}, method='prepare' if preparing else '__call__')
@@ -117,7 +122,7 @@ def student_task(
     variables = state.part(variables, 'student')
     return {'student': taps_lib.observe(student, variables, images, ())[0].logits}
 
-  return Task(loss, predict, frozen, partial=True)
+  return Task(loss, predict, frozen, partial=True, table=table or NoTable())
 
 
 def make_teach(

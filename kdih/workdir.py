@@ -24,7 +24,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-d
              'ml-collections', 'clu', 'numpy')
 # Fields that choose what runs or is shown, and change no number of a finished phase.
 _FREE = ('phases', 'student.methods', 'sweep', 'distributed', 'profile', 'log_every_steps',
-         'on_nan', 'max_rewinds', 'data.data_dir')
+         'on_nan', 'max_rewinds', 'data.data_dir', 'compute.cache_place')
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:

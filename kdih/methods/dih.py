@@ -1,4 +1,5 @@
 """Distillation via intermediate classifiers: the cohort teaches (arXiv 2103.00497)."""
+import jax.numpy as jnp
 from flax import linen as nn
 
 from kdih import losses, options, teaching
@@ -52,15 +53,41 @@ class Method(teaching.Method):
 
   def __call__(self, lesson):
     """[batch]; see `kdih.teaching.Method`."""
-    members, weights = self._members(lesson.members), self._chosen(lesson)
-    options = dict(reduction=self.reduction, cross_entropy_per=self.cross_entropy, gain=self.gain,
-                   weights=weights, view=self._view)
-    student, labels, (alphas, temperatures) = (
-        lesson.student.logits, lesson.labels, self._per_member())
+    heard, (alphas, temperatures) = self.hear(lesson), self._per_member()
+    student, labels, choices = lesson.student.logits, lesson.labels, dict(
+        reduction=self.reduction, cross_entropy_per=self.cross_entropy, gain=self.gain,
+        weights=self._chosen(lesson.weights), view=self._view)
     if (temperature := self._shared_temperature()) is None:
-      return losses.cohort_loss(student, members, labels, alphas, temperatures, **options)
-    label = losses.mean_soft_label(members, alphas, temperature, weights, self._view)
-    return losses.soft_label_loss(student, label, labels, alphas, temperature, **options)
+      parts = jnp.split(heard, self.context.num_members, axis=-1)
+      members = {str(number): logits for number, logits in enumerate(parts)}
+      return losses.cohort_loss(student, members, labels, alphas, temperatures, **choices)
+    label = losses.SoftLabel(heard[:, :-1], heard[:, -1])
+    return losses.soft_label_loss(student, label, labels, alphas, temperature, **choices)
+
+  @property
+  def hearing(self):
+    """The mean soft label and its spread; the members' logits where they differ in T."""
+    if self._shared_temperature() is None:
+      return teaching.Hearing(f'the logits of all members ({self.members})', self._logits)
+    alphas, _ = self._per_member()
+    shares = tuple(a / max(alphas) for a in alphas)
+    return teaching.Hearing(
+        f'the mean soft label ({self.members}, shares {shares}, temperature '
+        f'{self._shared_temperature()}, weights {self.weights}, standardise {self.standardise})',
+        self._soft_label)
+
+  @nn.nowrap
+  def _logits(self, teacher, members, weights):
+    del teacher, weights
+    return jnp.concatenate(list(self._members(members).values()), axis=-1)
+
+  @nn.nowrap
+  def _soft_label(self, teacher, members, weights):
+    del teacher
+    label = losses.mean_soft_label(
+        self._members(members), self._per_member()[0], self._shared_temperature(),
+        self._chosen(weights), self._view)
+    return jnp.concatenate([label.mean, label.spread[:, None]], axis=-1)
 
   @nn.nowrap
   def _members(self, members):
@@ -82,10 +109,10 @@ class Method(teaching.Method):
     return losses.standardise if self.standardise else losses.as_they_are
 
   @nn.nowrap
-  def _chosen(self, lesson):
+  def _chosen(self, weights):
     if self.weights == 'equal':
       return None
-    if self.weights not in lesson.weights:
+    if self.weights not in weights:
       raise ValueError('weights of members come from the validation split and there is none; set '
                        'config.data.validation_fraction above 0, or weights to equal')
-    return lesson.weights[self.weights]
+    return weights[self.weights]
