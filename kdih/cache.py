@@ -161,6 +161,11 @@ def table(experiment: Experiment, name: str, frozen: dict[str, Any]) -> heard.No
   return _kept[key][1]
 
 
+def forget() -> None:
+  """Drops every table that is kept in this process."""
+  _kept.clear()
+
+
 def _order(experiment: Experiment, name: str, frozen: dict[str, Any]) -> _Order:
   preprocess, subset = experiment.student_preprocess, experiment.train_subset
   hearing = experiment.modules.methods[name].hearing or teaching.LOGITS
@@ -186,7 +191,7 @@ def _made(order: _Order) -> heard.NoTable:
   try:
     _require_room(order.place, _size(order.shape), order.folder)
   except errors.ConfigError:
-    _kept.clear()  # What other methods hear can be made again.
+    forget()  # What other methods hear can be made again.
     _require_room(order.place, _size(order.shape), order.folder)
   if order.place == 'host':
     return heard.HostTable(_in_memory(order, images), subset, preprocess)

@@ -1,5 +1,6 @@
 """A table of what teachers say on disk, written block by block, each with its digest."""
 import hashlib
+import pathlib
 from typing import Any
 
 import filelock
@@ -28,11 +29,12 @@ class Store:
     ConfigError: the folder holds rows that come from something else, or damaged ones.
   """
 
-  def __init__(self, folder: epath.Path, identity: dict[str, Any], shape: tuple[int, int, int],
+  def __init__(self, folder: epath.PathLike, identity: dict[str, Any], shape: tuple[int, int, int],
                dtype: np.dtype, block: int):
-    folder.mkdir(parents=True, exist_ok=True)
-    self._folder, self._identity, self._shape, self._dtype = folder, identity, shape, dtype
-    before = read_json(folder / 'cache.json')
+    self._folder = pathlib.Path(folder)  # For epath writes files only from their start.
+    self._folder.mkdir(parents=True, exist_ok=True)
+    self._identity, self._shape, self._dtype = identity, shape, dtype
+    before = read_json(self._folder / 'cache.json')
     self.block = block
     self._digests: list[str] = []
     if before is not None:
