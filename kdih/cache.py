@@ -174,7 +174,7 @@ def _order(experiment: Experiment, name: str, frozen: dict[str, Any]) -> _Order:
       **{part: fingerprint.of(frozen[part]) if part in frozen else ''
          for part in ('teacher', 'heads', 'weights')},
       'data set': phases.data_identity(experiment),
-      'choice of images': fingerprint.of([subset, experiment.train_labels()]),
+      'folder': experiment.config.data.folder, 'choice of images': fingerprint.of(subset),
       'augmentation': fingerprint.of_json(dataclasses.asdict(preprocess)),
       'kind of rows': hearing.name, 'shape': list(shape), 'type': DTYPE.name,
       'dtype of the teacher': [experiment.config.dtype, experiment.config.compute.teacher_dtype]})

@@ -24,7 +24,7 @@ def compute() -> ml_collections.ConfigDict:
   # Teach by the cohort's mean soft label where its members share a temperature.
   compute.mean_soft_label = True
   # What teachers say, computed once: 'none', 'all_views' of every image under the augmentation, or
-  # 'views:N', as many fixed views of each image, which is another recipe.
+  # 'views:N', as many fixed views of each image, which are all that students see: another recipe.
   compute.cache = 'none'
   # Where it is kept: 'device', 'host' or 'disk' (in the workdir of the teacher).
   compute.cache_place = 'device'
