@@ -28,6 +28,7 @@ setuptools.setup(
         'optax',
         'orbax-checkpoint>=0.11.20',
         'pillow',
+        'psutil',
         'requests',
         'scikit-learn',
         'tensorboard',  # clu writes events with these two and requires neither.

@@ -11,6 +11,7 @@ import ml_collections
 from etils import epath
 
 from kdih import (
+  cache,
   data,
   errors,
   estimating,
@@ -176,6 +177,8 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   for reason in sweep.left_out.values():
     say(f'sweep: left out: {reason}')
   splits = pipeline.open_splits(config, sweep.builder)
+  for pair in sweep.pairs:
+    cache.check(pair.config, sweep.modules(pair), sweep.teachers(pair).path, splits.size('train'))
   _write_sweep(sweep)
   runtime.prepare(config.compute)
   pending, waits = sweep.jobs(), False

@@ -1,4 +1,6 @@
 """How the numbers are computed: what changes the speed of a run, and hardly what it learns."""
+import re
+
 import ml_collections
 
 
@@ -25,7 +27,7 @@ def compute() -> ml_collections.ConfigDict:
   # Teach by the cohort's mean soft label where its members share a temperature.
   compute.mean_soft_label = True
   # What teachers say, computed once: 'none', 'all_views' of every image under the augmentation, or
-  # 'views:N', as many fixed views of each image, which is another recipe.
+  # 'views:N', as many fixed views of each image, which are all that students see: another recipe.
   compute.cache = 'none'
   # Where it is kept: 'device', 'host' or 'disk' (in the workdir of the teacher).
   compute.cache_place = 'device'
@@ -34,3 +36,13 @@ def compute() -> ml_collections.ConfigDict:
   # Where compiled programs are kept for the next start; '' is ~/.cache/kdih/compiled.
   compute.compilation_cache = ''
   return compute
+
+
+def fixed_views(cache: str) -> int:
+  """N of `config.compute.cache`='views:N', else 0; ValueError where it is none of its values."""
+  if cache in ('none', 'all_views'):
+    return 0
+  if not re.fullmatch(r'views:[1-9][0-9]{0,8}', cache):
+    raise ValueError(f"{cache!r} is neither 'none', nor 'all_views', nor 'views:N', such as "
+                     "'views:8'")
+  return int(cache.removeprefix('views:'))

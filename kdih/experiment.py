@@ -14,6 +14,7 @@ from kdih import (
   calls,
   checkpoint,
   cohort,
+  config_compute,
   data,
   loop,
   optimizer,
@@ -23,6 +24,7 @@ from kdih import (
   steps,
 )
 from kdih.evaluation import Evaluator, Metrics
+from kdih.heard import NoTable
 from kdih.modules import Modules
 from kdih.monitor import Plan
 from kdih.tasks import Task
@@ -71,8 +73,10 @@ class Experiment:
     self._validated: tuple[Task, Evaluator] | None = None
     self.train_subset, self.validation_subset = data.split_validation(
         splits.size('train'), config.data.validation_fraction, config.data.validation_seed)
-    self.preprocess = data.make_preprocess(
-        **{key: config.data[key] for key in ('mean', 'std', 'padding', 'padding_mode', 'flip')})
+    self.preprocess = data.of_config(config)
+    # What students see: the same, or a few of its views.
+    self.student_preprocess = data.of_config(
+        config, config_compute.fixed_views(config.compute.cache))
 
   @property
   def train_size(self) -> int:
@@ -82,6 +86,11 @@ class Experiment:
   @property
   def _streams(self) -> bool:
     return self.config.data.loader == 'streaming'
+
+  @property
+  def splits(self) -> data.Splits:
+    """The 'train' and 'test' split."""
+    return self._splits
 
   def train_labels(self) -> np.ndarray:
     """int32 [size of the train split], -1 for the images that are not trained with."""
@@ -138,14 +147,15 @@ class Experiment:
     compute = self.config.compute
     compiled = steps.make_train_step(
         task=task, tx=tx, gather=loader.gather,
-        preprocess=self.preprocess, steps_per_epoch=duration.steps_per_epoch,
-        accumulate=compute.accumulate, remat=compute.remat,
-        together_by=together_by)
+        preprocess=self._augmentation(phase), steps_per_epoch=duration.steps_per_epoch,
+        accumulate=compute.accumulate, remat=compute.remat, together_by=together_by,
+        resident=loader.resident, table=task.table)
+    resident = {**loader.resident, **task.table.resident}
     frozen, validator = parallel.replicate(task.frozen), self._validator(task)
     plan = self._plan(phase, train, duration)
     return loop.Program(
-        step=lambda states, feed: compiled(states, frozen, loader.resident, feed),
-        feeds=functools.partial(self._feeds, loader, train.global_batch_size),
+        step=lambda states, feed: compiled(states, frozen, resident, feed),
+        feeds=functools.partial(self._feeds, loader, task.table, train.global_batch_size),
         evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
         plan=plan, hooks=self._hooks(self.workdir.phase(phase), plan))
 
@@ -164,7 +174,8 @@ class Experiment:
     collections = {name: tree for name, tree in variables.items() if name != 'params'}
     batch = {'image': jnp.zeros((2, *self.modules.spec.image_shape)),
              'label': jnp.zeros(2, jnp.int32), 'index': jnp.zeros(2, jnp.int32),
-             'epoch': jnp.zeros(()), 'key': jax.random.key(0)}
+             'epoch': jnp.zeros(()), 'key': jax.random.key(0),
+             **({'heard': jnp.zeros((2, task.table.width))} if task.table.width else {})}
 
     def loss(params):
       taught = {**batch, 'taught': task.teach(task.frozen, batch)}
@@ -172,14 +183,18 @@ class Experiment:
 
     return reach.reached(loss, variables['params'])
 
+  def _augmentation(self, phase: str) -> data.Preprocess:
+    return self.student_preprocess if phase.startswith('student/') else self.preprocess
+
   def _feeds(
-      self, loader: data.Loader, batch_size: int, start: int, sizes: Sequence[int]
+      self, loader: data.Loader, table: NoTable, batch_size: int, start: int, sizes: Sequence[int]
   ) -> Iterator[Any]:
     seed, order_seed = self.config.seed, self.config.data.order_seed
-    batches = data.train_batches(self.train_subset, batch_size,
-                                 seed if order_seed == -1 else order_seed, start,
+    of_order = seed if order_seed == -1 else order_seed
+    batches = data.train_batches(self.train_subset, batch_size, of_order, start,
                                  start + sum(sizes))
-    feeds = calls.stacked(map(parallel.shard, loader.feeds(map(parallel.share, batches))), sizes)
+    fed = table.feeds(map(parallel.share, batches), of_order, start)
+    feeds = calls.stacked(map(parallel.shard, loader.feeds(fed)), sizes)
     return calls.ahead(feeds, self.config.compute.prefetch) if self._streams else feeds
 
   def _plan(self, phase, train, duration) -> Plan:

@@ -1,11 +1,13 @@
 """Losses, per example and unreduced. z are logits [batch, classes], y labels int [batch]."""
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 View = Callable[[jax.Array], jax.Array]
+_TINY = 1e-30  # Of a probability, so that its logarithm is finite.
 
 
 def as_they_are(logits: jax.Array) -> jax.Array:
@@ -87,9 +89,76 @@ def cohort_loss(
   shares = [1.0] * len(members) if weights is None else list(weights)
   branches = [(a, t, w, view(logits)) for a, t, w, logits
               in zip(alphas, temperatures, shares, members.values(), strict=True) if a > 0]
-  share = 1 / len(branches) if reduction == 'mean' else 1.0
   seen = view(student)
   taught = gain * sum(a * w * tempered_kl(seen, logits, t) for a, t, w, logits in branches)
-  label_weight = sum(1 - a for a, *_ in branches)
-  label_share = 1 / len(branches) if cross_entropy_per == 'once' else share
-  return share * jnp.asarray(taught) + label_share * label_weight * cross_entropy(student, labels)
+  return _with_labels(jnp.asarray(taught), cross_entropy(student, labels),
+                      [a for a, *_ in branches], reduction, cross_entropy_per)
+
+
+def _with_labels(
+    taught: jax.Array, label_loss: jax.Array, alphas: Sequence[float], reduction: str,
+    cross_entropy_per: str,
+) -> jax.Array:
+  """The DIH loss of the branches' sum of divergences; `alphas` are those above 0."""
+  share = 1 / len(alphas) if reduction == 'mean' else 1.0
+  label_share = 1 / len(alphas) if cross_entropy_per == 'once' else share
+  return share * taught + label_share * sum(1 - a for a in alphas) * label_loss
+
+
+class SoftLabel(NamedTuple):
+  """What a cohort of one temperature says in all, for each image.
+
+  Attributes:
+    mean: the weighted mean of the members' soft labels, [batch, classes].
+    spread: the weighted mean of their KL divergences from it, in nats, [batch].
+  """
+
+  mean: jax.Array
+  spread: jax.Array
+
+
+def mean_soft_label(
+    members: Mapping[str, jax.Array], alphas: Sequence[float], temperature: float,
+    weights: jax.Array | None = None, view: View = as_they_are,
+) -> SoftLabel:
+  """The soft label that teaches what the members do; the arguments are those of `cohort_loss`."""
+  heard = [(view(z), share) for z, share in zip(
+      members.values(), _shares(alphas, weights), strict=True) if share is not None]
+  shares = jnp.stack([share for _, share in heard])
+  shares = shares / jnp.maximum(shares.sum(), _TINY)
+  log_labels = jax.nn.log_softmax(jnp.stack([z for z, _ in heard]) / temperature)
+  mean = jnp.tensordot(shares, jnp.exp(log_labels), 1)
+  divergences = jnp.exp(log_labels) * (log_labels - jnp.log(jnp.maximum(mean, _TINY))[None])
+  return SoftLabel(mean, jnp.tensordot(shares, divergences.sum(-1), 1))
+
+
+def _shares(alphas: Sequence[float], weights: jax.Array | None) -> list[jax.Array | None]:
+  """alpha_b w_b of every member; None of one that is left out."""
+  each = [1.0] * len(alphas) if weights is None else list(weights)
+  return [jnp.asarray(a * w, jnp.float32) if a > 0 else None
+          for a, w in zip(alphas, each, strict=True)]
+
+
+def soft_label_loss(
+    student: jax.Array,
+    label: SoftLabel,
+    labels: jax.Array,
+    alphas: Sequence[float],
+    temperature: float,
+    *,
+    reduction: str = 'sum',
+    cross_entropy_per: str = 'per_branch',
+    weights: jax.Array | None = None,
+    gain: float = 1.0,
+    view: View = as_they_are,
+) -> jax.Array:
+  """`cohort_loss` of members that share a temperature, from their mean soft label, [batch].
+
+  sum_b c_b KL(p_b || q) = C [KL(mean || q) + spread], with c_b = alpha_b w_b and C their sum: one
+  softmax of the student and one KL for the whole cohort, with the same value and gradient.
+  """
+  log_student = jax.nn.log_softmax(view(student) / temperature)
+  kl = optax.losses.kl_divergence(log_student, label.mean) + label.spread
+  total = sum(share for share in _shares(alphas, weights) if share is not None)
+  return _with_labels(gain * total * temperature**2 * kl, cross_entropy(student, labels),
+                      [a for a in alphas if a > 0], reduction, cross_entropy_per)

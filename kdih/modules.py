@@ -101,7 +101,8 @@ def _method(
   context = Context(
       num_members, parallel.AXIS if config.sync_batch_norm else None,
       functools.partial(_model_for_method, config, spec, setting=setting),
-      functools.partial(_method, config, spec, num_members, within=(*within, name)))
+      functools.partial(_method, config, spec, num_members, within=(*within, name)),
+      config.compute.mean_soft_label)
   return methods.create(name, config.methods[name].to_dict(), context)
 
 
@@ -165,6 +166,15 @@ def initialise_method(
 def abstract_method(built: Modules, name: str, num_examples: int) -> dict[str, Any]:
   """Shapes of what `initialise_method` returns; nothing is computed."""
   return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), 2, num_examples))
+
+
+def heard_width(built: Modules, name: str) -> int:
+  """Numbers in a row of what the method `name` hears; 0 where it hears more than such rows."""
+  method = built.methods[name]
+  if method.hearing is None or method.taught_by == 'labels' or method.assistants:
+    return 0
+  lesson = _blank_lesson(built, method, 2, 2)
+  return jax.eval_shape(lambda: method.hear(lesson)).shape[-1]
 
 
 def _initial(

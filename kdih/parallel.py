@@ -34,15 +34,19 @@ def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
   return jax.lax.scan(body, carry, xs, unroll=on_cpu())
 
 
-def pmap_step(step: Callable, *, donate_state: bool = False) -> Callable:
+def pmap_step(
+    step: Callable, *, donate_state: bool = False,
+    resident_axes: dict[str, int | None] | None = None,
+) -> Callable:
   """Compiles `step(state, frozen, resident, feed)` over the axis 'batch'.
 
-  The first three arguments are the same on every device and the feed is split along its leading
-  axis (see `shard`). Everything returned must have been reduced over 'batch': it is taken to be
-  the same on every device. With `donate_state` the buffers of `state` are reused for the result,
-  and the argument is gone after the call.
+  The first three arguments are the same on every device, but for the resident arrays that
+  `resident_axes` gives an axis, and the feed is split along its leading axis (see `shard`).
+  Everything returned must have been reduced over 'batch': it is taken to be the same on every
+  device. With `donate_state` the buffers of `state` are reused for the result, and the argument is
+  gone after the call.
   """
-  return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None,
+  return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, resident_axes, 0), out_axes=None,
                   donate_argnums=(0,) if donate_state else ())
 
 
@@ -58,6 +62,29 @@ def distribute(feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 def _sharding(*axes: str) -> NamedSharding:
   return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
+
+
+def split(array: np.ndarray) -> jax.Array:
+  """Gives every device an equal part, by its number: [devices of this process, part, ...]."""
+  devices = np.array(jax.local_devices())
+  parts = shard(share({'': array}))['']
+  return jax.device_put(parts, NamedSharding(Mesh(devices, (AXIS,)), PartitionSpec(AXIS)))
+
+
+def look_up(part: jax.Array, position: jax.Array, column: jax.Array) -> jax.Array:
+  """Inside a step: rows of an array that is split over the devices, float32 [batch, width].
+
+  Args:
+    part: [rows / devices, columns, width], this device's part; see `split`.
+    position: int32 [batch], the row's place in the whole array.
+    column: int32 [batch].
+  """
+  if num_devices() == 1:
+    return part[position, column].astype(np.float32)
+  position, column = gather(position), gather(column)
+  mine = position // len(part) == jax.lax.axis_index(AXIS)
+  rows = jax.numpy.where(mine[:, None], part[position % len(part), column], 0)
+  return jax.lax.psum_scatter(rows.astype(np.float32), AXIS, tiled=True)
 
 
 def share(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -60,7 +60,7 @@ def overview(experiment: Experiment, phase: str, model: str, variables: Any) -> 
 def _check_stored(path: str, stored: dict, experiment: Experiment, measured: dict) -> None:
   if not stored:
     return
-  same_data = stored['data'] == _data_identity(experiment)
+  same_data = stored['data'] == data_identity(experiment)
   for name in ('val', 'test_best_val'):
     before, now = stored.get(name), measured[name]
     if not (same_data and before and now):
@@ -128,7 +128,8 @@ def cohort_logits(
   return {name: logits[name] for name in (*experiment.modules.taps, cohort.FINAL)}, labels
 
 
-def _data_identity(experiment: Experiment) -> dict:
+def data_identity(experiment: Experiment) -> dict:
+  """What tells one data set, its splits and its normalisation from others."""
   fields = ('name', 'train_split', 'test_split', 'image_key', 'label_key', 'mean', 'std',
             'validation_fraction', 'validation_seed')
   values = resolved(experiment.config.data)
@@ -146,7 +147,7 @@ def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, repor
     meta: what the exported variables are of.
     report: what was measured: 'val', 'test_last', 'test_best_val', and more.
   """
-  meta = {**meta, 'data': _data_identity(experiment), 'val': report['val'],
+  meta = {**meta, 'data': data_identity(experiment), 'val': report['val'],
           'test_best_val': report['test_best_val']}
   exported.save(experiment.workdir.phase(phase) / 'variables', learnt.best, meta)
   return experiment.workdir.finish(phase, {

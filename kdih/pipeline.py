@@ -6,6 +6,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from kdih import (
+  cache,
   data,
   errors,
   exported,
@@ -44,6 +45,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
   check_existing(config, built)
   splits = open_splits(config, builder)
   if _left(config, built, workdir):
+    cache.check(config, built, workdir.path, splits.size('train'))
     splits.check()
   experiment = Experiment(config, built, workdir, splits)
   with workdir.locked():

@@ -50,6 +50,11 @@ def create(
                     collections, tx.init(params))
 
 
+def step_key(seed: jax.Array, step: jax.Array) -> jax.Array:
+  """The key that the random numbers of a step come from, its augmentation among them."""
+  return jax.random.fold_in(jax.random.key(seed), step)
+
+
 def join(**parts: Mapping[str, Any]) -> dict[str, Any]:
   """The variables of several modules as those of one: {collection: {part: ...}}."""
   names = sorted({name for variables in parts.values() for name in variables})

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdih import each as each_lib, gradients, losses, parallel
+from kdih import each as each_lib, gradients, losses, parallel, state as state_lib
+from kdih.heard import NoTable
 from kdih.state import TrainState
 from kdih.tasks import Task
 
@@ -18,6 +19,7 @@ Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
 def make_train_step(
     *, task: Task, tx: optax.GradientTransformation, gather: Gather, preprocess: Callable,
     steps_per_epoch: float, accumulate: int = 1, remat: bool = False, together_by: str = 'unrolled',
+    resident: dict[str, Any] | None = None, table: NoTable | None = None,
 ) -> Callable:
   """Returns `step(states, frozen, resident, feeds)` to (new states, metrics), over all devices.
 
@@ -36,15 +38,18 @@ def make_train_step(
       such as batch statistics, goes from part to part as it else goes from batch to batch.
     remat: keep results of convolutions and products alone for the backward pass.
     together_by: how several students learn, one of `kdih.each.WAYS`.
+    resident: what the loader keeps on the devices, where there is a `table`.
+    table: where the step finds what the teachers say; its `resident` joins the loader's.
   """
-  each = each_lib.way(together_by)
+  each, table = each_lib.way(together_by), table or NoTable()
   learn = gradients.accumulated(gradients.make_learn(task, each, remat), accumulate)
 
   def update(states, frozen, resident, feed):
     first = each.first(states)  # Step and order are those of all.
+    key = state_lib.step_key(first.order_seed, first.step)
     batch = gather(resident, feed)
-    batch = {**batch, 'image': preprocess(
-        batch['image'], batch['index'], _key(first.order_seed, first.step))}
+    batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
+             **table.look_up(resident, batch['index'], key)}
     slopes, metrics, collections = learn(
         each(_student)(states), frozen, batch, first.step / steps_per_epoch, None)
     slopes, metrics = jax.lax.pmean((slopes, metrics), parallel.AXIS)
@@ -59,16 +64,13 @@ def make_train_step(
     joined, metrics = parallel.scan(body, each.join(states), feeds)
     return each.split(joined, len(states)), metrics
 
-  return parallel.pmap_step(step, donate_state=True)
-
-
-def _key(seed: jax.Array, step: jax.Array) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(seed), step)
+  return parallel.pmap_step(step, donate_state=True, resident_axes=table.axes and {
+      **dict.fromkeys(resident or {}), **table.axes} or None)
 
 
 def _student(state: TrainState) -> tuple[Any, Any, jax.Array, jax.Array]:
   """What learns from a batch, as `kdih.gradients.Learn` takes it."""
-  key = _key(state.seed, state.step)
+  key = state_lib.step_key(state.seed, state.step)
   dropout_key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
   return state.params, state.collections, key, dropout_key
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kdih import (
+  cache,
   cost,
   exported,
   fingerprint,
@@ -61,12 +62,12 @@ def train_together(experiments: Sequence[Experiment], name: str) -> None:
   variables = [_initial(experiment, name, phase, built.student, 2, config.name)
                for experiment in experiments]
   if method.prepares:
-    task = _task(first, built.student, taps, method, teacher, preparing=True)
+    task = _task(first, built.student, taps, name, teacher, preparing=True)
     prepared = together.train(experiments, f'{phase}/prepare', task, variables, config.prepare)
     if prepared is None:
       return
     variables = prepared
-  task = _task(first, built.student, taps, method, teacher)
+  task = _task(first, built.student, taps, name, teacher)
   together.train(experiments, phase, task, variables, config.train)
 
 
@@ -106,11 +107,11 @@ def _run(
   method = experiment.modules.methods[name]
   variables = _initial(experiment, name, phase, student, role, described['name'])
   if method.prepares:
-    task = _task(experiment, student, taps, method, teacher, preparing=True)
+    task = _task(experiment, student, taps, name, teacher, preparing=True)
     prepared = experiment.train(
         f'{phase}/prepare', task, variables, experiment.config.student.prepare)
     variables = prepared.last
-  task = _task(experiment, student, taps, method, teacher)
+  task = _task(experiment, student, taps, name, teacher)
   learnt = experiment.train(phase, task, variables, experiment.config.student.train)
   measured = _measure(experiment, task, learnt)
   alone = dataclasses.replace(learnt, last=state.part(learnt.last, 'student'),
@@ -135,15 +136,24 @@ def _initial(
 
 
 def _task(
-    experiment: Experiment, student: nn.Module, taps: tuple[str, ...], method: Method,
+    experiment: Experiment, student: nn.Module, taps: tuple[str, ...], name: str,
     teacher: _Teacher, *, preparing: bool = False,
 ) -> Task:
   built, frozen = experiment.modules, dict(teacher.frozen)
+  method = built.methods[name]
+  table = None
+  if cache.serves(experiment.config, built, name) and not preparing:
+    table = cache.table(experiment, name, frozen)
+    frozen = {'weights': frozen.get('weights', {})}
+  elif experiment.config.compute.cache != 'none' and method.taught_by != 'labels':
+    say(f'{name}: hears more of the teacher than config.compute.cache holds, and does without it')
+  taught_by = 'labels' if table else method.taught_by
   teach = tasks.make_teach(
-      method.taught_by, teacher.module, teacher.taps, built.heads, tuple(built.taps))
+      taught_by, teacher.module, teacher.taps, built.heads, tuple(built.taps))
   if method.needs_train_labels:
     frozen['train_labels'] = jnp.asarray(experiment.train_labels())
-  return tasks.student_task(student, taps, method, teach, frozen, preparing=preparing)
+  return tasks.student_task(student, taps, method, teach, frozen, preparing=preparing,
+                            table=table)
 
 
 def _measure(experiment: Experiment, task: Task, learnt: Learnt) -> dict:

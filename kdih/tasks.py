@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kdih import cohort, losses, parallel, state, taps as taps_lib
+from kdih.heard import NoTable
 from kdih.taps import Output
 from kdih.teaching import Lesson, Method
 
@@ -32,6 +33,7 @@ class Task:
     partial: whether the loss may leave some of the parameters out.
     teach: (frozen, batch) to what no parameter has a part in; the loss finds it as
       `batch['taught']`.
+    table: where a step finds what the teachers say; what it finds is `batch['heard']`.
   """
 
   loss: Callable[[Any, Collections, Any, Batch, jax.Array],
@@ -41,6 +43,7 @@ class Task:
   reference: str = ''
   partial: bool = False
   teach: Callable[[Any, Batch], Any] = lambda frozen, batch: None
+  table: NoTable = NoTable()
 
 
 def _predict(name: str, model: nn.Module):
@@ -97,7 +100,7 @@ def heads_task(
 
 def student_task(
     student: nn.Module, taps: Sequence[str], method: Method, teach: Teach, frozen: Any,
-    *, preparing: bool = False,
+    *, preparing: bool = False, table: NoTable | None = None,
 ) -> Task:
   """The student learns by `method` from what `teach(frozen, images)` says.
 
@@ -110,6 +113,7 @@ def student_task(
     teach: from `make_teach`.
     frozen: what `teach` reads; also 'weights' and 'train_labels', see `Lesson`.
     preparing: learn by `method.prepare`.
+    table: of what the method hears, in the place of what `teach` says.
   """
   def loss(params, collections, frozen, batch, key):
     variables = {'params': params, **collections}
@@ -119,7 +123,8 @@ def student_task(
     teacher, members = batch['taught']
     lesson = Lesson(
         batch['image'], batch['label'], output, teacher, members, frozen.get('weights', {}),
-        batch['index'], frozen.get('train_labels'), batch['epoch'], batch['key'], parallel.gather)
+        batch['index'], frozen.get('train_labels'), batch['epoch'], batch['key'], parallel.gather,
+        batch['heard'].astype(jnp.float32) if 'heard' in batch else None)
     loss, kept = method.apply(
         state.part(variables, 'method'), lesson, mutable=['batch_stats', 'memory'],
         rngs={'dropout': key}, method='prepare' if preparing else '__call__')
@@ -131,7 +136,7 @@ def student_task(
     variables = state.part(variables, 'student')
     return {'student': taps_lib.observe(student, variables, images, ())[0].logits}
 
-  return Task(loss, predict, frozen, partial=True,
+  return Task(loss, predict, frozen, partial=True, table=table or NoTable(),
               teach=lambda frozen, batch: teach(frozen, batch['image']))
 
 

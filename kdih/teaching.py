@@ -33,6 +33,8 @@ class Lesson:
       same numbers on whichever device it lies.
     gather: puts the same array of all devices together along its leading axis. What couples the
       images of a batch has to see all of them.
+    heard: what the method's `hearing` says, [batch, numbers], where that was computed before; None
+      where teacher and members say it.
   """
 
   images: jax.Array
@@ -46,6 +48,23 @@ class Lesson:
   epoch: jax.Array | float = 0.0
   key: jax.Array | None = None
   gather: Callable[[jax.Array], jax.Array] = lambda array: array
+  heard: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Hearing:
+  """All that a method hears of its teachers, where that is a row of numbers for each image.
+
+  Attributes:
+    name: says what the rows hold; methods that hear the same have the same.
+    rows: (teacher, members, weights), see `Lesson`, to [batch, numbers].
+  """
+
+  name: str
+  rows: Callable[[Any, Mapping[str, jax.Array], Mapping[str, jax.Array]], jax.Array]
+
+
+LOGITS = Hearing("the teacher's logits", lambda teacher, members, weights: teacher.logits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +76,14 @@ class Context:
     axis_name: for batch norms, see `kdih.models.layers.batch_norm`.
     model: makes a model for the data set by its name; `STUDENT` makes one like the student.
     method: makes the method of another entry of `config.methods`.
+    mean_soft_label: teach by the cohort's mean soft label where its members share a temperature.
   """
 
   num_members: int = 1
   axis_name: str | None = None
   model: Callable[[str], nn.Module] = lambda name: nn.Module()
   method: Callable[[str], 'Method'] = lambda name: Method(Context())
+  mean_soft_label: bool = True
 
 
 class Method(nn.Module):
@@ -88,6 +109,18 @@ class Method(nn.Module):
   def prepares(self) -> bool:
     """Whether `prepare` is to be trained before the loss itself."""
     return False
+
+  @property
+  def hearing(self) -> Hearing | None:
+    """What `hear` gives, if it is all that the loss hears of the teachers; it can be cached."""
+    return None
+
+  @nn.nowrap
+  def hear(self, lesson: Lesson) -> jax.Array:
+    """The rows of `hearing`, [batch, numbers]."""
+    if lesson.heard is not None:
+      return lesson.heard
+    return self.hearing.rows(lesson.teacher, lesson.members, lesson.weights)  # type: ignore
 
   @property
   def needs_train_labels(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from kdih import config_lib, each, errors, optimizer
+from kdih import config_compute, config_lib, each, errors, optimizer
 from kdih.data import loaders, preprocess
 from kdih.result_files import in_line
 
@@ -19,6 +19,7 @@ _CHOICES = {
     'sweep.together_by': each.WAYS,
     'heads.kind': ('flatten', 'gap'),
     'compute.teacher_dtype': ('', 'float32', 'bfloat16'),
+    'compute.cache_place': ('device', 'host', 'disk'),
 }
 _TRAIN_CHOICES = {
     'unit': optimizer.UNITS,
@@ -67,6 +68,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_choice(name, _get(config, name), choices)
   for name, (words, test) in _RANGES.items():
     _check_range(name, _get(config, name), words, test)
+  _check_cache(config.compute.cache)
   for name, train in trainings(config):
     _check_train(name, train)
   _check_names('phases', config.phases, PHASES)
@@ -178,6 +180,13 @@ def _check_range(name: str, value: Any, words: str, test: Any) -> None:
   for number in value if isinstance(value, tuple | list) else (value,):
     if not test(number):
       raise errors.ConfigError(f'config.{name}: is {_shown(number)}; it must be {words}')
+
+
+def _check_cache(cache: str) -> None:
+  try:
+    config_compute.fixed_views(cache)
+  except ValueError as error:
+    raise errors.ConfigError(f'config.compute.cache: {error}') from None
 
 
 def _check_names(name: str, value: Any, choices: Any) -> None:

@@ -184,6 +184,43 @@ def test_equal_weights_are_those_of_dih():
     np.testing.assert_allclose(found, loss(ENTRIES['dih']), rtol=1e-6)
 
 
+# Every member has the mean soft label teach in its place, but for those of another temperature.
+@pytest.mark.parametrize('changes', [
+    {}, dict(weights='accuracy'), dict(weights='learnt', gain=3.0),
+    dict(alpha=(0.1, 0.7, 0.4)), dict(alpha=(0.0, 0.7, 1.0), reduction='mean'),
+    dict(alpha=(0.2, 0.0, 0.4), temperature=(2.0, 7.0, 2.0), cross_entropy='once'),
+    dict(standardise=True, reduction='mean', weights='accuracy'), dict(members='teacher'),
+    dict(temperature=(5.0, 4.0, 5.0))])
+def test_the_mean_soft_label_teaches_what_the_branches_do(changes):
+  def taught(z, mean_soft_label):
+    method = lessons.make(ENTRIES['dih'], Context(3, mean_soft_label=mean_soft_label), **changes)
+    return method.apply({}, lesson_of(z))
+
+  def gradient(mean_soft_label):
+    return jax.jit(jax.grad(lambda z: taught(z, mean_soft_label).sum()))(lessons.single(STUDENT))
+
+  np.testing.assert_allclose(taught(STUDENT, True), taught(STUDENT, False), rtol=1e-5)
+  np.testing.assert_allclose(gradient(True), gradient(False), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize('temperature, other', [(5.0, True), ((5.0, 5.0, 4.0), False)])
+def test_the_switch_changes_the_program_where_the_members_share_a_temperature(temperature, other):
+  def program(mean_soft_label):
+    method = lessons.make(ENTRIES['dih'], Context(3, mean_soft_label=mean_soft_label),
+                          temperature=temperature)
+    return str(jax.make_jaxpr(lambda z: method.apply({}, lesson_of(z)))(STUDENT))
+
+  assert (program(True) != program(False)) == other
+
+
+def test_the_mean_soft_label_worked_by_hand():
+  """Of (1/4, 3/4) thrice and (3/4, 1/4) once; its spread is H(3/8) less H(1/4), in nats."""
+  members = {'a': lessons.single([[0.0, np.log(9.0)]]), 'b': lessons.single([[np.log(9.0), 0.0]])}
+  found = losses.mean_soft_label(members, (0.6, 0.2), 2.0)
+  np.testing.assert_allclose(found.mean, [[3 / 8, 5 / 8]], rtol=1e-6)
+  np.testing.assert_allclose(found.spread, [0.6615632 - 0.5623351], rtol=1e-5)
+
+
 def test_weights_of_a_run_without_validation_are_refused():
   batch = dataclasses.replace(lesson_of(), weights={})
   method = lessons.make(ENTRIES['dih_learnt'], Context(3))

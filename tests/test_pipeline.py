@@ -141,6 +141,14 @@ def test_one_device_and_four_give_the_same_variables(tmp_path, finished, digits_
 
 
 @pytest.mark.slow
+def test_the_mean_soft_label_trains_the_student_that_the_branches_do(
+    tmp_path, finished, digits_dir):
+  pipeline.run(read_config(
+      tmp_path, digits_dir, '--config.compute.mean_soft_label=false', ONLY_DIH), tmp_path)
+  assert_same(exported(tmp_path, 'student/dih'), exported(finished, 'student/dih'), tolerance=1e-5)
+
+
+@pytest.mark.slow
 def test_the_streaming_loader_gives_the_same_variables_as_the_one_in_memory(
     tmp_path, finished, digits_dir):
   config = read_config(tmp_path, digits_dir, '--config.data.loader=streaming', ONLY_DIH)

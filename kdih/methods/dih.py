@@ -1,4 +1,5 @@
 """Distillation via intermediate classifiers: the cohort teaches (arXiv 2103.00497)."""
+import jax.numpy as jnp
 from flax import linen as nn
 
 from kdih import losses, options, teaching
@@ -7,6 +8,9 @@ from kdih.cohort import FINAL, RULES
 
 class Method(teaching.Method):
   """The loss of `kdih.losses.cohort_loss` over the heads and the teacher's own classifier.
+
+  Where the members share a temperature their mean soft label teaches, unless
+  `config.compute.mean_soft_label` is off.
 
   Attributes:
     alpha: weight of the teachers, in [0, 1]: one number, or one per member (heads in tap order,
@@ -43,25 +47,72 @@ class Method(teaching.Method):
     options.check_choice('weights', self.weights, ('equal', *RULES))
     options.check_positive('gain', self.gain)
     options.check_flag('standardise', self.standardise)
-    options.per_branch('temperature', self.temperature, self.context.num_members)
-    if not any(options.per_branch('alpha', self.alpha, self.context.num_members)):
+    alphas, _ = self._per_member()
+    if not any(alphas):
       raise ValueError('alpha: is 0 for every member, so that none teaches; use the method ce')
 
   def __call__(self, lesson):
     """[batch]; see `kdih.teaching.Method`."""
-    members = lesson.members
-    if self.members == 'teacher':
-      members = dict.fromkeys(members, members[FINAL])
-    return losses.cohort_loss(
-        lesson.student.logits, members, lesson.labels,
-        options.per_branch('alpha', self.alpha, self.context.num_members),
-        options.per_branch('temperature', self.temperature, self.context.num_members),
+    heard, (alphas, temperatures) = self.hear(lesson), self._per_member()
+    student, labels, choices = lesson.student.logits, lesson.labels, dict(
         reduction=self.reduction, cross_entropy_per=self.cross_entropy, gain=self.gain,
-        weights=None if self.weights == 'equal' else self._chosen(lesson),
-        view=losses.standardise if self.standardise else losses.as_they_are)
+        weights=self._chosen(lesson.weights), view=self._view)
+    if (temperature := self._shared_temperature()) is None:
+      parts = jnp.split(heard, self.context.num_members, axis=-1)
+      members = {str(number): logits for number, logits in enumerate(parts)}
+      return losses.cohort_loss(student, members, labels, alphas, temperatures, **choices)
+    label = losses.SoftLabel(heard[:, :-1], heard[:, -1])
+    return losses.soft_label_loss(student, label, labels, alphas, temperature, **choices)
 
-  def _chosen(self, lesson):
-    if self.weights not in lesson.weights:
+  @property
+  def hearing(self):
+    """The mean soft label and its spread; the members' logits where they differ in T."""
+    if self._shared_temperature() is None:
+      return teaching.Hearing(f'the logits of all members ({self.members})', self._logits)
+    alphas, _ = self._per_member()
+    shares = tuple(a / max(alphas) for a in alphas)
+    return teaching.Hearing(
+        f'the mean soft label ({self.members}, shares {shares}, temperature '
+        f'{self._shared_temperature()}, weights {self.weights}, standardise {self.standardise})',
+        self._soft_label)
+
+  @nn.nowrap
+  def _logits(self, teacher, members, weights):
+    del teacher, weights
+    return jnp.concatenate(list(self._members(members).values()), axis=-1)
+
+  @nn.nowrap
+  def _soft_label(self, teacher, members, weights):
+    del teacher
+    label = losses.mean_soft_label(
+        self._members(members), self._per_member()[0], self._shared_temperature(),
+        self._chosen(weights), self._view)
+    return jnp.concatenate([label.mean, label.spread[:, None]], axis=-1)
+
+  @nn.nowrap
+  def _members(self, members):
+    return members if self.members == 'cohort' else dict.fromkeys(members, members[FINAL])
+
+  @nn.nowrap
+  def _per_member(self):
+    return [options.per_branch(option, getattr(self, option), self.context.num_members)
+            for option in ('alpha', 'temperature')]
+
+  @nn.nowrap
+  def _shared_temperature(self):
+    """That of all members who teach, where their mean soft label is to teach in their place."""
+    found = {t for a, t in zip(*self._per_member(), strict=True) if a > 0}
+    return found.pop() if self.context.mean_soft_label and len(found) == 1 else None
+
+  @property
+  def _view(self):
+    return losses.standardise if self.standardise else losses.as_they_are
+
+  @nn.nowrap
+  def _chosen(self, weights):
+    if self.weights == 'equal':
+      return None
+    if self.weights not in weights:
       raise ValueError('weights of members come from the validation split and there is none; set '
                        'config.data.validation_fraction above 0, or weights to equal')
-    return lesson.weights[self.weights]
+    return weights[self.weights]

@@ -23,6 +23,8 @@ class Method(teaching.Method):
       are then 9 times as large, and T 2 (Sun et al., 2024, arXiv 2403.01427).
   """
 
+  hearing = teaching.LOGITS
+
   alpha: float
   beta: float
   temperature: float
@@ -55,8 +57,8 @@ class Method(teaching.Method):
   @nn.nowrap
   def _taught(self, lesson):
     view = losses.standardise if self.standardise else losses.as_they_are
-    student, teacher = (_decoupled(view(output.logits), lesson.labels, self.temperature)
-                        for output in (lesson.student, lesson.teacher))
+    student, teacher = (_decoupled(view(logits), lesson.labels, self.temperature)
+                        for logits in (lesson.student.logits, self.hear(lesson)))
     target, others = (losses.tempered_kl(*both, self.temperature)
                       for both in zip(student, teacher, strict=True))
     return self.alpha * target + self.beta * others

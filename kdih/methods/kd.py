@@ -16,6 +16,8 @@ class Method(teaching.Method):
     standardise: show the KL standardised logits, see `kdih.losses.standardise`.
   """
 
+  hearing = teaching.LOGITS
+
   alpha: float
   temperature: float
   scale: str
@@ -37,5 +39,5 @@ class Method(teaching.Method):
     """[batch]; see `kdih.teaching.Method`."""
     scale = self.context.num_members if self.scale == 'cohort' else 1
     return scale * losses.kd_loss(
-        lesson.student.logits, lesson.teacher.logits, lesson.labels, self.alpha, self.temperature,
+        lesson.student.logits, self.hear(lesson), lesson.labels, self.alpha, self.temperature,
         self.gain, losses.standardise if self.standardise else losses.as_they_are)
