@@ -69,8 +69,8 @@ def fold(
   Such a layer, an `nn.Conv` or `nn.Dense`, gets its kernel and bias multiplied by scale /
   sqrt(var + epsilon), and the collection `taps.FOLDED` what is left of the norm, its 'shift'. A
   norm stays as it is where anything else reads the layer's output or its weights, where it comes
-  before the layer, and where either sees other weights than those in `variables`, as below
-  `nn.scan`, `nn.remat` or `nn.jit`.
+  before the layer, where either sees other weights than those in `variables`, as below `nn.scan`,
+  `nn.remat` or `nn.jit`, and where the model intercepts its methods.
 
   Args:
     model: a module in evaluation mode.
@@ -111,7 +111,9 @@ def _marker(leaves: list[jax.Array], calls: dict[str, _Call]):
     module = context.module
     roots.append(getattr(module.scope, 'root', None))
     layer, norm = _is_layer(module), _is_norm(module, args, kwargs)
-    if not (layer or norm) or roots[-1] is not roots[0]:
+    # Below this interceptor is that of `taps.observe`, and none of the model's own.
+    alone = getattr(next_function, '__wrapped__', None) is context.orig_method
+    if not (layer or norm) or not alone or roots[-1] is not roots[0]:
       return next_function(*args, **kwargs)
     weights: Any = {name: places.get(id(leaf)) for kind in ('params', 'batch_stats')
                     for name, leaf in module.variables.get(kind, {}).items()}

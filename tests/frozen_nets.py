@@ -168,6 +168,15 @@ class Within(Net):
     return ConvNorm(parent=None).apply(variables, x)[0]
 
 
+class Intercepted(Net):
+  def body(self, x):
+    def doubled(call, args, kwargs, context):
+      twice = 2 if isinstance(context.module, nn.BatchNorm) else 1
+      return twice * call(*args, **kwargs)
+    with nn.intercept_methods(doubled):
+      return norm()(conv()(x))
+
+
 class Unread(Net):
   """Sows the output of its convolution, which is no tap that is read."""
   def body(self, x):
@@ -182,4 +191,4 @@ COUNTS = {
     Asked: (2, 1), Setup: (2, 0), Unread: (1, 0), PreActivation: (1, 1), UsedTwice: (1, 1),
     SownAndRead: (1, 1), SharedConv: (1, 1), SharedNorm: (2, 2), Tied: (1, 1), OtherAxis: (1, 1),
     Subclass: (1, 1), Rounded: (1, 1), Normed: (2, 2), Remat: (1, 1), Scanned: (1, 1),
-    Within: (1, 1)}
+    Within: (1, 1), Intercepted: (1, 1)}
