@@ -237,8 +237,11 @@ def _blocks(order: _Order, done: int, block: int) -> Iterator[np.ndarray]:
   batches = data.eval_batches(subset, block)
   feeds = loader.feeds(map(parallel.share, map(functools.partial(_filled, size), batches)))
   for start, feed in zip(range(0, len(subset), block), feeds, strict=True):
-    rows = parallel.to_host(step((), frozen, loader.resident, parallel.shard(feed)))
-    rows = rows[:min(block, len(subset) - start)]
+    shared = parallel.shard(feed)
+    # One call a slot: within a loop of its own XLA computes convolutions slowly on a CPU.
+    by_slot = [step(np.int32(slot), frozen, loader.resident, shared)
+               for slot in range(order.shape[1])]
+    rows = np.stack(parallel.to_host(by_slot), axis=1)[:min(block, len(subset) - start)]
     if not np.isfinite(rows).all():
       raise errors.TrainingError(
           'config.compute.cache: the teachers say what is not finite in float16; look at the '
@@ -254,22 +257,16 @@ def _filled(size: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _make_step(order: _Order, gather: Callable) -> Callable:
-  """Of a batch of images: rows [batch, slots, width], of all devices."""
+  """(slot, frozen, resident, feed) to rows [batch, width] of a batch of images, of all devices."""
   built, preprocess = order.experiment.modules, order.experiment.student_preprocess
   method = built.methods[order.name]
   hearing = method.hearing or teaching.LOGITS
   teach = tasks.make_teach(method.taught_by, built.teacher, (), built.heads, tuple(built.taps))
 
-  def step(state, frozen, resident, feed):
-    del state
+  def step(slot, frozen, resident, feed):
     batch = gather(resident, feed)
-
-    def rows(slot):
-      number = preprocess.number(batch['index'], jnp.full(batch['index'].shape, slot))
-      said = teach(frozen, preprocess.view(batch['image'], number))
-      return hearing.rows(*said, frozen.get('weights', {})).astype(DTYPE)
-
-    by_slot = jax.lax.map(rows, jnp.arange(preprocess.num_slots))
-    return parallel.gather(by_slot.swapaxes(0, 1))
+    number = preprocess.number(batch['index'], jnp.full(batch['index'].shape, slot))
+    said = teach(frozen, preprocess.view(batch['image'], number))
+    return parallel.gather(hearing.rows(*said, frozen.get('weights', {})).astype(DTYPE))
 
   return parallel.pmap_step(step)

@@ -1,4 +1,6 @@
 """What teachers say, computed once: tables, their files, what is refused, and whole runs."""
+import threading
+
 import numpy as np
 import pytest
 from conftest import exported, read_config, tiny_command
@@ -81,6 +83,22 @@ def test_damaged_rows_are_refused(begun, damage):
   with pytest.raises(errors.ConfigError, match='damaged') as caught:
     store(begun)
   assert '\n' not in str(caught.value)
+
+
+def test_a_second_builder_waits_for_the_first(tmp_path):
+  held, then = heard_files.lock(tmp_path), []
+
+  def build():
+    with heard_files.lock(tmp_path):
+      then.append('built')
+
+  second = threading.Thread(target=build)
+  second.start()
+  second.join(0.3)
+  assert not then
+  held.release()
+  second.join(30)
+  assert then == ['built']
 
 
 def checked(path, *overrides, count=200):
@@ -197,7 +215,7 @@ def test_a_build_that_was_killed_goes_on_and_a_whole_one_is_not_built_again(
 
 
 @pytest.mark.slow
-def test_damaged_rows_end_a_run_before_its_students_train(tmp_path, finished, digits_dir, capsys):
+def test_damaged_rows_end_a_run_before_its_students_train(tmp_path, finished, digits_dir):
   options = ('compute.cache=all_views', 'compute.cache_place=disk')
   run(tmp_path, finished, digits_dir, *options)
   for path in tmp_path.glob('cache/*/rows.bin'):
