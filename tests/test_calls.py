@@ -59,7 +59,7 @@ def test_feeds_go_to_their_devices_ahead_and_keep_their_order(number):
       yield {'image': np.arange(8).reshape(4, 2) + 10 * value}
 
   for turn, feed in enumerate(calls.ahead(feeds(), number)):
-    assert turn < len(read) <= turn + 1 + number
+    assert len(read) == min(turn + 1 + number, 6)
     np.testing.assert_array_equal(feed['image'], np.arange(8).reshape(4, 2) + 10 * turn)
     parts = {shard.device: np.asarray(shard.data) for shard in feed['image'].addressable_shards}
     for place, device in enumerate(jax.local_devices()):
