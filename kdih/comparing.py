@@ -19,11 +19,13 @@ from kdih import (
   students,
   validation,
 )
+from kdih.data import builders
 from kdih.experiment import Experiment
 from kdih.modules import Modules
+from kdih.paths import is_remote
 from kdih.progress import say
 from kdih.result_files import folder_name
-from kdih.workdir import Workdir, is_remote, read_json, resolved, write_json
+from kdih.workdir import Workdir, read_json, resolved, write_json
 
 _PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
 _FREE = ('student', 'methods')  # What a teacher and its heads do not depend on.
@@ -69,8 +71,8 @@ class _Sweep:
     validation.check(config)
     _check_shared(path)
     self.config, self.path = config, epath.Path(path)
-    self.builder = data.open_builder(config.data)
-    spec = data.describe(self.builder, config.data)
+    self.builder = builders.open_builder(config.data)
+    spec = builders.describe(self.builder, config.data)
     self.left_out: dict[str, str] = {}
     self.pairs: list[grid.Pair] = []
     self._built: dict[tuple[str, str], Modules] = {}

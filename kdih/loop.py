@@ -84,10 +84,10 @@ class _Clock:
 class _Monitor:
   """Looks at the metrics now and then: checks, writes and shows them."""
 
-  def __init__(self, plan: Plan, meta: dict, start: int, directory: Any):
+  def __init__(self, plan: Plan, meta: dict, start: int, directory: Any, events: bool):
     self._plan, self._first = plan, start + 1
     self._pending: list[tuple[int, Any]] = []
-    self._writer = MetricWriter(directory, start)
+    self._writer = MetricWriter(directory, start, events)
     self._progress = Progress(
         phase=plan.phase, total_steps=plan.total_steps, start_step=start,
         steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
@@ -150,6 +150,7 @@ def train(
     directory: Any,
     plan: Plan,
     hooks: Sequence[Callable[[int], Any]] = (),
+    events: bool = True,
 ) -> Outcome:
   """Trains from the last checkpoint, or from `state`, to the end of the plan.
 
@@ -163,6 +164,7 @@ def train(
     directory: where `metrics.jsonl` and events go.
     plan: when to do what.
     hooks: called with the number of updates made, after each.
+    events: whether TensorBoard events are written, which takes TensorFlow.
 
   Raises:
     NotFiniteError: the loss is not finite, and was not after `plan.max_rewinds` rewinds, each to
@@ -174,7 +176,7 @@ def train(
   first = parallel.to_host(state)
   state, meta = checkpoints.restore_last() or (first, {})
   while True:
-    monitor = _Monitor(plan, meta, int(state.step), directory)
+    monitor = _Monitor(plan, meta, int(state.step), directory, events)
     try:
       with preemption.training():
         return _run(state, step, feeds, evaluate, checkpoints, monitor, plan, hooks)
