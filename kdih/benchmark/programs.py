@@ -1,0 +1,273 @@
+"""What is measured of kdih, made of what a run is made of. All that the benchmark asks of the rest
+of kdih is here."""
+import contextlib
+import dataclasses
+import io
+import pathlib
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kdih import (
+  checkpoint,
+  cohort,
+  data,
+  errors,
+  loop,
+  methods,
+  models,
+  modules,
+  optimizer,
+  parallel,
+  state,
+  steps,
+  taps as taps_lib,
+  tasks,
+)
+from kdih.benchmark.measuring import Item
+from kdih.tasks import Task
+from kdih.teaching import Context
+
+SPEC = data.DataSpec('made', (32, 32, 3), 100)
+NUM_IMAGES = 10_000
+AUGMENTATION = {'mean': (0.507, 0.487, 0.441), 'std': (0.267, 0.256, 0.276), 'padding': 4,
+                'padding_mode': 'zeros', 'flip': True}
+ALPHA, TEMPERATURE = 0.1, 5.0
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
+SEED = 30
+TOGETHER = 3  # Students that are trained at once.
+_LOG_EVERY = 50  # As the default of a run.
+_METHODS = {
+    'dih': {'kind': 'dih', 'reduction': 'sum', 'cross_entropy': 'per_branch', 'members': 'cohort',
+            'weights': 'equal'},
+    'kd': {'kind': 'kd', 'scale': 'one'},
+}
+_OPTIONS = {'alpha': ALPHA, 'temperature': TEMPERATURE, 'gain': 1.0, 'standardise': False}
+
+
+class MadeImages:
+  """Random images and labels, of the size of CIFAR-100's."""
+
+  def __init__(self, num_images: int = NUM_IMAGES):
+    rng = np.random.default_rng(SEED)
+    self.images = rng.integers(0, 256, (num_images, *SPEC.image_shape), np.uint8)
+    self._labels = rng.integers(0, SPEC.num_classes, num_images, np.int32)
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """See `kdih.data.Examples`."""
+    return self.images[indices], self._labels[indices]
+
+  def labels(self) -> np.ndarray:
+    """int32 labels of all."""
+    return self._labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+  """A pair, its fresh variables and what it learns from.
+
+  Attributes:
+    built: its modules.
+    frozen: variables {'teacher', 'heads'}.
+    student: variables of the student.
+    examples: the made images.
+    loader: that holds them.
+    batch_size: global.
+  """
+
+  built: modules.Modules
+  frozen: dict[str, Any]
+  student: dict[str, Any]
+  examples: MadeImages
+  loader: data.Loader
+  batch_size: int
+
+  def feeds(self, start: int, stop: int):
+    """What the steps `start` to `stop - 1` are fed with, as a run's."""
+    subset = np.arange(len(self.examples), dtype=np.int32)
+    batches = data.train_batches(subset, self.batch_size, SEED, start, stop)
+    return map(parallel.shard, self.loader.feeds(map(parallel.share, batches)))
+
+
+def make_lab(
+    teacher: str, student: str, batch_size: int, precision: str, examples: MadeImages
+) -> Lab:
+  """Initialises a pair of models.
+
+  The teacher's running statistics become those of a few images, so that its logits are of a usual
+  size. Raises ConfigError where the devices cannot share the batch evenly.
+  """
+  if batch_size % parallel.num_devices():
+    raise errors.ConfigError(f'--batches: {batch_size} is no multiple of the '
+                             f'{parallel.num_devices()} devices')
+  if batch_size > len(examples):
+    raise errors.ConfigError(f'--batches: {batch_size} is more than the {len(examples)} images')
+  module, learner = (models.create(name, SPEC.num_classes, dtype=jnp.dtype(precision),
+                                   axis_name=parallel.AXIS) for name in (teacher, student))
+  taps = taps_lib.choose_taps(module, SPEC.image_shape, ())
+  context = Context(len(taps) + 1, parallel.AXIS)
+  chosen = {name: methods.create(name, {**_METHODS[name], **_OPTIONS}, context)
+            for name in _METHODS}
+  built = modules.Modules(SPEC, module, learner, cohort.Heads(SPEC.num_classes), taps, chosen,
+                          {}, {}, {}, False)
+  keys = jax.random.split(jax.random.key(SEED), 3)
+  frozen = {'teacher': _settled(models.create(teacher, SPEC.num_classes), keys[0], examples),
+            'heads': modules.initialise_heads(built, keys[1])}
+  return Lab(built, jax.device_get(frozen),
+             jax.device_get(modules.initialise(learner, keys[2], SPEC.image_shape)),
+             examples, data.make_loader('memory', examples), batch_size)
+
+
+def _settled(model, key: jax.Array, examples: MadeImages) -> dict[str, Any]:
+  """Variables whose batch statistics are those of 16 images."""
+  variables = modules.initialise(model, key, SPEC.image_shape)
+  images = preprocess()(jnp.asarray(examples.images[:16]), jnp.arange(16), None)
+
+  def statistics(variables, images):
+    changed = taps_lib.observe(model, variables, images, (), train=True)[1]['batch_stats']
+    # The model kept nine tenths of what there was.
+    return jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, changed,
+                        variables['batch_stats'])
+
+  settle = jax.jit(statistics, compiler_options={'xla_backend_optimization_level': 0})
+  return {**variables, 'batch_stats': settle(variables, images)}
+
+
+def preprocess(**changed: Any) -> Callable:
+  """The input's crop, flip and normalisation; `changed` are fields of `AUGMENTATION`."""
+  return data.make_preprocess(**{**AUGMENTATION, **changed})
+
+
+def make_optimizer() -> optax.GradientTransformation:
+  """The paper's."""
+  train: Any = types.SimpleNamespace(optimizer='sgd', weight_decay=WEIGHT_DECAY, momentum=MOMENTUM,
+                                     nesterov=True)
+  return optimizer.make_optimizer(train, optax.constant_schedule(LEARNING_RATE))
+
+
+def student_task(lab: Lab, method: str) -> Task:
+  """The student learns by 'dih' or 'kd', as in a run."""
+  built, taps = lab.built, tuple(lab.built.taps)
+  chosen = built.methods[method]
+  teach = tasks.make_teach(chosen.taught_by, built.teacher, (), built.heads, taps)
+  return tasks.student_task(built.student, (), chosen, teach, lab.frozen)
+
+
+def taught_task(lab: Lab, said: Any) -> Task:
+  """DIH with the members' logits `said` given, so that nobody has to be asked."""
+  return tasks.student_task(lab.built.student, (), lab.built.methods['dih'],
+                            lambda frozen, images: (None, frozen['said']), {'said': said})
+
+
+def together_task(lab: Lab, count: int) -> Task:
+  """`count` students of one cohort, which is asked once a batch; see `initial_variables`."""
+  alone, taps = taught_task(lab, {}), tuple(lab.built.taps)
+  teach = tasks.make_teach('cohort', lab.built.teacher, (), lab.built.heads, taps)
+
+  def loss(params, collections, frozen, batch, key):
+    variables, said = {'params': params, **collections}, teach(frozen, batch['image'])[1]
+    losses, changed, logits = [], {}, {}
+    for i in range(count):
+      mine = state.part(variables, f'student{i}')
+      one, (kept, spoken) = alone.loss(
+          mine.pop('params'), mine, {'said': said}, batch, key)
+      losses.append(one)
+      changed[f'student{i}'], logits[f'student{i}'] = kept, spoken['student']
+    return jnp.stack(losses).sum(), (state.join(**changed), logits)
+
+  return Task(loss, alone.predict, lab.frozen)
+
+
+def initial_variables(lab: Lab, together: int = 0) -> dict[str, Any]:
+  """Of one student, or of so many, all alike."""
+  alone = state.join(student=lab.student, method={})
+  return state.join(**{f'student{i}': alone for i in range(together)}) if together else alone
+
+
+class Training:
+  """A compiled step and the state that it has brought forward.
+
+  Args:
+    lab: what it learns from.
+    task: what it learns.
+    variables: that it starts with.
+    images: float images for every step in place of the loader's, if given.
+  """
+
+  def __init__(self, lab: Lab, task: Task, variables: Any, images: jax.Array | None = None):
+    self._lab, self._frozen = lab, parallel.replicate(task.frozen)
+    self._tx = make_optimizer()
+    self.initial = jax.device_get(state.create(variables, self._tx, SEED))
+    self._resident, gather = lab.loader.resident, lab.loader.gather
+    prepare = preprocess()
+    if images is not None:
+      label = lab.examples.labels()[:len(images)]
+      self._resident = parallel.replicate({'image': images, 'label': label})
+      gather = _all_of_them
+      prepare = _as_they_are
+    self.step = steps.make_train_step(task=task, tx=self._tx, gather=gather, preprocess=prepare,
+                                      steps_per_epoch=len(lab.examples) / lab.batch_size)
+    self._feed = jax.device_put(next(iter(lab.feeds(0, 1))))
+
+  def arguments(self) -> tuple[Any, ...]:
+    """Those of `step`, at the beginning."""
+    return parallel.replicate(self.initial), self._frozen, self._resident, self._feed
+
+  def item(self, name: str, least: int = 1) -> Item:
+    """Its steps, one after the other on the same batch, and nothing else."""
+    carried = [self.arguments()[0]]
+
+    def seconds(calls: int) -> float:
+      metrics = self._advance(carried, 1)
+      jax.block_until_ready((carried, metrics))
+      begun = time.perf_counter()
+      metrics = self._advance(carried, calls)
+      jax.block_until_ready((carried, metrics))
+      return time.perf_counter() - begun
+
+    return Item(name, seconds, least)
+
+  def _advance(self, carried: list, calls: int) -> Any:
+    for _ in range(calls):
+      carried[0], metrics = self.step(carried[0], *self.arguments_but_state())
+    return metrics
+
+  def arguments_but_state(self) -> tuple[Any, ...]:
+    """Those of `step` behind the state."""
+    return self._frozen, self._resident, self._feed
+
+  def loop_item(self, name: str, least: int = 1) -> Item:
+    """The steps as a run makes them: its loop, sampling, metrics, on its clock."""
+    return Item(name, self._loop_seconds, least)
+
+  def _loop_seconds(self, calls: int) -> float:
+    total, batch_size = calls + 1, self._lab.batch_size  # The loop's clock leaves out the first.
+    plan = loop.Plan('benchmark', total, total, _LOG_EVERY, batch_size,
+                     len(self._lab.examples) / batch_size, 0)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+      outcome = loop.train(
+          state=self.initial,
+          step=lambda s, feed: self.step(s, self._frozen, self._resident, feed),
+          feeds=self._lab.feeds, evaluate=lambda variables: None,
+          checkpoints=checkpoint.Checkpoints(pathlib.Path(folder) / 'checkpoints', self.initial),
+          directory=folder, plan=plan, events=False)
+    return calls * batch_size / outcome.examples_per_second
+
+
+def _all_of_them(resident, feed):
+  return {**feed, **resident}
+
+
+def _as_they_are(images, index, key):
+  del index, key
+  return images
