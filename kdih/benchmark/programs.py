@@ -7,7 +7,7 @@ import pathlib
 import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 SEED = 30
 TOGETHER = 3  # Students that are trained at once.
 _LOG_EVERY = 50  # As the default of a run.
+_LEAST = 4  # Steps in a row of the two that tell what the loop costs.
 _METHODS = {
     'dih': {'kind': 'dih', 'reduction': 'sum', 'cross_entropy': 'per_branch', 'members': 'cohort',
             'weights': 'equal'},
@@ -213,15 +214,14 @@ class Training:
     if images is not None:
       label = lab.examples.labels()[:len(images)]
       self._resident = parallel.replicate({'image': images, 'label': label})
-      gather = _all_of_them
-      prepare = _as_they_are
+      gather, prepare = _all_of_them, _as_they_are
     self.step = steps.make_train_step(task=task, tx=self._tx, gather=gather, preprocess=prepare,
                                       steps_per_epoch=len(lab.examples) / lab.batch_size)
     self._feed = jax.device_put(next(iter(lab.feeds(0, 1))))
 
   def arguments(self) -> tuple[Any, ...]:
     """Those of `step`, at the beginning."""
-    return parallel.replicate(self.initial), self._frozen, self._resident, self._feed
+    return parallel.replicate(self.initial), *self._constant()
 
   def item(self, name: str, least: int = 1) -> Item:
     """Its steps, one after the other on the same batch, and nothing else."""
@@ -239,11 +239,10 @@ class Training:
 
   def _advance(self, carried: list, calls: int) -> Any:
     for _ in range(calls):
-      carried[0], metrics = self.step(carried[0], *self.arguments_but_state())
+      carried[0], metrics = self.step(carried[0], *self._constant())
     return metrics
 
-  def arguments_but_state(self) -> tuple[Any, ...]:
-    """Those of `step` behind the state."""
+  def _constant(self) -> tuple[Any, ...]:
     return self._frozen, self._resident, self._feed
 
   def loop_item(self, name: str, least: int = 1) -> Item:
@@ -262,6 +261,19 @@ class Training:
           checkpoints=checkpoint.Checkpoints(pathlib.Path(folder) / 'checkpoints', self.initial),
           directory=folder, plan=plan, events=False)
     return calls * batch_size / outcome.examples_per_second
+
+
+def items(lab: Lab, dih: Training, measures: Sequence[str]) -> list[Item]:
+  """The whole steps among `measures`: 'bare', 'loop', 'kd', 'several'; `dih` is DIH's."""
+  found = [dih.item('bare', _LEAST)]
+  if 'loop' in measures:
+    found.append(dih.loop_item('loop', _LEAST))
+  if 'kd' in measures:
+    found.append(Training(lab, student_task(lab, 'kd'), initial_variables(lab)).item('kd'))
+  if 'several' in measures:
+    several = Training(lab, together_task(lab, TOGETHER), initial_variables(lab, TOGETHER))
+    found.append(several.item('several'))
+  return found
 
 
 def _all_of_them(resident, feed):
