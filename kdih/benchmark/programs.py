@@ -37,8 +37,9 @@ from kdih.teaching import Context
 
 SPEC = data.DataSpec('made', (32, 32, 3), 100)
 NUM_IMAGES = 10_000
-AUGMENTATION = {'mean': (0.507, 0.487, 0.441), 'std': (0.267, 0.256, 0.276), 'padding': 4,
-                'padding_mode': 'zeros', 'flip': True}
+AUGMENTATION: dict[str, Any] = {
+    'mean': (0.507, 0.487, 0.441), 'std': (0.267, 0.256, 0.276), 'padding': 4,
+    'padding_mode': 'zeros', 'flip': True}
 ALPHA, TEMPERATURE = 0.1, 5.0
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 SEED = 30

@@ -95,7 +95,8 @@ def table(content: dict[str, Any]) -> str:
   """All that was measured, for people."""
   device, ceilings = content['device'], content['ceilings']
   lines = [
-      f'{device["count"]} x {device["kind"]}, {content["processor"]}, {content["cpus_usable"]} CPUs',
+      f'{device["count"]} x {device["kind"]}, {content["processor"]}, '
+      f'{content["cpus_usable"]} CPUs',
       ', '.join(f'{name} {version}' for name, version in content['versions'].items() if version),
       f'{content["precision"]}, {content["runs"]} runs; ceilings: '
       f'{ceilings["bytes_per_second"] / 1e9:,.1f} GB/s, '

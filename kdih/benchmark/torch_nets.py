@@ -166,6 +166,7 @@ def make_head(
   """The head of a tap, from the parameters of its Dense; `shape`: height, width, channels."""
   if not channels_last:
     kernel = np.reshape(kernel, (*shape, -1)).transpose(2, 0, 1, 3).reshape(kernel.shape)
-  head = Head(*kernel.shape, channels_last)
+  inputs, num_classes = kernel.shape
+  head = Head(inputs, num_classes, channels_last)
   load(head, {'params': {'dense': {'kernel': kernel, 'bias': bias}}})
   return head

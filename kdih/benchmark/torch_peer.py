@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kdih import cohort, errors, models, parallel, taps as taps_lib
-from kdih.benchmark import programs, torch_forms, torch_nets
+from kdih.benchmark import programs, torch_forms, torch_nets, torch_tuned
 from kdih.benchmark.measuring import Item
 
 # Of the largest number of an array, that all of it may be off: many layers in float32.
@@ -35,7 +35,7 @@ class Peer:
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     forms: dict[str, Any] = {
         'torch_paper': torch_forms.Paper(lab, names, device),
-        'torch_tuned': torch_forms.Tuned(lab, names, device, precision='float32')}
+        'torch_tuned': torch_tuned.Tuned(lab, names, device, precision='float32')}
     forms['torch_tuned'].compile()
     with jax.default_matmul_precision('highest'):
       expected = _expected(lab, names)
@@ -44,7 +44,7 @@ class Peer:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     if precision != 'float32':
-      forms['torch_tuned'] = torch_forms.Tuned(lab, names, device, precision=precision)
+      forms['torch_tuned'] = torch_tuned.Tuned(lab, names, device, precision=precision)
       forms['torch_tuned'].compile()
     forms['torch_tuned'].capture()
     self._forms = forms
@@ -55,7 +55,9 @@ class Peer:
 
   def report(self) -> dict[str, Any]:
     """What they are made of, and how far their numbers were from kdih's."""
-    return {'threads': torch.get_num_threads(), 'deviations': self.deviations,
+    return {'threads': torch.get_num_threads(),
+            'omp_wait_policy': os.environ.get('OMP_WAIT_POLICY', ''),
+            'deviations': self.deviations,
             'tolerances': _TOLERANCES,
             'forms': {name: form.note for name, form in self._forms.items()}}
 
