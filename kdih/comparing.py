@@ -23,6 +23,7 @@ from kdih import (
   students,
   validation,
 )
+from kdih.data import builders
 from kdih.experiment import Experiment
 from kdih.modules import Modules
 from kdih.progress import say
@@ -76,8 +77,8 @@ class _Sweep:
     validation.check(config)
     check_shared(path)
     self.config, self.path = config, epath.Path(path)
-    self.builder = data.open_builder(config.data)
-    spec = data.describe(self.builder, config.data)
+    self.builder = builders.open_builder(config.data)
+    spec = builders.describe(self.builder, config.data)
     self.left_out: dict[str, str] = {}
     self.pairs: list[grid.Pair] = []
     self._built: dict[tuple[str, str], Modules] = {}
@@ -180,7 +181,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   for pair in sweep.pairs:
     cache.check(pair.config, sweep.modules(pair), sweep.teachers(pair).path, splits.size('train'))
   _write_sweep(sweep)
-  runtime.prepare(config.compute)
+  runtime.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   pending, waits = sweep.jobs(), False
   while pending:
     left = _do_those_free(sweep, pending, splits)

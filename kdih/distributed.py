@@ -7,13 +7,15 @@ import glob
 import importlib.util
 import os
 import sys
-
-import ml_collections
+from typing import TYPE_CHECKING
 
 from kdih import errors
 
+if TYPE_CHECKING:
+  import ml_collections
 
-def join(fields: ml_collections.ConfigDict) -> None:
+
+def join(fields: 'ml_collections.ConfigDict') -> None:
   """Joins the processes that `config.distributed` names, or those of a Slurm job or a TPU slice.
 
   To be called before jax computes anything. Alone, a process joins nobody.
@@ -43,7 +45,7 @@ def join(fields: ml_collections.ConfigDict) -> None:
         'start all of them with one --coordinator=HOST:PORT, that of process 0') from error
 
 
-def _check(fields: ml_collections.ConfigDict) -> None:
+def _check(fields: 'ml_collections.ConfigDict') -> None:
   host, _, port = fields.coordinator.rpartition(':')
   if not (host and port.isdecimal()):
     raise errors.ConfigError(f'--coordinator: {fields.coordinator!r} is not HOST:PORT, such as '

@@ -4,12 +4,14 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
 from absl import logging as absl_logging
 
 from kdih import distributed, errors
+
+if TYPE_CHECKING:
+  import ml_collections
 
 _HELP = {'--help', '-h', '-help', '--helpfull'}
 RESUME = 75  # EX_TEMPFAIL of sysexits.h; launch scripts start such a run again.
@@ -55,7 +57,7 @@ def _run(argv: list[str], body: Callable[[list[str]], int]) -> int:
     raise
 
 
-def set_environment(config: ml_collections.ConfigDict) -> None:
+def set_environment(config: 'ml_collections.ConfigDict') -> None:
   """What has to be set before jax and TensorFlow are imported."""
   _silence_orbax()
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

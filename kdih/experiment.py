@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -16,6 +17,7 @@ from kdih import (
   cohort,
   config_compute,
   data,
+  frozen as frozen_lib,
   loop,
   optimizer,
   parallel,
@@ -102,6 +104,15 @@ class Experiment:
     """The key that initialises a role: 0 teacher, 1 heads, 2 student, 3 a method's own modules,
     from 4 on assistants."""
     return jax.random.fold_in(jax.random.key(self.config.seed), role)
+
+  def prepare_teacher(
+      self, module: nn.Module, variables: Any, taps: Sequence[str]
+  ) -> tuple[nn.Module, Any]:
+    """A frozen teacher made quick, as the config says; see `kdih.frozen.prepare`."""
+    compute = self.config.compute
+    return frozen_lib.prepare(
+        module, variables, taps, self.modules.spec.image_shape,
+        fold_batch_norm=compute.fold_batch_norm, dtype=compute.teacher_dtype)
 
   def _validator(self, task: Task) -> Evaluator | None:
     """Of the validation split; training and `measure` share it, so that it is compiled once."""

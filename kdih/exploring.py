@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from kdih import (
   config_lib,
-  data,
   errors,
   exported,
   fingerprint,
@@ -25,6 +24,7 @@ from kdih import (
   pipeline,
   tasks,
 )
+from kdih.data import builders, source as source_lib
 from kdih.experiment import Experiment
 from kdih.plotting import GREY, STUDENT, TEACHER, new_figure, shown
 from kdih.workdir import Workdir, read_json
@@ -49,7 +49,7 @@ class Answers:
   logits: Logits
   labels: np.ndarray
   classes: list[str]
-  source: data.Source
+  source: source_lib.Source
 
   def images(self, indices: np.ndarray) -> np.ndarray:
     """uint8 [n, height, width, channels], before they are normalised."""
@@ -77,12 +77,12 @@ def load(path: epath.PathLike, data_dir: str = '') -> Answers:
   config = _config(workdir)
   if data_dir:
     config.data.data_dir = data_dir
-  builder = data.prepare(data.open_builder(config.data))
-  built = modules.build(config, data.describe(builder, config.data))
+  builder = builders.prepare(builders.open_builder(config.data))
+  built = modules.build(config, builders.describe(builder, config.data))
   experiment = Experiment(config, built, workdir, pipeline.open_splits(config, builder))
   logits, labels = _predict(experiment)
   return Answers(logits, labels, builder.info.features[config.data.label_key].names,
-                 data.open_split(builder, 'test_split', config.data))
+                 source_lib.open_split(builder, 'test_split', config.data))
 
 
 def _config(workdir: Workdir) -> ml_collections.ConfigDict:

@@ -11,7 +11,6 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
@@ -43,7 +42,7 @@ def check_dtype(model: nn.Module, dtype: str) -> None:
 
 def prepare(
     model: nn.Module, variables: Variables, taps: Sequence[str], image_shape: Sequence[int],
-    compute: ml_collections.ConfigDict,
+    *, fold_batch_norm: bool, dtype: str,
 ) -> tuple[nn.Module, Variables]:
   """The module and the variables by which `taps.observe` learns what the model says, quickly.
 
@@ -52,11 +51,12 @@ def prepare(
     variables: its {'params', 'batch_stats'}.
     taps: all those that will be read.
     image_shape: height, width, channels.
-    compute: `config.compute`.
+    fold_batch_norm: whether to `fold`.
+    dtype: that it computes in; '' for its own.
   """
-  if compute.teacher_dtype:
-    model = model.clone(dtype=jnp.dtype(compute.teacher_dtype))
-  if compute.fold_batch_norm:
+  if dtype:
+    model = model.clone(dtype=jnp.dtype(dtype))
+  if fold_batch_norm:
     variables = fold(model, variables, taps, image_shape)
   return model, variables
 

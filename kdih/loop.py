@@ -36,12 +36,14 @@ class Learner:
     checkpoints: of this phase.
     directory: where `metrics.jsonl` and events go.
     phase: its name, for messages.
+    events: whether TensorBoard events are written, which takes TensorFlow.
   """
 
   state: TrainState
   checkpoints: Checkpoints
   directory: Any
   phase: str
+  events: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,7 @@ def train_together(
     monitors = []
     for learner, (_, meta) in zip(learners, begun, strict=True):
       plan = dataclasses.replace(program.plan, phase=learner.phase)
-      monitors.append(Monitor(plan, meta, start, learner.directory))
+      monitors.append(Monitor(plan, meta, start, learner.directory, learner.events))
       stack.callback(monitors[-1].close)
     stack.enter_context(preemption.training())
     states = _run(program, learners, monitors, start, tuple(state for state, _ in begun))

@@ -1,18 +1,20 @@
 """The modules of a run, built from the config and checked against each other by shape."""
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from kdih import errors, frozen, methods, models, parallel, taps as taps_lib
 from kdih.cohort import FINAL, RULES, Heads
 from kdih.data import DataSpec
 from kdih.taps import Output
 from kdih.teaching import STUDENT, Context, Lesson, Method
+
+if TYPE_CHECKING:
+  import ml_collections
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -46,7 +48,7 @@ class Modules:
   validated: bool
 
 
-def build(config: ml_collections.ConfigDict, spec: DataSpec) -> Modules:
+def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Modules:
   """Builds the modules; nothing is computed.
 
   Raises:
@@ -71,7 +73,7 @@ def build(config: ml_collections.ConfigDict, spec: DataSpec) -> Modules:
   return built
 
 
-def _model(config: ml_collections.ConfigDict, spec: DataSpec, role: str) -> nn.Module:
+def _model(config: 'ml_collections.ConfigDict', spec: DataSpec, role: str) -> nn.Module:
   fields = config[role]
   return _create(config, spec, fields.name, f'config.{role}.name', **fields.kwargs.to_dict())
 
@@ -112,7 +114,7 @@ def _compared(model: nn.Module, spec: DataSpec, wanted: tuple[str, ...], field: 
   return taps_lib.choose_taps(model, spec.image_shape, wanted, f'config.student.{field}')
 
 
-def _check_pair(config: ml_collections.ConfigDict, built: Modules, name: str) -> None:
+def _check_pair(config: 'ml_collections.ConfigDict', built: Modules, name: str) -> None:
   """Raises UnfitError unless the method accepts this teacher and this student."""
   parts = config.compute.accumulate
   if parts > 1 and built.methods[name].couples:

@@ -74,16 +74,17 @@ class Monitor:
     meta: of the checkpoint that it goes on from; {} at its beginning.
     start: updates made before.
     directory: where `metrics.jsonl` and events go.
+    events: whether there are any.
   """
 
-  def __init__(self, plan: Plan, meta: dict, start: int, directory: Any):
+  def __init__(self, plan: Plan, meta: dict, start: int, directory: Any, events: bool):
     self._plan, self._first = plan, start + 1
     self._pending: list[Any] = []  # Of calls, on the device.
     self._seen = start  # Updates whose metrics are on the host.
     self._values: list[Scalars] = []  # Of updates that no line tells of yet.
     self._sizes: set[int] = set()
     self._compiled = False  # Whether a pending call was the first of its size.
-    self._writer = MetricWriter(directory, start)
+    self._writer = MetricWriter(directory, start, events)
     self._progress = Progress(
         phase=plan.phase, total_steps=plan.total_steps, start_step=start,
         steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)

@@ -1,9 +1,12 @@
 """Durations, schedules and optimizers of a phase, from its `train` config."""
 import collections
 import dataclasses
+from typing import TYPE_CHECKING
 
-import ml_collections
 import optax
+
+if TYPE_CHECKING:
+  import ml_collections
 
 OPTIMIZERS = ('sgd', 'adamw')
 SCHEDULES = ('piecewise', 'cosine', 'constant')
@@ -27,7 +30,7 @@ class Duration:
     return round(length * (self.steps_per_epoch if self.unit == 'epochs' else 1))
 
 
-def make_schedule(train: ml_collections.ConfigDict, duration: Duration) -> optax.Schedule:
+def make_schedule(train: 'ml_collections.ConfigDict', duration: Duration) -> optax.Schedule:
   """Learning rate by step, after a linear warm-up; milestones count from the first step."""
   total, warmup = duration.steps(train.length), duration.steps(train.warmup)
   if train.schedule == 'piecewise':
@@ -47,7 +50,7 @@ def make_schedule(train: ml_collections.ConfigDict, duration: Duration) -> optax
 
 
 def make_optimizer(
-    train: ml_collections.ConfigDict, schedule: optax.Schedule
+    train: 'ml_collections.ConfigDict', schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   """SGD as PyTorch's (weight decay added to the gradient, before momentum), or AdamW."""
   if train.optimizer == 'adamw':

@@ -12,7 +12,6 @@ from kdih import (
   errors,
   exported,
   fingerprint,
-  frozen,
   modules,
   tasks,
 )
@@ -88,8 +87,7 @@ def run_heads(experiment: Experiment) -> dict:
   teacher = load_teacher(experiment)
   owner = fingerprint.of(teacher)
   taps = tuple(built.taps)
-  prepared = frozen.prepare(built.teacher, teacher, taps, built.spec.image_shape,
-                            experiment.config.compute)
+  prepared = experiment.prepare_teacher(built.teacher, teacher, taps)
   task = tasks.heads_task(built.teacher, built.heads, teacher, taps, prepared)
   variables = modules.initialise_heads(built, experiment.key(1))
   sizes = {tap: count(variables['params'][cohort.param_name(tap)]) for tap in built.taps}

@@ -19,6 +19,7 @@ from kdih import (
   students,
   validation,
 )
+from kdih.data import builders, source as source_lib
 from kdih.experiment import Experiment
 from kdih.modules import Modules
 from kdih.workdir import Workdir
@@ -39,8 +40,8 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
   workdir = Workdir(path)
   workdir.check(config)
   check_devices(config)
-  builder = data.open_builder(config.data)
-  built = modules.build(config, data.describe(builder, config.data))
+  builder = builders.open_builder(config.data)
+  built = modules.build(config, builders.describe(builder, config.data))
   _check_phases(config, built, workdir)
   check_existing(config, built)
   splits = open_splits(config, builder)
@@ -50,7 +51,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, An
   experiment = Experiment(config, built, workdir, splits)
   with workdir.locked():
     workdir.open(config)
-    runtime.prepare(config.compute)
+    runtime.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
     for phase in config.phases:
       _run_phase(phase, experiment)
     return run_report.write(workdir, built, config)
@@ -68,8 +69,8 @@ def open_splits(
     config: ml_collections.ConfigDict, builder: tfds.core.DatasetBuilder
 ) -> data.Splits:
   """The splits of the data set, which is prepared first where it is not."""
-  builder = data.prepare(builder)
-  sources = {split: data.open_split(builder, f'{split}_split', config.data)
+  builder = builders.prepare(builder)
+  sources = {split: source_lib.open_split(builder, f'{split}_split', config.data)
              for split in ('train', 'test')}
   _check_validation(config, len(sources['train']))
   return data.Splits(sources, config.data.loader)

@@ -2,7 +2,6 @@
 import ctypes
 
 import jax
-import ml_collections
 from etils import epath
 
 _COMPILED = '~/.cache/kdih/compiled'
@@ -10,10 +9,10 @@ _COMPILED = '~/.cache/kdih/compiled'
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 
-def prepare(compute: ml_collections.ConfigDict) -> None:
-  """Does what `config.compute` says of compiled programs and memory."""
-  keep_compiled(compute.compilation_cache)
-  if compute.keep_freed_memory:
+def prepare(compilation_cache: str, freed_memory: bool) -> None:
+  """Keeps compiled programs and, where it is asked for, freed memory; see `config.compute`."""
+  keep_compiled(compilation_cache)
+  if freed_memory:
     keep_freed_memory()
 
 

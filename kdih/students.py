@@ -11,7 +11,6 @@ from kdih import (
   cost,
   exported,
   fingerprint,
-  frozen as frozen_lib,
   modules,
   phases,
   state,
@@ -185,7 +184,5 @@ def _prepared(
     frozen: dict[str, Any],
 ) -> _Teacher:
   """A teacher that says quickly what it is asked, at `taps` and, for its heads, at `members`."""
-  module, variables = frozen_lib.prepare(
-      module, frozen['teacher'], (*taps, *members), experiment.modules.spec.image_shape,
-      experiment.config.compute)
+  module, variables = experiment.prepare_teacher(module, frozen['teacher'], (*taps, *members))
   return _Teacher(module, taps, {**frozen, 'teacher': variables})

@@ -18,6 +18,7 @@ from etils import epath
 
 import kdih
 from kdih import config_lib, distributed, errors, parallel
+from kdih.paths import is_remote
 from kdih.result_files import flatten
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets',
@@ -181,11 +182,6 @@ class Workdir:
 def resolved(config: ml_collections.ConfigDict) -> dict:
   """Every field of a config as JSON has it."""
   return json.loads(json.dumps(config.to_dict()))
-
-
-def is_remote(path: epath.PathLike) -> bool:
-  """Whether a path is the address of an object store, such as gs://bucket/run."""
-  return '://' in str(path)
 
 
 def check_shared(path: epath.PathLike) -> None:

@@ -6,8 +6,8 @@ import sys
 from etils import epath
 
 from kdih import distributed, errors
+from kdih.paths import is_remote
 from kdih.progress import say
-from kdih.workdir import is_remote
 
 
 class MetricWriter:
@@ -16,16 +16,17 @@ class MetricWriter:
   Args:
     directory: the phase's.
     start_step: lines of later steps are dropped: the resumed run writes them anew.
+    events: whether TensorBoard events are written.
   """
 
-  def __init__(self, directory: epath.PathLike, start_step: int):
+  def __init__(self, directory: epath.PathLike, start_step: int, events: bool = True):
     self._path = epath.Path(directory) / 'metrics.jsonl'
     self._first, self._events = distributed.is_first(), None
     self._lines: list[str] = []
     if self._first:
       self._lines = _up_to(self._path, start_step)
       self._path.write_text(''.join(self._lines))
-      self._events = _summary_writer(directory)
+      self._events = _summary_writer(directory) if events else None
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes scalars of the state after `step` updates; names may hold a '/'."""

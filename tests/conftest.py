@@ -43,10 +43,10 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope='session')
 def digits_dir(tmp_path_factory) -> str:
   """A TFDS folder in which digits is prepared."""
-  from kdih import data
+  from kdih.data import builders
   config = read_config(pathlib.Path('unused'), 'unused')
   config.data.data_dir = str(tmp_path_factory.mktemp('tfds'))
-  data.prepare(data.open_builder(config.data))
+  builders.prepare(builders.open_builder(config.data))
   return config.data.data_dir
 
 

@@ -11,6 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from kdih import config_lib, data, errors
+from kdih.data import builders
+from kdih.data.source import open_split
 
 FORMATS = ('tfrecord', 'array_record')
 SUBSET = np.array([3, 4, 8, 9, 11, 15, 16, 20, 21, 30], np.int32)
@@ -18,9 +20,11 @@ PHOTO_SHAPES = ((8, 12, 3), (12, 8, 3), (10, 10, 3))
 WITHOUT_TENSORFLOW = """
 import sys
 from kdih import config_lib, data
+from kdih.data import builders
+from kdih.data.source import open_split
 config = config_lib.base().data
 config.update(name='small', data_dir=sys.argv[1])
-loader = data.MemoryLoader(data.open_split(data.open_builder(config), 'train_split', config))
+loader = data.MemoryLoader(open_split(builders.open_builder(config), 'train_split', config))
 assert loader.resident['label'].shape == (40,) and 'tensorflow' not in sys.modules
 """
 
@@ -61,7 +65,7 @@ def make_config(**fields):
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp('digits'))
-  data.prepare(data.open_builder(make_config(data_dir=folder)))
+  builders.prepare(builders.open_builder(make_config(data_dir=folder)))
   return folder
 
 
@@ -77,9 +81,9 @@ def small(tmp_path_factory):
 
 
 def open_source(config):
-  builder = data.open_builder(config)
-  data.describe(builder, config)
-  return data.open_split(builder, 'train_split', config)
+  builder = builders.open_builder(config)
+  builders.describe(builder, config)
+  return open_split(builder, 'train_split', config)
 
 
 def message(call, *args, kind=errors.ConfigError):
@@ -201,7 +205,7 @@ def test_digits_are_scikit_learns_every_fifth_one_for_the_test(digits):
     ('train[38:]+test[:2]', range(38, 42))])
 def test_a_split_holds_what_was_written_in_any_order(small, file_format, split, expected):
   config = small(file_format, train_split=split)
-  assert data.open_builder(config).info.splits['train'].num_shards == 3
+  assert builders.open_builder(config).info.splits['train'].num_shards == 3
   source = open_source(config)
   order = np.random.default_rng(0).permutation([*range(len(expected)), 0])
   images, labels = source.read(order)

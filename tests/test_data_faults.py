@@ -14,6 +14,7 @@ from test_data_image_folder import make_folder
 from test_faults import assert_bit_identical
 
 from kdih import data, errors, main, pipeline
+from kdih.data import builders, source as source_lib
 
 LOADERS = ('memory', 'streaming')
 
@@ -71,10 +72,10 @@ def odd(tmp_path_factory):
 
 def opened(config):
   """The two splits, checked as before a run."""
-  builder = data.open_builder(config)
-  data.describe(builder, config)
-  builder = data.prepare(builder)
-  splits = data.Splits({split: data.open_split(builder, f'{split}_split', config)
+  builder = builders.open_builder(config)
+  builders.describe(builder, config)
+  builder = builders.prepare(builder)
+  splits = data.Splits({split: source_lib.open_split(builder, f'{split}_split', config)
                         for split in ('train', 'test')}, config.loader)
   splits.check()
   return splits
@@ -90,7 +91,7 @@ def test_files_of_every_kind_have_the_channels_of_their_feature(odd, loader):
 
 @pytest.mark.parametrize('key, channels', [('grey', 1), ('alpha', 4)])
 def test_grey_images_and_those_with_alpha_stay_as_they_are(odd, key, channels):
-  source = data.open_split(data.open_builder(odd()), 'train_split', odd(image_key=key))
+  source = source_lib.open_split(builders.open_builder(odd()), 'train_split', odd(image_key=key))
   images, _ = source.read(np.arange(3))
   np.testing.assert_array_equal(images, [pixels(i, 6, 6, channels) for i in range(3)])
 
@@ -120,7 +121,7 @@ def test_no_file_of_a_prepared_set_is_taken_for_a_good_one(
   """Whichever is damaged: what is read is what was written, or one line names the folder."""
   whole = small(file_format).data_dir
   expected, refused = everything(small(file_format)), []
-  for path in sorted(data.open_builder(small(file_format)).data_path.iterdir()):
+  for path in sorted(builders.open_builder(small(file_format)).data_path.iterdir()):
     copy = tmp_path / 'copy'
     shutil.copytree(whole, copy)
     damage_content(copy / path.relative_to(whole), damage)
@@ -150,7 +151,8 @@ def damage_content(path, damage):
 def everything(config):
   splits = {}
   for split in ('train', 'test'):
-    source = data.open_split(data.prepare(data.open_builder(config)), f'{split}_split', config)
+    builder = builders.prepare(builders.open_builder(config))
+    source = source_lib.open_split(builder, f'{split}_split', config)
     splits[split] = [array.tobytes() for array in source.read(np.arange(len(source)))]
   return splits
 
@@ -184,7 +186,7 @@ def test_damage_found_while_streaming_loses_nothing(tmp_path, digits_dir, capsys
   options = ('--config.data.loader=streaming', '--config.phases=teacher')
   monkeypatch.setattr('kdih.data.loaders._LOOKED_AT', 3)
   assert main.main(tiny_command(whole, str(folder), *options)) == 0
-  read, calls = data.Source._example, []
+  read, calls = source_lib.Source._example, []
 
   def damaged_later(self, index):
     calls.append(index)
@@ -192,7 +194,7 @@ def test_damage_found_while_streaming_loses_nothing(tmp_path, digits_dir, capsys
       shard(folder).write_bytes(bytes(shard(folder).stat().st_size))
     return read(self, index)
 
-  monkeypatch.setattr(data.Source, '_example', damaged_later)
+  monkeypatch.setattr(source_lib.Source, '_example', damaged_later)
   assert main.main(tiny_command(tmp_path / 'w', str(folder), *options)) == 2
   assert 'is damaged (' in capsys.readouterr().err.splitlines()[-1]
   monkeypatch.undo()
@@ -239,7 +241,7 @@ def test_a_damaged_copy_of_a_folder_of_images_is_named(tmp_path, name, damage):
   make_folder(tmp_path / 'pictures')
   config = make_config(name='image_folder', folder=str(tmp_path / 'pictures'),
                        data_dir=str(tmp_path / 'tfds'))
-  data.prepare(data.open_builder(config))
+  builders.prepare(builders.open_builder(config))
   path, = (tmp_path / 'tfds').rglob(name)
   damage(path)
   found = message(opened, config, kind=errors.DataError)

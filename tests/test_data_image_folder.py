@@ -7,6 +7,8 @@ import pytest
 from test_data import examples, make_config, message
 
 from kdih import data, errors
+from kdih.data import builders
+from kdih.data.source import open_split
 
 CLASSES = ('ant', 'Bee', 'cow')
 PALETTE = np.array([[200, 10, 30], [0, 90, 255], [7, 7, 7]], np.uint8)
@@ -47,9 +49,9 @@ def config_for(root, **fields):
 
 
 def prepared(config):
-  builder = data.open_builder(config)
-  spec = data.describe(builder, config)
-  data.prepare(builder)
+  builder = builders.open_builder(config)
+  spec = builders.describe(builder, config)
+  builders.prepare(builder)
   return builder, spec
 
 
@@ -57,7 +59,7 @@ def read(folder, split='train', **fields):
   """{file: (image, label)} of a split."""
   config = config_for(folder, train_split=split, **fields)
   builder, _ = prepared(config)
-  images, labels = data.open_split(builder, 'train_split', config).read(
+  images, labels = open_split(builder, 'train_split', config).read(
       np.arange(builder.info.splits[split].num_examples))
   names = [e['file'].decode() for e in builder.as_data_source(split=split)]
   return {name: (image, label) for name, image, label in zip(names, images, labels, strict=True)}
@@ -77,7 +79,7 @@ def test_both_loaders_give_every_image_its_label(folder, loader, field):
   assert builder.info.features['label'].names == ['Bee', 'ant', 'cow']
   split = config[field]
   names = [e['file'].decode() for e in builder.as_data_source(split=split)]
-  source = data.open_split(builder, field, config)
+  source = open_split(builder, field, config)
   everything = data.eval_batches(np.arange(len(source)), len(source))
   batch, = examples(data.make_loader(loader, source), everything)
   assert sorted(f'{split}/{name}' for name in names) == sorted(
@@ -93,7 +95,7 @@ def test_the_order_is_mixed_so_that_a_slice_holds_every_class(folder):
   assert len(first) > 1
   config = config_for(folder, train_split='train[:75%]', test_split='train[75%:]')
   builder, _ = prepared(config)
-  assert [len(data.open_split(builder, f'{part}_split', config)) for part in ('train', 'test')] == [
+  assert [len(open_split(builder, f'{part}_split', config)) for part in ('train', 'test')] == [
       9, 3]
 
 
@@ -151,11 +153,11 @@ def test_images_of_several_sizes_need_a_size(folder):
   wide = np.kron(pixels(8, 1, 3), np.ones((8, 8, 1), np.uint8))
   save(folder / 'train' / 'ant' / 'wide.png', wide)
   config = config_for(folder)
-  found = message(lambda: data.describe(data.open_builder(config), config))
+  found = message(lambda: builders.describe(builders.open_builder(config), config))
   assert found == ('config.data.image_size: the images of image_folder differ in size; set the '
                    'side in pixels to resize them to')
   config.image_size = 4
-  assert data.describe(data.open_builder(config), config).image_shape == (4, 4, 3)
+  assert builders.describe(builders.open_builder(config), config).image_shape == (4, 4, 3)
   image, _ = read(folder, image_size=4)['ant/wide.png']
   np.testing.assert_array_equal(image[1:3, 1:3], wide[2:4, 10:12])  # The middle square.
   assert message(prepared, config_for(folder)) == found  # From the prepared copy, too.
@@ -163,7 +165,7 @@ def test_images_of_several_sizes_need_a_size(folder):
 
 def test_nothing_is_written_before_the_data_set_is_prepared(folder):
   config = config_for(folder)
-  data.describe(data.open_builder(config), config)
+  builders.describe(builders.open_builder(config), config)
   assert not (folder.parent / 'tfds').exists()
 
 
@@ -209,7 +211,8 @@ def test_hidden_files_and_other_kinds_and_other_splits_are_left_out(folder):
 def test_a_relative_folder_is_found(folder, monkeypatch):
   monkeypatch.chdir(folder.parent)
   config = config_for(folder, folder='my pictures')
-  assert data.open_builder(config).data_dir == data.open_builder(config_for(folder)).data_dir
+  expected = builders.open_builder(config_for(folder)).data_dir
+  assert builders.open_builder(config).data_dir == expected
 
 
 def rename(old, new):
@@ -268,7 +271,7 @@ MISTAKES = [
 @pytest.mark.parametrize('spoil, fields, expected', MISTAKES)
 def test_a_mistake_is_named_before_anything_is_written(folder, spoil, fields, expected):
   spoil(folder)
-  assert message(data.open_builder, config_for(folder, **fields)).startswith(
+  assert message(builders.open_builder, config_for(folder, **fields)).startswith(
       'config.data.' + expected.format(root=folder))
   assert not (folder.parent / 'tfds').exists()
 
@@ -276,14 +279,14 @@ def test_a_mistake_is_named_before_anything_is_written(folder, spoil, fields, ex
 def test_a_file_that_is_no_image_is_named(folder):
   path = folder / 'train' / 'cow' / '9.jpg'
   path.write_text('<html>404</html>')
-  found = message(data.open_builder, config_for(folder), kind=errors.DataError)
+  found = message(builders.open_builder, config_for(folder), kind=errors.DataError)
   assert found == f'config.data.folder: {path} is damaged or no image; replace or remove it'
 
 
 def test_a_link_to_nothing_is_named(folder):
   path = folder / 'train' / 'cow' / '9.jpg'
   path.symlink_to('/no/such/9.jpg')
-  found = message(data.open_builder, config_for(folder), kind=errors.DataError)
+  found = message(builders.open_builder, config_for(folder), kind=errors.DataError)
   assert found == f'config.data.folder: {path} is damaged or no image; replace or remove it'
 
 

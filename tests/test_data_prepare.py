@@ -5,17 +5,18 @@ import tensorflow_datasets as tfds
 from test_data import Small, make_config, message
 
 from kdih import data, errors
+from kdih.data import builders
 
 
 def test_data_that_cannot_be_downloaded_are_described_but_refused_at_once(tmp_path, monkeypatch):
   config = make_config(name='cifar10', data_dir=str(tmp_path))
-  builder = data.open_builder(config)
-  assert data.describe(builder, config) == data.DataSpec('cifar10', (32, 32, 3), 10)
+  builder = builders.open_builder(config)
+  assert builders.describe(builder, config) == data.DataSpec('cifar10', (32, 32, 3), 10)
   monkeypatch.setenv('NO_PROXY', '127.0.0.1')
   monkeypatch.setattr(type(builder), 'url_infos', {
       'http://127.0.0.1:9/x': tfds.core.download.checksums.UrlInfo(1, '0', 'x.zip')})
   started = time.monotonic()
-  found = message(data.prepare, builder, kind=errors.DataError)
+  found = message(builders.prepare, builder, kind=errors.DataError)
   assert time.monotonic() - started < 10
   assert found.startswith(f'config.data.name: cifar10 is not prepared in {tmp_path} and '
                           f'http://127.0.0.1:9/x does not answer; put x.zip into {tmp_path}'
@@ -25,6 +26,6 @@ def test_data_that_cannot_be_downloaded_are_described_but_refused_at_once(tmp_pa
 
 def test_data_that_cannot_be_prepared_are_refused_with_the_reason(tmp_path, monkeypatch):
   monkeypatch.setattr(Small, '_generate_examples', lambda *_: 1 / 0)
-  found = message(data.prepare, Small(data_dir=str(tmp_path)), kind=errors.DataError)
+  found = message(builders.prepare, Small(data_dir=str(tmp_path)), kind=errors.DataError)
   assert found == ('config.data.name: TFDS could not prepare small (division by zero); '
                    f'config.data.data_dir chooses another folder than {tmp_path} to write it to')

@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from test_data import examples, make_config, message
 
 from kdih import data, errors
-from kdih.data import tiny_imagenet
+from kdih.data import builders, tiny_imagenet
+from kdih.data.source import open_split
 
 # Not in the order of their ids, as in the official file.
 WNIDS = [f'n{10_000_000 + (i * 77) % 200:08}' for i in range(200)]
@@ -94,11 +95,11 @@ def config_for(folder):
 
 
 def check_prepared(config):
-  builder = data.open_builder(config)
+  builder = builders.open_builder(config)
   assert list(builder.info.splits) == ['train', 'validation']
   files, wnids = contents()
   for field, top, count in (('train_split', 'train', 12), ('test_split', 'val', 5)):
-    source = data.open_split(builder, field, config)
+    source = open_split(builder, field, config)
     names = [e['file'].decode() for e in builder.as_data_source(split=config[field])]
     assert len(source) == count and set(names) == {n for n in files if n.startswith(top)}
     for loader in ('memory', 'streaming'):
@@ -115,10 +116,10 @@ def check_prepared(config):
 def test_the_zip_is_downloaded_and_every_image_has_its_label(tmp_path, recorded, server):
   recorded(server)
   config = config_for(tmp_path)
-  builder = data.open_builder(config)
-  spec = data.describe(builder, config)
+  builder = builders.open_builder(config)
+  spec = builders.describe(builder, config)
   assert spec == data.DataSpec('tiny_imagenet', (64, 64, 3), 200)
-  data.prepare(builder)
+  builders.prepare(builder)
   check_prepared(config)
 
 
@@ -126,14 +127,14 @@ def test_without_a_network_the_zip_is_taken_from_where_the_error_says(tmp_path, 
   url = nobody()
   recorded(url)
   config = config_for(tmp_path)
-  found = message(data.prepare, data.open_builder(config), kind=errors.DataError)
+  found = message(builders.prepare, builders.open_builder(config), kind=errors.DataError)
   manual = tmp_path / 'downloads' / 'manual'
   assert found.startswith(
       f'config.data.name: tiny_imagenet is not prepared in {tmp_path} and {url} does not answer; '
       f'put tiny-imagenet-200.zip into {manual}, or prepare it where there is a network with ')
   manual.mkdir(parents=True)
   (manual / archive.name).write_bytes(archive.read_bytes())
-  data.prepare(data.open_builder(config))
+  builders.prepare(builders.open_builder(config))
   check_prepared(config)
 
 
@@ -142,6 +143,7 @@ def test_a_damaged_zip_is_refused(tmp_path, recorded, archive):
   path = tmp_path / 'downloads' / 'manual' / archive.name
   path.parent.mkdir(parents=True)
   path.write_bytes(archive.read_bytes()[:-100])
-  found = message(data.prepare, data.open_builder(config_for(tmp_path)), kind=errors.DataError)
+  builder = builders.open_builder(config_for(tmp_path))
+  found = message(builders.prepare, builder, kind=errors.DataError)
   assert found.startswith('config.data.name: TFDS could not prepare tiny_imagenet (Artifact ')
   assert f'{path}, has wrong checksum); put tiny-imagenet-200.zip into ' in found

@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import TESTS, exported, read_config, tiny_command
 
-from kdih import checkpoint, config_lib, data, modules, pipeline, students, tasks, writers
+from kdih import checkpoint, config_lib, modules, pipeline, students, tasks, writers
+from kdih.data import builders, source as source_lib
 from kdih.experiment import Experiment
 from kdih.workdir import Workdir
 
@@ -51,14 +52,14 @@ def experiment(tmp_path, finished, digits_dir):
   path = tmp_path / 'run'
   shutil.copytree(finished, path, ignore=shutil.ignore_patterns('student'))
   config = read_config(path, digits_dir, '--config.student.methods=dih,fitnets')
-  builder = data.open_builder(config.data)
-  built = modules.build(config, data.describe(builder, config.data))
+  builder = builders.open_builder(config.data)
+  built = modules.build(config, builders.describe(builder, config.data))
   return Experiment(config, built, Workdir(path), pipeline.open_splits(config, builder))
 
 
 def test_images_to_validate_with_are_no_negatives(experiment):
   found, hidden = experiment.train_labels(), experiment.validation_subset
-  images = data.open_split(data.open_builder(experiment.config.data), 'train_split',
+  images = source_lib.open_split(builders.open_builder(experiment.config.data), 'train_split',
                            experiment.config.data)
   assert len(hidden) == 40 and (found[hidden] == -1).all()
   shown = np.setdiff1d(np.arange(200), hidden)

@@ -106,10 +106,9 @@ def prepared(name, **fields):
   """What the small model says, prepared so, and its kernels' types."""
   model, images = smaller(name), random_images(8, SIZE)
   names = tuple(taps.sown(model, (SIZE, SIZE, 3)))
-  compute = read_config('unused', 'unused', *(
-      f'--config.compute.{field}={value}' for field, value in fields.items())).compute
   model, variables = frozen.prepare(
-      model, variables_of(model, images), names, (SIZE, SIZE, 3), compute)
+      model, variables_of(model, images), names, (SIZE, SIZE, 3),
+      **{'fold_batch_norm': True, 'dtype': '', **fields})
   kernels = {leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])
              if path[-1].key == 'kernel' and path[-2].key != 'classifier'}
   with jax.numpy_dtype_promotion('standard'):
@@ -122,7 +121,7 @@ def prepared(name, **fields):
 @pytest.mark.parametrize('fold', [True, False])
 def test_in_bfloat16_a_teacher_says_in_float32_what_it_says_but_for_rounding(name, fold):
   exact, _ = prepared(name, fold_batch_norm=fold)
-  rounded, kernels = prepared(name, fold_batch_norm=fold, teacher_dtype='bfloat16')
+  rounded, kernels = prepared(name, fold_batch_norm=fold, dtype='bfloat16')
   assert kernels == {jnp.dtype('bfloat16' if fold and name != 'vit_tiny' else 'float32')}
   for right, value in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
     assert value.dtype == jnp.float32

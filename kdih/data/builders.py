@@ -1,6 +1,5 @@
 """Finding, describing and preparing a data set: any of TFDS, kdih's own, a folder of images."""
 import contextlib
-import dataclasses
 import io
 import sys
 from collections.abc import Sequence
@@ -14,22 +13,14 @@ import tensorflow_datasets as tfds
 
 from kdih import errors
 from kdih.data import digits, image_folder, images, staging, tiny_imagenet
+from kdih.data.spec import DataSpec
+from kdih.paths import is_remote
 from kdih.progress import say
-from kdih.workdir import is_remote
 
 _OWN = tuple(builder.name for builder in (
     digits.Digits, tiny_imagenet.TinyImagenet, image_folder.ImageFolder))
-_PREPARE = ('`python -c "import kdih.data, tensorflow_datasets as tfds; '
+_PREPARE = ('`python -c "import kdih.data.builders, tensorflow_datasets as tfds; '
             "tfds.builder('{name}', data_dir={root!r}).download_and_prepare()\"`")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSpec:
-  """What models need to know of a data set."""
-
-  name: str
-  image_shape: tuple[int, int, int]  # Height, width, channels.
-  num_classes: int
 
 
 def open_builder(data: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:

@@ -2,42 +2,48 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
 import uuid
 import zlib
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
-
-from kdih.data import source as source_lib
 
 _CACHE = '~/.cache/kdih/decoded'
 _FEWEST = 5_000  # Images of which it is worth while,
 _LARGEST = 2**30  # and bytes of them that still are no burden.
 _KEPT = 4  # Files, those that were used last.
 
-Examples = tuple[np.ndarray, np.ndarray]
+Examples = tuple[np.ndarray, np.ndarray]  # Images and labels.
 
 
-def read(source: source_lib.Source, indices: np.ndarray) -> Examples:
-  """As `source.read(indices)`, from the cache where the same files were read before.
+class Split(Protocol):
+  """What is needed of a split, such as a `kdih.data.source.Source`."""
 
-  Raises:
-    DataError: as `source.read`.
-  """
-  if len(indices) < _FEWEST or len(indices) * math.prod(source.spec.image_shape) > _LARGEST:
-    return source.read(indices)
-  path = epath.Path(_CACHE).expanduser() / f'{_key(source, indices)}.npz'
+  def read(self, indices: np.ndarray) -> Examples:
+    """Images, uint8 [n, height, width, channels], and labels, int32 [n], of some examples."""
+
+  def identity(self) -> dict[str, Any] | None:
+    """What they depend on, for JSON; None where they are not to be kept."""
+
+
+def read(split: Split, indices: np.ndarray) -> Examples:
+  """As `split.read(indices)`, from the cache where the same files were read before."""
+  identity = split.identity()
+  if identity is None or len(indices) < _FEWEST:
+    return split.read(indices)
+  path = epath.Path(_CACHE).expanduser() / f'{_key(identity, indices)}.npz'
   found = _load(path)
   if found is None:
-    found = source.read(indices)
-    _save(path, found)
+    found = split.read(indices)
+    if found[0].nbytes <= _LARGEST:
+      _save(path, found)
   return found
 
 
-def _key(source: source_lib.Source, indices: np.ndarray) -> str:
-  described = json.dumps(source.identity(), sort_keys=True).encode()
+def _key(identity: dict[str, Any], indices: np.ndarray) -> str:
+  described = json.dumps(identity, sort_keys=True).encode()
   return hashlib.sha256(described + indices.tobytes()).hexdigest()[:32]
 
 

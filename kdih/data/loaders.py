@@ -12,8 +12,18 @@ import jax
 import numpy as np
 
 from kdih import errors, parallel
-from kdih.data import decoded, sampling, source as source_lib
+from kdih.data import decoded, sampling
 from kdih.progress import say
+
+
+class Examples(decoded.Split, Protocol):
+  """What the loaders need of a split, such as a `kdih.data.source.Source`."""
+
+  def __len__(self) -> int:
+    """How many there are."""
+
+  def labels(self) -> np.ndarray:
+    """int32 labels of all."""
 
 
 class Loader(Protocol):
@@ -34,7 +44,7 @@ class MemoryLoader:
   Each process reads a part of it, and gets the others' from them.
   """
 
-  def __init__(self, source: source_lib.Source):
+  def __init__(self, source: Examples):
     indices = parallel.share({'index': _filled_up(len(source))})['index']
     images, labels = (parallel.put_together(part)[:len(source)]
                       for part in decoded.read(source, indices))
@@ -58,7 +68,7 @@ def _filled_up(count: int) -> np.ndarray:
 class StreamingLoader:
   """Reads each batch when its turn comes, in parallel and ahead of the step, with tf.data."""
 
-  def __init__(self, source: source_lib.Source):
+  def __init__(self, source: Examples):
     self.resident: dict[str, Any] = {}
     self._source = source
 
@@ -101,11 +111,11 @@ class StreamingLoader:
 
 
 _LOOKED_AT = 256  # Examples of a split that the streaming loader reads at the start.
-LOADERS: dict[str, Callable[[source_lib.Source], Loader]] = {
+LOADERS: dict[str, Callable[[Examples], Loader]] = {
     'memory': MemoryLoader, 'streaming': StreamingLoader}
 
 
-def make_loader(name: str, source: source_lib.Source) -> Loader:
+def make_loader(name: str, source: Examples) -> Loader:
   """The loader `name` ('memory' or 'streaming') over a split."""
   return LOADERS[name](source)
 
@@ -118,7 +128,7 @@ class Splits:
     loader: how they are read, a key of `LOADERS`.
   """
 
-  def __init__(self, sources: Mapping[str, source_lib.Source], loader: str):
+  def __init__(self, sources: Mapping[str, Examples], loader: str):
     self._sources, self._loader = sources, loader
     self._loaders: dict[str, Loader] = {}
 

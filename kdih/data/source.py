@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from kdih import errors
 from kdih.data import builders, images as images_lib
+from kdih.data.spec import DataSpec
 
 
 def open_split(
@@ -77,7 +78,7 @@ class Source:
     split: its name.
   """
 
-  def __init__(self, examples: Sequence, folder: Any, spec: builders.DataSpec,
+  def __init__(self, examples: Sequence, folder: Any, spec: DataSpec,
                data: ml_collections.ConfigDict, split: str):
     self.spec = spec
     self._examples, self._folder = examples, folder

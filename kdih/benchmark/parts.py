@@ -1,0 +1,68 @@
+"""The parts of a step, each a program of its own, on one device and its share of a batch."""
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdih import cohort, parallel, taps as taps_lib
+from kdih.benchmark import programs
+from kdih.benchmark.measuring import Item, Times
+from kdih.taps import Output
+
+
+def items(lab: programs.Lab) -> list[Item]:
+  """`input`, `teacher`, `heads` and `student` (forward, backward and update) of a DIH step."""
+  share = lab.batch_size // parallel.num_devices()
+  index, taps = jnp.arange(share), tuple(lab.built.taps)
+  prepare, built = programs.preprocess(), lab.built
+  teacher, variables = programs.quick_teacher(lab, taps)
+  frozen, resident = jax.device_put(
+      ({**lab.frozen, 'teacher': variables}, lab.loader.resident), jax.local_devices()[0])
+
+  @jax.jit
+  def read(resident, index, step):
+    batch = lab.loader.gather(resident, {'index': index})
+    key = jax.random.fold_in(jax.random.key(programs.SEED), step)
+    return prepare(batch['image'], index, key)
+
+  @jax.jit
+  def teach(frozen, images):
+    output, _ = taps_lib.observe(teacher, frozen['teacher'], images, taps)
+    return output.logits, output.features
+
+  @jax.jit
+  def mount(frozen, logits, features):
+    return cohort.members_of(built.heads, frozen['heads'], Output(logits, features), taps)
+
+  images = read(resident, index, 0)
+  logits, features = teach(frozen, images)
+  said = mount(frozen, logits, features)
+  student = programs.Training(lab, programs.taught_task(lab, said), images)
+  return [_item('input', read, resident, index, 0), _item('teacher', teach, frozen, images),
+          _item('heads', mount, frozen, logits, features), student.item('student')]
+
+
+def _item(name: str, function: Callable, *arguments: Any) -> Item:
+  def seconds(calls: int) -> float:
+    jax.block_until_ready(function(*arguments))
+    begun = time.perf_counter()
+    for _ in range(calls):
+      result = function(*arguments)
+    jax.block_until_ready(result)
+    return time.perf_counter() - begun
+
+  return Item(name, seconds)
+
+
+def shares(times: dict[str, Times]) -> dict[str, float]:
+  """What each part takes of the step as a run makes it, as fractions.
+
+  `host` is what the loop takes more than the bare step; `together` what the parts take less, or
+  more if negative, where they are one program.
+  """
+  whole, bare = times['loop'].median, times['bare'].median
+  parts = {name: times[name].median for name in ('input', 'teacher', 'heads', 'student')}
+  seconds = {**parts, 'host': whole - bare, 'together': bare - sum(parts.values())}
+  return {name: value / whole for name, value in seconds.items()}

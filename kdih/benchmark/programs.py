@@ -1,0 +1,300 @@
+"""What is measured of kdih, made of what a run is made of. All that the benchmark asks of the rest
+of kdih is here."""
+import contextlib
+import dataclasses
+import io
+import pathlib
+import tempfile
+import time
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kdih import (
+  calls,
+  checkpoint,
+  cohort,
+  data,
+  errors,
+  frozen as frozen_lib,
+  heard,
+  loop,
+  methods,
+  models,
+  modules,
+  optimizer,
+  parallel,
+  state,
+  steps,
+  taps as taps_lib,
+  tasks,
+)
+from kdih.benchmark.measuring import Item
+from kdih.monitor import Plan
+from kdih.tasks import Task
+from kdih.teaching import Context
+
+SPEC = data.DataSpec('made', (32, 32, 3), 100)
+NUM_IMAGES = 10_000
+AUGMENTATION: dict[str, Any] = {
+    'mean': (0.507, 0.487, 0.441), 'std': (0.267, 0.256, 0.276), 'padding': 4,
+    'padding_mode': 'zeros', 'flip': True}
+ALPHA, TEMPERATURE = 0.1, 5.0
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
+SEED = 30
+TOGETHER = 3  # Students that are trained at once.
+_LOG_EVERY = 50  # As the default of a run.
+_LEAST = 4  # Steps in a row of the two that tell what the loop costs.
+_METHODS = {
+    'dih': {'kind': 'dih', 'reduction': 'sum', 'cross_entropy': 'per_branch', 'members': 'cohort',
+            'weights': 'equal'},
+    'kd': {'kind': 'kd', 'scale': 'one'},
+}
+_OPTIONS = {'alpha': ALPHA, 'temperature': TEMPERATURE, 'gain': 1.0, 'standardise': False}
+
+
+class MadeImages:
+  """Random images and labels, of the size of CIFAR-100's."""
+
+  def __init__(self, num_images: int = NUM_IMAGES):
+    rng = np.random.default_rng(SEED)
+    self.images = rng.integers(0, 256, (num_images, *SPEC.image_shape), np.uint8)
+    self._labels = rng.integers(0, SPEC.num_classes, num_images, np.int32)
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """See `kdih.data.Examples`."""
+    return self.images[indices], self._labels[indices]
+
+  def labels(self) -> np.ndarray:
+    """int32 labels of all."""
+    return self._labels
+
+  def identity(self) -> None:
+    """They are not to be kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+  """A pair, its fresh variables and what it learns from.
+
+  Attributes:
+    built: its modules.
+    frozen: variables {'teacher', 'heads'}.
+    student: variables of the student.
+    examples: the made images.
+    loader: that holds them.
+    batch_size: global.
+  """
+
+  built: modules.Modules
+  frozen: dict[str, Any]
+  student: dict[str, Any]
+  examples: MadeImages
+  loader: data.Loader
+  batch_size: int
+
+  def feeds(self, start: int, sizes: Sequence[int]):
+    """What calls of so many updates are fed with from update `start` on, as a run's."""
+    subset = np.arange(len(self.examples), dtype=np.int32)
+    batches = data.train_batches(subset, self.batch_size, SEED, start, start + sum(sizes))
+    return calls.stacked(
+        map(parallel.shard, self.loader.feeds(map(parallel.share, batches))), sizes)
+
+
+def make_lab(
+    teacher: str, student: str, batch_size: int, precision: str, examples: MadeImages
+) -> Lab:
+  """Initialises a pair of models.
+
+  The teacher's running statistics become those of a few images, so that its logits are of a usual
+  size. Raises ConfigError where the devices cannot share the batch evenly.
+  """
+  if batch_size % parallel.num_devices():
+    raise errors.ConfigError(f'--batches: {batch_size} is no multiple of the '
+                             f'{parallel.num_devices()} devices')
+  if batch_size > len(examples):
+    raise errors.ConfigError(f'--batches: {batch_size} is more than the {len(examples)} images')
+  module, learner = (models.create(name, SPEC.num_classes, dtype=jnp.dtype(precision),
+                                   axis_name=parallel.AXIS) for name in (teacher, student))
+  taps = taps_lib.choose_taps(module, SPEC.image_shape, ())
+  context = Context(len(taps) + 1, parallel.AXIS)
+  chosen = {name: methods.create(name, {**_METHODS[name], **_OPTIONS}, context)
+            for name in _METHODS}
+  built = modules.Modules(SPEC, module, learner, cohort.Heads(SPEC.num_classes), taps, chosen,
+                          {}, {}, {}, False)
+  keys = jax.random.split(jax.random.key(SEED), 3)
+  frozen = {'teacher': _settled(models.create(teacher, SPEC.num_classes), keys[0], examples),
+            'heads': modules.initialise_heads(built, keys[1])}
+  return Lab(built, jax.device_get(frozen),
+             jax.device_get(modules.initialise(learner, keys[2], SPEC.image_shape)),
+             examples, data.make_loader('memory', examples), batch_size)
+
+
+def _settled(model, key: jax.Array, examples: MadeImages) -> dict[str, Any]:
+  """Variables whose batch statistics are those of 16 images."""
+  variables = modules.initialise(model, key, SPEC.image_shape)
+  images = preprocess()(jnp.asarray(examples.images[:16]), jnp.arange(16), None)
+
+  def statistics(variables, images):
+    changed = taps_lib.observe(model, variables, images, (), train=True)[1]['batch_stats']
+    # The model kept nine tenths of what there was.
+    return jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, changed,
+                        variables['batch_stats'])
+
+  settle = jax.jit(statistics, compiler_options={'xla_backend_optimization_level': 0})
+  return {**variables, 'batch_stats': settle(variables, images)}
+
+
+def preprocess(**changed: Any) -> data.Preprocess:
+  """The input's crop, flip and normalisation; `changed` are fields of `AUGMENTATION`."""
+  return data.make_preprocess(**{**AUGMENTATION, **changed})
+
+
+def make_optimizer() -> optax.GradientTransformation:
+  """The paper's."""
+  train: Any = types.SimpleNamespace(optimizer='sgd', weight_decay=WEIGHT_DECAY, momentum=MOMENTUM,
+                                     nesterov=True)
+  return optimizer.make_optimizer(train, optax.constant_schedule(LEARNING_RATE))
+
+
+def quick_teacher(lab: Lab, taps: Sequence[str]) -> tuple[nn.Module, Any]:
+  """The teacher's module and variables as a run asks them for features at `taps`."""
+  return frozen_lib.prepare(lab.built.teacher, lab.frozen['teacher'], taps, SPEC.image_shape,
+                            fold_batch_norm=True, dtype='')
+
+
+def student_task(lab: Lab, method: str) -> Task:
+  """The student learns by 'dih' or 'kd', as in a run."""
+  built, taps, chosen = lab.built, tuple(lab.built.taps), lab.built.methods[method]
+  teacher, variables = quick_teacher(lab, taps if chosen.taught_by == 'cohort' else ())
+  teach = tasks.make_teach(chosen.taught_by, teacher, (), built.heads, taps)
+  return tasks.student_task(
+      built.student, (), chosen, teach, {**lab.frozen, 'teacher': variables})
+
+
+def taught_task(lab: Lab, said: Any) -> Task:
+  """DIH with the members' logits `said` given, so that nobody has to be asked."""
+  return tasks.student_task(lab.built.student, (), lab.built.methods['dih'],
+                            lambda frozen, images: (None, frozen['said']), {'said': said})
+
+
+def cached_task(lab: Lab) -> Task:
+  """DIH with a cache of what the cohort says of every view, which is the same of all."""
+  prepare, count = preprocess(), len(lab.examples)
+  images = -(-count // parallel.num_devices()) * parallel.num_devices()
+  width = modules.heard_width(lab.built, 'dih')
+  rows = np.full((images, prepare.num_slots, width), 1 / SPEC.num_classes, np.float16)
+  table = heard.DeviceTable(rows, np.arange(count, dtype=np.int32), prepare)
+  teach = tasks.make_teach('labels', lab.built.teacher, (), lab.built.heads, ())
+  return tasks.student_task(
+      lab.built.student, (), lab.built.methods['dih'], teach, {}, table=table)
+
+
+def initial_variables(lab: Lab) -> dict[str, Any]:
+  """Of a student, and of the method, which has none."""
+  return state.join(student=lab.student, method={})
+
+
+class Training:
+  """A compiled step and the states that it has brought forward.
+
+  Args:
+    lab: what it learns from.
+    task: what it learns.
+    images: float images for every step in place of the loader's, if given.
+    students: how many learn at once.
+  """
+
+  def __init__(self, lab: Lab, task: Task, images: jax.Array | None = None, students: int = 1):
+    self._lab, self._frozen = lab, parallel.replicate(task.frozen)
+    tx, variables = make_optimizer(), initial_variables(lab)
+    self.initial = jax.device_get(tuple(
+        state.create(variables, tx, SEED + number, SEED) for number in range(students)))
+    resident, gather = lab.loader.resident, lab.loader.gather
+    prepare: Any = preprocess()
+    if images is not None:
+      label = lab.examples.labels()[:len(images)]
+      resident = parallel.replicate({'image': images, 'label': label})
+      gather, prepare = _all_of_them, _as_they_are
+    self.step = steps.make_train_step(
+        task=task, tx=tx, gather=gather, preprocess=prepare,
+        steps_per_epoch=len(lab.examples) / lab.batch_size, together_by='auto',
+        resident=resident, table=task.table)
+    self._resident = {**resident, **task.table.resident}
+    self._feed = jax.device_put(next(iter(lab.feeds(0, [1]))))
+
+  def arguments(self) -> tuple[Any, ...]:
+    """Those of `step`, at the beginning."""
+    return parallel.replicate(self.initial), *self._constant()
+
+  def item(self, name: str, least: int = 1) -> Item:
+    """Its steps, one after the other on the same batch, and nothing else."""
+    carried = [self.arguments()[0]]
+
+    def seconds(count: int) -> float:
+      metrics = self._advance(carried, 1)
+      jax.block_until_ready((carried, metrics))
+      begun = time.perf_counter()
+      metrics = self._advance(carried, count)
+      jax.block_until_ready((carried, metrics))
+      return time.perf_counter() - begun
+
+    return Item(name, seconds, least)
+
+  def _advance(self, carried: list, count: int) -> Any:
+    for _ in range(count):
+      carried[0], metrics = self.step(carried[0], *self._constant())
+    return metrics
+
+  def _constant(self) -> tuple[Any, ...]:
+    return self._frozen, self._resident, self._feed
+
+  def loop_item(self, name: str, least: int = 1) -> Item:
+    """The steps as a run makes them: its loop, sampling, metrics, on its clock."""
+    return Item(name, self._loop_seconds, least)
+
+  def _loop_seconds(self, count: int) -> float:
+    per_call, batch_size = calls.per_call(0, _LOG_EVERY, streaming=False), self._lab.batch_size
+    total = per_call * (1 + -(-count // per_call))  # The loop's clock leaves out the first call.
+    plan = Plan('benchmark', total, total, _LOG_EVERY, batch_size,
+                len(self._lab.examples) / batch_size, 0, per_call)
+    program = loop.Program(
+        lambda states, feed: self.step(states, self._frozen, self._resident, feed),
+        self._lab.feeds, lambda variables: None, plan)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+      checkpoints = checkpoint.Checkpoints(pathlib.Path(folder) / 'checkpoints', self.initial[0])
+      outcome = loop.train(program, loop.Learner(
+          self.initial[0], checkpoints, folder, 'benchmark', events=False))
+    return count * batch_size / outcome.examples_per_second
+
+
+def items(lab: Lab, dih: Training, measures: Sequence[str]) -> list[Item]:
+  """The whole steps among `measures`; `dih` is DIH's."""
+  found = [dih.item('bare', _LEAST)]
+  if 'loop' in measures:
+    found.append(dih.loop_item('loop', _LEAST))
+  if 'kd' in measures:
+    found.append(Training(lab, student_task(lab, 'kd')).item('kd'))
+  if 'several' in measures:
+    found.append(Training(lab, student_task(lab, 'dih'), students=TOGETHER).item('several'))
+  if 'cached' in measures:
+    found.append(Training(lab, cached_task(lab)).loop_item('cached', _LEAST))
+  return found
+
+
+def _all_of_them(resident, feed):
+  return {**feed, **resident}
+
+
+def _as_they_are(images, index, key):
+  del index, key
+  return images

@@ -1,0 +1,131 @@
+"""What was measured, as JSON and as a table."""
+import importlib.metadata
+import os
+import pathlib
+import platform
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from kdih.benchmark import parts
+from kdih.benchmark.measuring import Times
+from kdih.benchmark.roofline import Ceilings, Work
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'torch')
+_LEGEND = """
+bare: the compiled DIH step, again and again on one batch. loop: DIH as a run trains it: the main
+loop, with the in-memory loader, sampling and metrics, without evaluation and checkpoints. kd: the
+compiled step of plain KD. several: three students that share each batch's cohort. cached: as loop,
+with what the cohort says looked up in a cache of all views, whose making is not counted. input,
+teacher, heads, student (forward, backward and update): the parts of the DIH step, each a program of
+its own.
+torch_paper, torch_tuned: the same training in PyTorch, crop, flip and normalisation included."""
+
+
+def machine() -> dict[str, Any]:
+  """Device, versions and processors."""
+  device = jax.devices()[0]
+  return {
+      'device': {'platform': device.platform, 'kind': device.device_kind,
+                 'count': jax.device_count()},
+      'processor': _processor(),
+      'cpu_count': os.cpu_count(),
+      'cpus_usable': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+                     else os.cpu_count(),
+      'versions': {'python': platform.python_version(), **_versions()},
+      'xla_flags': os.environ.get('XLA_FLAGS', ''),
+  }
+
+
+def _versions() -> dict[str, str | None]:
+  found: dict[str, str | None] = {}
+  for package in _PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[package] = None
+  return found
+
+
+def _processor() -> str:
+  info = pathlib.Path('/proc/cpuinfo')
+  lines = info.read_text(encoding='utf-8').split('\n') if info.exists() else []
+  names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+  return names[0] if names else platform.processor()
+
+
+def of_pair(
+    teacher: str, student: str, batch_size: int, times: dict[str, Times], work: Work,
+    ceilings: Ceilings,
+) -> dict[str, Any]:
+  """What there is to say of a pair at a batch size."""
+  entry: dict[str, Any] = {
+      'teacher': teacher, 'student': student, 'batch': batch_size,
+      'items': {name: of_item(batch_size, measured) for name, measured in times.items()},
+      'ratios': ratios(times),
+      'cost': {'flops': work.flops, 'bytes': work.bytes, 'temporary_bytes': work.memory},
+      'roofline': {
+          'seconds': work.seconds(ceilings), 'bound': work.bound(ceilings),
+          'fraction': work.seconds(ceilings) / times['bare'].median},
+  }
+  if {'loop', 'student'} <= times.keys():
+    entry['shares'] = parts.shares(times)
+  return entry
+
+
+def of_item(batch_size: int, times: Times) -> dict[str, Any]:
+  """Seconds of a step, and examples a second."""
+  return {'median_s': times.median, 'quartiles_s': list(times.quartiles),
+          'runs_s': list(times.seconds), 'examples_per_second': batch_size / times.median}
+
+
+def ratios(times: dict[str, Times]) -> dict[str, float]:
+  """How the medians compare, by what is compared."""
+  pairs = {
+      'loop_efficiency': ('bare', 'loop'),  # Bare step over step of the loop.
+      'dih_over_kd': ('bare', 'kd'),
+      'several_over_one': ('several', 'bare'),
+      'loop_over_cached': ('loop', 'cached'),
+      'torch_paper_over_loop': ('torch_paper', 'loop'),
+      'torch_tuned_over_loop': ('torch_tuned', 'loop'),
+      'torch_paper_over_cached': ('torch_paper', 'cached'),
+      'torch_tuned_over_cached': ('torch_tuned', 'cached'),
+  }
+  return {name: times[one].median / times[other].median for name, (one, other) in pairs.items()
+          if one in times and other in times}
+
+
+def table(content: dict[str, Any]) -> str:
+  """All that was measured, for people."""
+  device, ceilings = content['device'], content['ceilings']
+  lines = [
+      f'{device["count"]} x {device["kind"]}, {content["processor"]}, '
+      f'{content["cpus_usable"]} CPUs',
+      ', '.join(f'{name} {version}' for name, version in content['versions'].items() if version),
+      f'{content["precision"]}, {content["runs"]} runs; ceilings: '
+      f'{ceilings["bytes_per_second"] / 1e9:,.1f} GB/s, '
+      f'{ceilings["flops_per_second"] / 1e9:,.1f} GFLOP/s']
+  for entry in content['pairs']:
+    lines += ['', *_section(entry)]
+  return '\n'.join([*lines, _LEGEND])
+
+
+def _section(entry: dict[str, Any]) -> Iterable[str]:
+  yield f'{entry["teacher"]} -> {entry["student"]}, batch {entry["batch"]}'
+  yield f'  {"":12}{"ms a step":>12}{"quartiles":>22}{"examples/s":>14}'
+  for name, item in entry['items'].items():
+    first, third = (f'{1000 * value:,.2f}' for value in item['quartiles_s'])
+    yield (f'  {name:12}{1000 * item["median_s"]:12,.2f}{first + " to " + third:>22}'
+           f'{item["examples_per_second"]:14,.0f}')
+  for title, values in (('ratios', entry['ratios']), ('shares', entry.get('shares', {}))):
+    if values:
+      yield f'  {title}: ' + ', '.join(f'{name} {value:.3f}' for name, value in values.items())
+  cost, roofline = entry['cost'], entry['roofline']
+  yield (f'  step: {cost["flops"]:.3e} FLOPs, {cost["bytes"]:.3e} bytes on each device; '
+         f'{roofline["fraction"]:.1%} of the roofline, bound by {roofline["bound"]}')
+  if 'start' in entry:
+    yield ('  start to first step: {first:.1f} s with an empty compilation cache, '
+           'then {second:.1f} s'.format(**entry['start']))
+  for form, note in entry.get('peer', {}).get('forms', {}).items():
+    yield f'  {form}: {note}'

@@ -1,0 +1,116 @@
+"""The command line of the benchmark."""
+import argparse
+import dataclasses
+import pathlib
+
+from kdih import errors
+
+PAIRS = (('resnet110', 'resnet8'), ('resnet20', 'resnet8'), ('wrn_40_2', 'wrn_16_2'),
+         ('resnet34', 'resnet18'))
+PRECISIONS = ('float32', 'bfloat16')
+PEERS = ('torch',)
+# What is measured, in this order; see `kdih.benchmark.__main__`.
+MEASURES = ('start', 'bare', 'loop', 'kd', 'several', 'cached', 'parts')
+_NEEDED = 'bare'  # All else is compared with it.
+_INSTALL = "--peer=torch: PyTorch is not installed; pip install 'kdih[torch]' brings it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What to measure.
+
+  Attributes:
+    pairs: (teacher, student), names of models.
+    batches: global batch sizes.
+    runs: how often everything is measured.
+    precision: that models compute in, one of `PRECISIONS`.
+    peer: one of `PEERS`, or '' for none.
+    out: the JSON file, or None.
+    measures: of `MEASURES`.
+  """
+
+  pairs: tuple[tuple[str, str], ...]
+  batches: tuple[int, ...]
+  runs: int
+  precision: str
+  peer: str
+  out: pathlib.Path | None
+  measures: tuple[str, ...]
+
+
+def read(argv: list[str]) -> Settings:
+  """The settings of a command line, program name first; raises ConfigError where one is wrong."""
+  try:
+    given, unknown = _parser().parse_known_args(argv[1:])
+  except argparse.ArgumentError as error:
+    raise errors.ConfigError(f'{error}; such as --batches=64,128') from error
+  if unknown:
+    raise errors.ConfigError(f'{unknown[0]!r} is not a flag; --help lists them all')
+  settings = Settings(
+      tuple(_pair(pair) for pair in given.pairs.split(',')),
+      tuple(_number('--batches', size, 2) for size in given.batches.split(',')),
+      _number('--runs', given.runs, 1), _choice('--precision', given.precision, PRECISIONS),
+      _choice('--peer', given.peer, PEERS) if given.peer else '',
+      _writable(given.out) if given.out else None,
+      tuple(_choice('--measure', name, MEASURES) for name in given.measure.split(',')))
+  if _NEEDED not in settings.measures:
+    raise errors.ConfigError(f'--measure: {_NEEDED!r} is missing; all else is compared with it')
+  if settings.peer:
+    _require_torch()
+  return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
+  parser.add_argument('--pairs', default=','.join(':'.join(pair) for pair in PAIRS))
+  parser.add_argument('--batches', default='64,128,512')
+  parser.add_argument('--runs', default='5')
+  parser.add_argument('--precision', default='float32')
+  parser.add_argument('--peer', default='')
+  parser.add_argument('--out', default='')
+  parser.add_argument('--measure', default=','.join(MEASURES))
+  return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+  from kdih import models  # Imports jax, which takes a second.
+
+  teacher, colon, student = text.partition(':')
+  if not colon:
+    raise errors.ConfigError(f'--pairs: {text!r} is no pair; such as resnet110:resnet8')
+  for name in (teacher, student):
+    if name not in models.names():
+      raise errors.unknown('--pairs', name, models.names())
+  return teacher, student
+
+
+def _number(flag: str, text: str, least: int) -> int:
+  if not text.isdecimal() or int(text) < least:
+    raise errors.ConfigError(f'{flag}: {text!r} is not a whole number of at least {least}')
+  return int(text)
+
+
+def _choice(flag: str, value: str, choices: tuple[str, ...]) -> str:
+  if value not in choices:
+    raise errors.unknown(flag, value, choices)
+  return value
+
+
+def _writable(path: str) -> pathlib.Path:
+  file = pathlib.Path(path)
+  if file.is_dir():
+    raise errors.ConfigError(f'--out: {path!r} is a folder; name a file in it')
+  try:
+    with file.open('a'):
+      pass
+  except OSError as error:
+    raise errors.ConfigError(
+        f'--out: {path!r} cannot be written ({error.strerror}); choose another file') from error
+  return file
+
+
+def _require_torch() -> None:
+  try:
+    import torch  # noqa: F401
+  except ImportError as error:
+    raise errors.ConfigError(_INSTALL) from error

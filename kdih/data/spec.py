@@ -1,0 +1,11 @@
+"""What models need to know of a data set."""
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+  """A data set of images and classes."""
+
+  name: str
+  image_shape: tuple[int, int, int]  # Height, width, channels.
+  num_classes: int
