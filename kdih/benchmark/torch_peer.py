@@ -12,8 +12,10 @@ from kdih import cohort, errors, models, parallel, taps as taps_lib
 from kdih.benchmark import programs, torch_forms, torch_nets, torch_tuned
 from kdih.benchmark.measuring import Item
 
-# Of the largest number of an array, that all of it may be off: many layers in float32.
-_TOLERANCES = {'input': 1e-5, 'members': 2e-3, 'student': 2e-3, 'loss': 1e-3, 'update': 2e-2}
+# How far an array may be off: the largest difference over the largest number; of an update, the
+# norms of both. There an input of a ReLU that is 0 but for rounding, and above it in one of the two
+# alone, changes the gradient of a whole channel by some per cent.
+_TOLERANCES = {'input': 1e-5, 'members': 1e-3, 'student': 1e-3, 'loss': 1e-4, 'update': 3e-2}
 
 
 class Peer:
@@ -92,7 +94,7 @@ def _compare(name: str, form: Any, expected: dict[str, Any]) -> dict[str, float]
   found = _found(form, expected)
   off = {}
   for part, tolerance in _TOLERANCES.items():
-    off[part] = max(_off(one, other) for one, other in zip(*found[part], strict=True))
+    off[part] = max(_off(one, other, part) for one, other in zip(*found[part], strict=True))
     if not off[part] <= tolerance:
       raise errors.TrainingError(
           f'--peer=torch: {part} of {name} is off by {off[part]:.2g} of its size, more than '
@@ -140,5 +142,10 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
   return tensor.detach().float().cpu().numpy()
 
 
-def _off(one: np.ndarray, other: np.ndarray) -> float:
-  return float(np.abs(one - other).max() / np.abs(other).max())
+def _off(one: np.ndarray, other: np.ndarray, part: str) -> float:
+  size = np.linalg.norm if part == 'update' else _largest
+  return float(size(one - other) / size(other))
+
+
+def _largest(array: np.ndarray) -> float:
+  return np.abs(array).max()
