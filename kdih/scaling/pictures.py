@@ -103,7 +103,7 @@ def _efficiency(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_xscale('log')
     axes.set_xticks(list(arithmetic.CHIPS['TPU v4'].slices), ['8', '64', '1,024'])
     axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 108)
     axes.set_xlabel('chips')
     axes.set_title(f'{pair}, TPU v4', fontsize=10)
     clean(axes)

@@ -16,8 +16,9 @@ _CACHES = (
     ('CIFAR-100', 50_000, 100, arithmetic.views(4, flip=True)),
     ('Tiny-ImageNet', 100_000, 200, arithmetic.views(4, flip=True)),
     ('Tiny-ImageNet, 8 pixels of padding', 100_000, 200, arithmetic.views(8, flip=True)),
-    ('ImageNet, 1,000 classes', 1_281_167, 1000, 0),
-    ('ImageNet, 21,841 classes', 14_197_122, 21_841, 0),
+    ('ImageNet, 4 pixels of padding', 1_281_167, 1000, arithmetic.views(4, flip=True)),
+    ('ImageNet, random resized crops', 1_281_167, 1000, 0),
+    ('ImageNet of 21,841 classes, likewise', 14_197_122, 21_841, 0),
 )
 
 
