@@ -31,7 +31,7 @@ def run(out, *flags: str) -> int:
 def test_the_cache_of_cifar100_is_what_its_views_take():
   assert arithmetic.views(4, flip=True) == 162 and arithmetic.views(0, flip=False) == 1
   assert arithmetic.cache_bytes(50_000, 162, 100) == 1_620_000_000
-  cifar, *_, imagenet = sizes.caches()
+  cifar, *_, imagenet = sizes.caches()  # The first and the last.
   assert cifar['all'] == 1_620_000_000
   assert imagenet['all'] is None and imagenet['one'] == 14_197_122 * 21_841 * 2
 
@@ -122,7 +122,7 @@ def test_a_small_run_measures_adds_to_the_file_and_fills_the_page(tmp_path, caps
 
 def test_the_page_has_the_tables_of_its_numbers(tmp_path):
   found = records.read(RESULTS)
-  assert set(found) == set(command.PARTS)
+  assert {'caches', 'head_sizes', 'compiled'} <= set(found) <= set(command.PARTS)
   copy = tmp_path / 'scaling.md'
   shutil.copy(PAGE, copy)
   tables.fill_in(copy, found)
@@ -133,11 +133,16 @@ def test_the_page_has_the_tables_of_its_numbers(tmp_path):
                                                       '| CIFAR-100 | 50,001 |')
 
 
-def test_what_was_compiled_covers_every_number_of_chips():
-  rows = tables.scaled(records.read(RESULTS)['compiled'])
-  assert {row['chips'] for row in rows if row['kind'] == 'weak'} == {8, 64, 1024}
-  for row in rows:
-    assert 0 < row['apart'] <= row['overlapped'] <= 1.05
+def test_what_was_compiled_serves_every_number_of_chips():
+  compiled = records.read(RESULTS)['compiled']
+  rows = tables.scaled(compiled)
+  for one in compiled:
+    if one['batch'] == tables.WEAK:
+      assert [row['chips'] for row in rows if row['kind'] == 'weak' and (
+          row['pair'], row['chip']) == (one['pair'], one['chip'])] == list(
+              arithmetic.CHIPS[one['chip']].slices)
+  for row in rows:  # An efficiency is just above 1 where more images make the better program.
+    assert 0 < row['apart'] <= row['overlapped'] < 1.1
 
 
 @pytest.mark.parametrize('flags, reason', [

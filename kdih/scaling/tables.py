@@ -13,7 +13,7 @@ from kdih.workdir import write_atomically
 AXES = {'batch': ('batch', 64), 'depth': ('teacher', 20), 'heads': ('heads', 3),
         'classes': ('classes', 100), 'classes_gap': ('classes', 100), 'devices': ('devices', 1)}
 WEAK, STRONG = 128, 4096  # Images on a chip, whatever their number; and on all chips together.
-_MARKED = r'(<!-- scaling: {} -->\n).*?(\n<!-- end -->)'
+_MARKED = r'(<!-- scaling: {} -->\n).*?(<!-- end -->)'
 _MIB, _MB = 2**20, 1e6
 
 
@@ -36,7 +36,7 @@ def fill_in(page: pathlib.Path, found: Mapping[str, Any]) -> None:
   """
   text = page.read_text(encoding='utf-8')
   for name, table in all_tables(found).items():
-    text, places = re.subn(_MARKED.format(name), rf'\g<1>{table}\g<2>', text, flags=re.DOTALL)
+    text, places = re.subn(_MARKED.format(name), rf'\g<1>{table}\n\g<2>', text, flags=re.DOTALL)
     if not places:
       raise errors.ConfigError(f'--out: {page} has no place for the table {name!r}; add '
                                f'<!-- scaling: {name} --> and <!-- end -->, or move it away')
