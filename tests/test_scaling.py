@@ -1,4 +1,4 @@
-"""How cost grows: figures worked out by hand, a real run in small, and the page as the JSON has it."""
+"""How cost grows: figures worked out by hand, a real run in small, the page and its numbers."""
 import json
 import shutil
 import statistics
