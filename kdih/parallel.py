@@ -30,8 +30,19 @@ def on_cpu() -> bool:
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-  """`jax.lax.scan`, of which nothing but a CPU's program is as long as the loop."""
-  return jax.lax.scan(body, carry, xs, unroll=on_cpu())
+  """As `jax.lax.scan`; of a single turn, and on a CPU, as so many turns one behind the other.
+
+  XLA rewrites convolutions into the form that is quick on a CPU outside of loops alone, and a loop
+  of one turn is a loop to it.
+  """
+  turns = len(jax.tree.leaves(xs)[0])
+  if turns > 1 and not on_cpu():
+    return jax.lax.scan(body, carry, xs)
+  found = []
+  for turn in range(turns):
+    carry, result = body(carry, jax.tree.map(lambda x, turn=turn: x[turn], xs))
+    found.append(result)
+  return carry, jax.tree.map(lambda *results: jax.numpy.stack(results), *found)
 
 
 def pmap_step(
