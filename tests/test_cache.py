@@ -5,7 +5,19 @@ import numpy as np
 import pytest
 from conftest import exported, read_config, tiny_command
 
-from kdih import cache, data, errors, heard, heard_files, main, modules, parallel, pipeline, state
+from kdih import (
+  cache,
+  data,
+  errors,
+  heard,
+  heard_files,
+  main,
+  modules,
+  parallel,
+  pipeline,
+  state,
+  sweep,
+)
 
 SUBSET = np.array([1, 2, 4, 7, 8, 9, 12, 13], np.int32)
 ROWS = np.random.default_rng(0).normal(size=(8, 9, 3)).astype(np.float16)
@@ -224,3 +236,23 @@ def test_damaged_rows_end_a_run_before_its_students_train(tmp_path, finished, di
   (tmp_path / 'student' / 'kd' / 'result.json').unlink()
   with pytest.raises(errors.ConfigError, match=r'cache: .* is damaged \(block 0 '):
     run(tmp_path, finished, digits_dir, *options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('place', ['device', 'disk'])
+def test_what_teachers_say_is_computed_once_for_all_seeds_of_a_sweep(
+    tmp_path, finished, digits_dir, capsys, place):
+  def swept(*options):
+    assert sweep.main(tiny_command(tmp_path, digits_dir, '--config.compute.cache=all_views',
+                                   f'--config.compute.cache_place={place}', *options)) == 0
+    return capsys.readouterr().err
+
+  said = swept('--methods=ce,kd,dih,at', '--seeds=30,2')
+  assert said.count('cache: 160 images x 9 views') == 2  # Of logits and of the mean soft label.
+  assert said.count('of 160 images') == 2
+  assert said.count('at: hears more of the teacher than config.compute.cache holds') == 2
+  assert_same(tmp_path / 'tiny_nets.TinyNet/tiny_nets.TinyNet/seed30', finished, 1e-4)
+  files = list(tmp_path.glob('tiny_nets.TinyNet/cache/*/rows.bin'))
+  assert len(files) == (2 if place == 'disk' else 0)
+  cache.forget()
+  assert swept('--methods=dih', '--seeds=3').count('of 160 images') == (place == 'device')

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import TESTS, exported, read_config, tiny_command
 
-from kdih import cache, config_lib, grid, pipeline, sweep
+from kdih import config_lib, grid, pipeline, sweep
 from kdih.errors import ConfigError
 
 PAIR = 'tiny_nets.TinyNet/tiny_nets.TinyNet'
@@ -97,29 +97,6 @@ def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
   assert 'NotFiniteError' in json.loads((folder / 'kd/failure.json').read_text())['traceback']
   assert not (folder / 'kd/result.json').exists()
   assert (folder / 'kd_matched/result.json').exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('place', ['device', 'disk'])
-def test_what_teachers_say_is_computed_once_for_all_seeds_of_a_sweep(
-    swept, tmp_path, digits_dir, capsys, place):
-  options = ('--config.compute.cache=all_views', f'--config.compute.cache_place={place}')
-  assert run(tmp_path, digits_dir, '--methods=ce,kd,dih,at', '--seeds=1,2', *options) == 0
-  said = capsys.readouterr().err
-  assert said.count('cache: 160 images x 9 views') == 2  # Of logits and of the mean soft label.
-  assert said.count('cache: 32 of 160 images') == 2
-  assert said.count('at: hears more of the teacher than config.compute.cache holds') == 2
-  for seed in ('seed1', 'seed2'):
-    for method in ('ce', 'dih'):
-      one, other = (exported(folder / PAIR / seed, f'student/{method}')
-                    for folder in (swept, tmp_path))
-      for path, array in one.items():
-        np.testing.assert_allclose(array, other[path], atol=1e-4, rtol=0)
-  folders = list((tmp_path / 'tiny_nets.TinyNet').glob('cache/*/rows.bin'))
-  assert len(folders) == (2 if place == 'disk' else 0)
-  cache.forget()
-  assert run(tmp_path, digits_dir, '--methods=dih', '--seeds=3', *options) == 0
-  assert capsys.readouterr().err.count('of 160 images') == (0 if place == 'disk' else 1)
 
 
 @pytest.mark.slow
