@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -119,6 +120,7 @@ class _Order:
   Attributes:
     experiment: whose training images it is about.
     name: of a method that hears what it holds.
+    teacher: the module of the teacher, as it is asked.
     frozen: the variables of its teachers, and the weights.
     shape: (images, slots, width).
     identity: what it comes from.
@@ -126,6 +128,7 @@ class _Order:
 
   experiment: Experiment
   name: str
+  teacher: nn.Module
   frozen: dict[str, Any]
   shape: tuple[int, int, int]
   identity: dict[str, Any]
@@ -140,18 +143,21 @@ class _Order:
     return self.experiment.teachers.path / 'cache' / hears[:16]
 
 
-def table(experiment: Experiment, name: str, frozen: dict[str, Any]) -> heard.NoTable:
+def table(
+    experiment: Experiment, name: str, teacher: nn.Module, frozen: dict[str, Any]
+) -> heard.NoTable:
   """What the method `name` hears of the teachers, kept in this process for other students.
 
   Args:
     experiment: the run.
     name: of the method, which `serves`.
+    teacher: the module of the teacher.
     frozen: {'teacher', 'heads', 'weights'}, as far as it is taught by them.
 
   Raises:
     ConfigError: there is no room for it, or the one on disk does not serve.
   """
-  order = _order(experiment, name, frozen)
+  order = _order(experiment, name, teacher, frozen)
   key = fingerprint.of_json([order.identity, order.place])
   for other, (identity, _) in list(_kept.items()):
     if identity['teacher'] != order.identity['teacher']:
@@ -166,11 +172,13 @@ def forget() -> None:
   _kept.clear()
 
 
-def _order(experiment: Experiment, name: str, frozen: dict[str, Any]) -> _Order:
+def _order(
+    experiment: Experiment, name: str, teacher: nn.Module, frozen: dict[str, Any]
+) -> _Order:
   preprocess, subset = experiment.student_preprocess, experiment.train_subset
   hearing = experiment.modules.methods[name].hearing or teaching.LOGITS
   shape = len(subset), preprocess.num_slots, modules.heard_width(experiment.modules, name)
-  return _Order(experiment, name, frozen, shape, {
+  return _Order(experiment, name, teacher, frozen, shape, {
       **{part: fingerprint.of(frozen[part]) if part in frozen else ''
          for part in ('teacher', 'heads', 'weights')},
       'data set': phases.data_identity(experiment),
@@ -261,7 +269,7 @@ def _make_step(order: _Order, gather: Callable) -> Callable:
   built, preprocess = order.experiment.modules, order.experiment.student_preprocess
   method = built.methods[order.name]
   hearing = method.hearing or teaching.LOGITS
-  teach = tasks.make_teach(method.taught_by, built.teacher, (), built.heads, tuple(built.taps))
+  teach = tasks.make_teach(method.taught_by, order.teacher, (), built.heads, tuple(built.taps))
 
   def step(slot, frozen, resident, feed):
     batch = gather(resident, feed)

@@ -1,6 +1,5 @@
 """A sweep at work: each teacher and each run once, whatever the number of processes."""
 import contextlib
-import dataclasses
 import itertools
 import time
 import traceback
@@ -25,6 +24,7 @@ from kdih import (
 )
 from kdih.data import builders
 from kdih.experiment import Experiment
+from kdih.grid import Job
 from kdih.modules import Modules
 from kdih.progress import say
 from kdih.result_files import folder_name
@@ -36,30 +36,7 @@ _FREE = ('student', 'methods')  # What a teacher and its heads do not depend on.
 _VARIED = ('seed', 'teacher.name', 'teacher.kwargs', 'student.name', 'student.kwargs')
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-  """A phase to be done once.
-
-  Attributes:
-    name: what messages and locks call it.
-    pair: whose phase it is, or the first that it serves.
-    config: its own.
-    workdir: where it lies.
-    phase: its name there.
-    after: names of the jobs that must be over before.
-    needs: those of them that must have succeeded.
-  """
-
-  name: str
-  pair: grid.Pair
-  config: ml_collections.ConfigDict
-  workdir: Workdir
-  phase: str
-  after: tuple[str, ...] = ()
-  needs: tuple[str, ...] = ()
-
-
-_Jobs = tuple[_Job, ...]  # That are done together.
+_Jobs = tuple[Job, ...]  # That are done together.
 
 
 class _Sweep:
@@ -130,24 +107,24 @@ class _Sweep:
     return [*((job,) for job in teaching.values()),
             *(tuple(self._job(run, names) for run in runs) for runs in self.runs)]
 
-  def _teaching(self, pair: grid.Pair) -> list[_Job]:
+  def _teaching(self, pair: grid.Pair) -> list[Job]:
     taught_by = {method.taught_by for method in self.modules(pair).methods.values()}
     workdir, teacher, heads = self.teachers(pair), *_teaching_names(pair)
-    jobs = [_Job(teacher, pair, pair.config, workdir, 'teacher')]
+    jobs = [Job(teacher, pair, pair.config, workdir, 'teacher')]
     if 'cohort' in taught_by:
-      jobs.append(_Job(heads, pair, pair.config, workdir, 'heads', (teacher,), (teacher,)))
+      jobs.append(Job(heads, pair, pair.config, workdir, 'heads', (teacher,), (teacher,)))
     return [] if taught_by == {'labels'} else jobs
 
-  def _job(self, run: grid.Run, teaching: tuple[str, ...]) -> _Job:
+  def _job(self, run: grid.Run, teaching: tuple[str, ...]) -> Job:
     taught_by = self.modules(run.pair).methods[run.method].taught_by
     teacher, heads = _teaching_names(run.pair)
     wanted = (teacher, heads) if taught_by == 'cohort' else (teacher,)
     after = tuple(name for name in wanted if name in teaching)
     # Labels teach without a teacher, but agreement with the one that there is gets measured.
-    return _Job(run.name, run.pair, run.config, Workdir(run.folder(self.path)),
+    return Job(run.name, run.pair, run.config, Workdir(run.folder(self.path)),
                 f'student/{run.method}', after, () if taught_by == 'labels' else after)
 
-  def experiment(self, job: _Job, splits: data.Splits) -> Experiment:
+  def experiment(self, job: Job, splits: data.Splits) -> Experiment:
     """The run that a job belongs to."""
     return Experiment(job.config, self.modules(job.pair), job.workdir, splits,
                       self.teachers(job.pair))
@@ -241,7 +218,7 @@ def _settle(sweep: _Sweep, jobs: _Jobs, splits: data.Splits) -> bool:
     jax.clear_caches()
 
 
-def _try_together(sweep: _Sweep, jobs: list[_Job], splits: data.Splits) -> None:
+def _try_together(sweep: _Sweep, jobs: list[Job], splits: data.Splits) -> None:
   """Trains students as one program; each finds in its folder what came of it."""
   if len(jobs) < 2:
     return
@@ -257,7 +234,7 @@ def _try_together(sweep: _Sweep, jobs: list[_Job], splits: data.Splits) -> None:
     say(f'sweep: together they failed, and go on alone: {errors.first_line(error)}')
 
 
-def _try(sweep: _Sweep, job: _Job, splits: data.Splits) -> None:
+def _try(sweep: _Sweep, job: Job, splits: data.Splits) -> None:
   """Does the job; what it fails of is written down, and the sweep goes on."""
   say(f'sweep: {job.name}')
   failure = job.workdir.path / job.phase / 'failure.json'
@@ -276,7 +253,7 @@ def _try(sweep: _Sweep, job: _Job, splits: data.Splits) -> None:
     say(f'sweep: {job.name} failed: {reason}')
 
 
-def _train(job: _Job, experiment: Experiment) -> None:
+def _train(job: Job, experiment: Experiment) -> None:
   if job.phase == 'teacher':
     phases.run_teacher(experiment)
   elif job.phase == 'heads':
@@ -285,7 +262,7 @@ def _train(job: _Job, experiment: Experiment) -> None:
     students.run_student(experiment, job.phase.removeprefix('student/'))
 
 
-def _failed_meanwhile(sweep: _Sweep, job: _Job) -> bool:
+def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:
   """Whether another process has tried the job since this one began."""
   failure = read_json(job.workdir.path / job.phase / 'failure.json')
   if failure is None or failure['time'] < sweep.begun:

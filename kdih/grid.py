@@ -6,6 +6,7 @@ from etils import epath
 
 from kdih import errors, models
 from kdih.result_files import folder_name
+from kdih.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,29 @@ class Run:
     """The workdir of the run, which it shares with the other methods."""
     return pair_folder(workdir, self.pair.teacher) / folder_name(self.pair.student) / (
         f'seed{self.seed}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A phase to be done once.
+
+  Attributes:
+    name: what messages and locks call it.
+    pair: whose phase it is, or the first that it serves.
+    config: its own.
+    workdir: where it lies.
+    phase: its name there.
+    after: names of the jobs that must be over before.
+    needs: those of them that must have succeeded.
+  """
+
+  name: str
+  pair: Pair
+  config: ml_collections.ConfigDict
+  workdir: Workdir
+  phase: str
+  after: tuple[str, ...] = ()
+  needs: tuple[str, ...] = ()
 
 
 def pair_folder(workdir: epath.Path, teacher: str) -> epath.Path:

@@ -142,7 +142,7 @@ def _task(
   method = built.methods[name]
   table = None
   if cache.serves(experiment.config, built, name) and not preparing:
-    table = cache.table(experiment, name, frozen)
+    table = cache.table(experiment, name, teacher.module, frozen)
     frozen = {'weights': frozen.get('weights', {})}
   elif experiment.config.compute.cache != 'none' and method.taught_by != 'labels':
     say(f'{name}: hears more of the teacher than config.compute.cache holds, and does without it')

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from conftest import read_config
 
-from kdih import data
-from kdih.data import decoded
+from kdih.data import builders, decoded, source as source_lib
 
 EVERYTHING = np.arange(200)
 
@@ -20,9 +19,9 @@ def cache(tmp_path, monkeypatch):
   return tmp_path / 'cache'
 
 
-def open_train(tmp_path, data_dir, *overrides) -> data.Source:
+def open_train(tmp_path, data_dir, *overrides) -> source_lib.Source:
   config = read_config(tmp_path, data_dir, *overrides)
-  return data.open_split(data.open_builder(config.data), 'train_split', config.data)
+  return source_lib.open_split(builders.open_builder(config.data), 'train_split', config.data)
 
 
 def forbid_decoding(source, monkeypatch):

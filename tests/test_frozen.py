@@ -10,7 +10,8 @@ from conftest import exported, read_config
 from model_checks import FAMILIES, random_images, random_variables, smaller
 from tiny_nets import NoTaps
 
-from kdih import data, errors, frozen, modules, phases, pipeline, students, taps
+from kdih import errors, frozen, modules, phases, pipeline, students, taps
+from kdih.data import builders
 from kdih.experiment import Experiment
 from kdih.workdir import Workdir
 
@@ -151,8 +152,8 @@ def test_what_trains_hears_the_folded_teacher_and_what_measures_the_teacher_itse
     tmp_path, finished, digits_dir, phase, folds):
   config = read_config(tmp_path, digits_dir, f'--config.compute.fold_batch_norm={folds}',
                        '--config.sync_batch_norm=False')
-  builder = data.open_builder(config.data)
-  built = modules.build(config, data.describe(builder, config.data))
+  builder = builders.open_builder(config.data)
+  built = modules.build(config, builders.describe(builder, config.data))
   begun = Begun(config, built, Workdir(tmp_path), pipeline.open_splits(config, builder),
                 Workdir(finished))
   with pytest.raises(StopIteration):

@@ -1,11 +1,14 @@
 """From stored pixels to what a model sees: crop, flip, normalise, inside the compiled step."""
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+
+if TYPE_CHECKING:
+  import ml_collections
 
 PAD_MODES = {'zeros': 'constant', 'reflect': 'reflect'}
 
@@ -123,7 +126,7 @@ def make_preprocess(
   return Preprocess(tuple(mean), tuple(std), padding, padding_mode, flip, fixed_views, seed)
 
 
-def of_config(config: ml_collections.ConfigDict, fixed_views: int = 0) -> Preprocess:
+def of_config(config: 'ml_collections.ConfigDict', fixed_views: int = 0) -> Preprocess:
   """As `config.data` says, with all views or so many fixed ones of each image.
 
   Which these are depends on the image and `config.data.order_seed` alone, so that students of all

@@ -5,11 +5,9 @@ import os
 import re
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from kdih import errors
-from kdih.models.resnet import BasicBlock
 from kdih.scaling import problem
 
 TOPOLOGIES = {'TPU v4': 'v4:2x2x2', 'TPU v5e': 'v5e:2x4'}  # Eight chips of each.
@@ -35,8 +33,7 @@ def compile_for(pair: str, chip: str, batch: int, remat: bool) -> dict[str, Any]
     pair: one of `PAIRS`.
     chip: one of `TOPOLOGIES`.
     batch: images on each chip.
-    remat: compute the activations of the student's blocks anew in the backward pass; residual
-      networks alone.
+    remat: as `config.compute.remat`.
 
   Returns:
     Bytes of memory on a chip by what fills it, FLOPs and bytes moved by XLA's cost analysis, and
@@ -46,16 +43,14 @@ def compile_for(pair: str, chip: str, batch: int, remat: bool) -> dict[str, Any]
     ConfigError: libtpu is not installed.
   """
   devices = _devices(chip)
-  fields = dict(PAIRS[pair], batch_size=batch * len(devices))
-  if remat:
-    fields['student_fields'] = {'block': nn.remat(BasicBlock)}
+  fields = dict(PAIRS[pair], batch_size=batch * len(devices), remat=remat)
   made = problem.build(problem.Setup(**fields))
   compiled: Any = problem.compiled_for(made, devices)
   found, costs = compiled.memory_analysis(), compiled.cost_analysis()
   reduced = all_reduced(compiled.as_text())
   return {
       'pair': pair, 'chip': chip, 'batch': batch, 'remat': remat,
-      'memory': {**held(made), 'images': batch * math.prod(made.feed['image'].shape[1:]),
+      'memory': {**held(made), 'images': batch * math.prod(made.feed['image'].shape[2:]),
                  'activations': found.temp_size_in_bytes,
                  'program': found.generated_code_size_in_bytes},
       'flops': costs['flops'], 'bytes_moved': costs['bytes accessed'],

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kdih import (
+  calls,
   config_lib,
   config_methods,
   data,
@@ -48,6 +49,7 @@ class Setup:
     padding: of the augmentation.
     teacher_fields: further fields of its module.
     student_fields: likewise.
+    remat: as `config.compute.remat`.
   """
 
   teacher: str
@@ -61,6 +63,7 @@ class Setup:
   padding: int = 4
   teacher_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   student_fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  remat: bool = False
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -85,10 +88,10 @@ class Problem:
   """A step, and the shapes of its arguments.
 
   Attributes:
-    step: (state, frozen, resident, feed) to (state, metrics), over all devices.
+    step: (states, frozen, resident, feeds) to (states, metrics), over all devices.
     state: of the training.
     frozen: {'teacher', 'heads'}: variables.
-    feed: images uint8, labels and indices of a batch, [batch, ...].
+    feed: images uint8, labels and indices of one update, [1, batch, ...].
   """
 
   step: Callable
@@ -115,7 +118,7 @@ def build(setup: Setup) -> Problem:
       task=task, tx=tx, gather=lambda resident, feed: feed,
       preprocess=data.make_preprocess(mean=(0.5,), std=(0.5,), padding=setup.padding,
                                       padding_mode='zeros', flip=True),
-      steps_per_epoch=1000.0)
+      steps_per_epoch=1000.0, remat=setup.remat)
   variables = state.join(student=taps_lib.abstract_variables(student, setup.image_shape))
   return Problem(step, jax.eval_shape(lambda v: state.create(v, tx, 0), variables), frozen,
                  _feed(setup))
@@ -130,16 +133,17 @@ def abstract_heads(heads: Heads, features: taps_lib.Shapes) -> dict[str, Any]:
 
 def _feed(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
   size = setup.batch_size
-  return {'image': jax.ShapeDtypeStruct((size, *setup.image_shape), jnp.uint8),
-          'label': jax.ShapeDtypeStruct((size,), jnp.int32),
-          'index': jax.ShapeDtypeStruct((size,), jnp.int32)}
+  return {'image': jax.ShapeDtypeStruct((1, size, *setup.image_shape), jnp.uint8),
+          'label': jax.ShapeDtypeStruct((1, size), jnp.int32),
+          'index': jax.ShapeDtypeStruct((1, size), jnp.int32)}
 
 
 def stepper(problem: Problem) -> Callable[[], None]:
   """A call of the result does one step on all devices and waits for it."""
-  kept = [parallel.replicate(_filled(problem.state))]
+  kept = [parallel.replicate((_filled(problem.state),))]
   frozen = parallel.replicate(_filled(problem.frozen))
-  feed = parallel.shard({name: np.zeros(x.shape, x.dtype) for name, x in problem.feed.items()})
+  blank = {name: np.zeros(x.shape[1:], x.dtype) for name, x in problem.feed.items()}
+  feed, = calls.stacked(iter([parallel.shard(blank)]), [1])
 
   def call() -> None:
     kept[0], _ = problem.step(kept[0], frozen, {}, feed)
@@ -165,7 +169,7 @@ def compiled_for(problem: Problem, devices: list) -> jax.stages.Compiled:
   The batch is split over them, and all else is the same on each, as `parallel.pmap_step` has it.
   """
   mesh = Mesh(np.array(devices), (parallel.AXIS,))
-  same, split = PartitionSpec(), PartitionSpec(parallel.AXIS)
+  same, split = PartitionSpec(), PartitionSpec(None, parallel.AXIS)
   step = jax.shard_map(inspect.unwrap(problem.step), mesh=mesh, in_specs=(same, same, same, split),
                        out_specs=same, check_vma=False)
 
@@ -175,7 +179,7 @@ def compiled_for(problem: Problem, devices: list) -> jax.stages.Compiled:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
   return jax.jit(step, donate_argnums=0).lower(
-      placed(problem.state, same), placed(problem.frozen, same), {},
+      placed((problem.state,), same), placed(problem.frozen, same), {},
       placed(problem.feed, split)).compile()
 
 
