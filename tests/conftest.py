@@ -15,6 +15,10 @@ os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='kdih-compiled-'))
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
+from kdih import entry  # noqa: E402
+
+entry.set_xla_flags(deterministic=True)  # As in the processes that tests start.
+
 import jax  # noqa: E402
 import ml_collections  # noqa: E402
 import numpy as np  # noqa: E402

@@ -1,4 +1,5 @@
 """What is set for the whole process."""
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import jax
 import pytest
 from conftest import exported, read_config
 
-from kdih import config_compute, pipeline, runtime
+from kdih import config_compute, entry, pipeline, runtime
 
 _FAULTS = """
 import resource, sys
@@ -34,7 +35,7 @@ def faults(keep: str) -> int:
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone')
 def test_memory_that_a_step_has_freed_serves_the_next():
-  assert faults('keep') < faults('not') / 10
+  assert faults('keep') < faults('not') / 5
 
 
 def test_compiled_programs_are_kept_where_the_config_says(tmp_path, digits_dir, finished):
@@ -60,3 +61,18 @@ def test_a_folder_of_the_environment_is_kept(tmp_path):
     assert jax.config.values['jax_compilation_cache_dir'] == str(tmp_path)
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
+
+
+@pytest.mark.parametrize(('version', 'given', 'expected'), [
+    ('0.10.2', '', '--xla_gpu_deterministic_ops=true '
+                   '--xla_cpu_experimental_ynn_fusion_type=individual_dot'),
+    ('0.9.2', '', '--xla_gpu_deterministic_ops=true'),
+    ('0.13.0', '--a=1', '--a=1 --xla_gpu_deterministic_ops=true'),
+    ('0.12.0.1', '--xla_cpu_experimental_ynn_fusion_type=dot --xla_gpu_deterministic_ops=false',
+     '--xla_cpu_experimental_ynn_fusion_type=dot --xla_gpu_deterministic_ops=false')])
+def test_flags_of_the_user_are_kept_and_unknown_ones_never_set(
+    monkeypatch, version, given, expected):
+  monkeypatch.setenv('XLA_FLAGS', given)
+  monkeypatch.setattr(importlib.metadata, 'version', lambda name: version)
+  entry.set_xla_flags(deterministic=True)
+  assert os.environ['XLA_FLAGS'] == expected
