@@ -29,6 +29,9 @@ def compute() -> ml_collections.ConfigDict:
   # What teachers say, computed once: 'none', 'all_views' of every image under the augmentation, or
   # 'views:N', as many fixed views of each image, which are all that students see: another recipe.
   compute.cache = 'none'
+  # Train the heads from such a cache too, of the features at the taps: all of a feature is kept, so
+  # that it takes 'views:N'. With it, heads see these views alone.
+  compute.cache_taps = False
   # Where it is kept: 'device', 'host' or 'disk' (in the workdir of the teacher).
   compute.cache_place = 'device'
   # On a CPU, keep the memory that a step has freed for the next one.

@@ -30,7 +30,7 @@ from kdih.heard import NoTable
 from kdih.modules import Modules
 from kdih.monitor import Plan
 from kdih.tasks import Task
-from kdih.workdir import Workdir
+from kdih.workdir import Workdir, resolved
 
 _FIRST_PROFILED = 10  # Updates: by then all is compiled, but for the last calls.
 
@@ -93,6 +93,15 @@ class Experiment:
   def splits(self) -> data.Splits:
     """The 'train' and 'test' split."""
     return self._splits
+
+  @property
+  def data_identity(self) -> dict[str, Any]:
+    """What tells one data set, its splits and its normalisation from others."""
+    fields = ('name', 'train_split', 'test_split', 'image_key', 'label_key', 'mean', 'std',
+              'validation_fraction', 'validation_seed')
+    values = resolved(self.config.data)
+    return {'image_shape': list(self.modules.spec.image_shape),
+            **{field: values[field] for field in fields}}
 
   def train_labels(self) -> np.ndarray:
     """int32 [size of the train split], -1 for the images that are not trained with."""
@@ -195,7 +204,8 @@ class Experiment:
     return reach.reached(loss, variables['params'])
 
   def _augmentation(self, phase: str) -> data.Preprocess:
-    return self.student_preprocess if phase.startswith('student/') else self.preprocess
+    cached = phase.startswith('student/') or phase == 'heads' and self.config.compute.cache_taps
+    return self.student_preprocess if cached else self.preprocess
 
   def _feeds(
       self, loader: data.Loader, table: NoTable, batch_size: int, start: int, sizes: Sequence[int]

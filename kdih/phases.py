@@ -7,6 +7,7 @@ from clu import parameter_overview
 
 from kdih import (
   analysis,
+  cache,
   cohort,
   cost,
   errors,
@@ -17,7 +18,7 @@ from kdih import (
 )
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
-from kdih.workdir import resolved, write_atomically
+from kdih.workdir import write_atomically
 
 _TOLERANCE = 0.005  # Between a stored accuracy and the one measured again, as fractions.
 
@@ -59,7 +60,7 @@ def overview(experiment: Experiment, phase: str, model: str, variables: Any) -> 
 def _check_stored(path: str, stored: dict, experiment: Experiment, measured: dict) -> None:
   if not stored:
     return
-  same_data = stored['data'] == data_identity(experiment)
+  same_data = stored['data'] == experiment.data_identity
   for name in ('val', 'test_best_val'):
     before, now = stored.get(name), measured[name]
     if not (same_data and before and now):
@@ -88,7 +89,10 @@ def run_heads(experiment: Experiment) -> dict:
   owner = fingerprint.of(teacher)
   taps = tuple(built.taps)
   prepared = experiment.prepare_teacher(built.teacher, teacher, taps)
-  task = tasks.heads_task(built.teacher, built.heads, teacher, taps, prepared)
+  cached = None
+  if experiment.config.compute.cache_taps and not config.variables:
+    cached = cache.taps_table(experiment, *prepared), built.taps
+  task = tasks.heads_task(built.teacher, built.heads, teacher, taps, prepared, cached)
   variables = modules.initialise_heads(built, experiment.key(1))
   sizes = {tap: count(variables['params'][cohort.param_name(tap)]) for tap in built.taps}
   for tap, size in sizes.items():
@@ -126,15 +130,6 @@ def cohort_logits(
   return {name: logits[name] for name in (*experiment.modules.taps, cohort.FINAL)}, labels
 
 
-def data_identity(experiment: Experiment) -> dict:
-  """What tells one data set, its splits and its normalisation from others."""
-  fields = ('name', 'train_split', 'test_split', 'image_key', 'label_key', 'mean', 'std',
-            'validation_fraction', 'validation_seed')
-  values = resolved(experiment.config.data)
-  return {'image_shape': list(experiment.modules.spec.image_shape),
-          **{field: values[field] for field in fields}}
-
-
 def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, report: dict) -> dict:
   """Exports the best variables, then writes the result: a finished phase has both.
 
@@ -145,7 +140,7 @@ def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, repor
     meta: what the exported variables are of.
     report: what was measured: 'val', 'test_last', 'test_best_val', and more.
   """
-  meta = {**meta, 'data': data_identity(experiment), 'val': report['val'],
+  meta = {**meta, 'data': experiment.data_identity, 'val': report['val'],
           'test_best_val': report['test_best_val']}
   exported.save(experiment.workdir.phase(phase) / 'variables', learnt.best, meta)
   return experiment.workdir.finish(phase, {

@@ -1,5 +1,7 @@
 """What each phase learns: a loss for training, predictions for evaluation, what stays frozen."""
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 
 from kdih import cohort, losses, parallel, state, taps as taps_lib
 from kdih.heard import NoTable
-from kdih.taps import Output
+from kdih.taps import Output, Shapes
 from kdih.teaching import Lesson, Method
 
 Batch = dict[str, Any]  # Arrays, and what was taught.
@@ -67,7 +69,7 @@ def teacher_task(model: nn.Module) -> Task:
 
 def heads_task(
     teacher: nn.Module, heads: nn.Module, teacher_variables: Any, taps: Sequence[str],
-    prepared: tuple[nn.Module, Any] | None = None,
+    prepared: tuple[nn.Module, Any] | None = None, cached: tuple[NoTable, Shapes] | None = None,
 ) -> Task:
   """All heads learn at once from the labels; the backbone is frozen (DIH, section 3).
 
@@ -79,13 +81,19 @@ def heads_task(
     teacher_variables: those of the backbone.
     taps: the taps that carry a head.
     prepared: the backbone and its variables as the loss applies them, from `frozen.prepare`.
+    cached: where a step finds the features, one behind the other, and the shapes of these; in the
+      place of the backbone.
   """
   backbone, variables = prepared or (teacher, teacher_variables)
+  table, shapes = cached or (NoTable(), {})
 
   def loss(params, collections, frozen, batch, key):
     del key
-    output, _ = taps_lib.observe(backbone, frozen['backbone'], batch['image'], taps)
-    logits: Any = heads.apply({'params': params}, jax.lax.stop_gradient(output.features))
+    if 'heard' in batch:
+      features = _cut(batch['heard'], shapes)
+    else:
+      features = taps_lib.observe(backbone, frozen['backbone'], batch['image'], taps)[0].features
+    logits: Any = heads.apply({'params': params}, jax.lax.stop_gradient(features))
     per_head = [losses.cross_entropy(z, batch['label']).mean() for z in logits.values()]
     return jnp.stack(per_head).sum(), (collections, logits)
 
@@ -95,7 +103,15 @@ def heads_task(
     return {**members, cohort.MEAN: cohort.mean_logits(members)}
 
   return Task(loss, predict, {'teacher': teacher_variables, 'backbone': variables},
-              reference=cohort.FINAL)
+              reference=cohort.FINAL, table=table)
+
+
+def _cut(rows: jax.Array, shapes: Shapes) -> taps_lib.Features:
+  """[batch, numbers] to the float32 features of such shapes that lie one behind the other."""
+  ends = list(itertools.accumulate(math.prod(shape) for shape in shapes.values()))
+  parts = jnp.split(rows.astype(jnp.float32), ends[:-1], axis=-1)
+  return {tap: part.reshape(-1, *shape)
+          for (tap, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def student_task(

@@ -7,6 +7,7 @@ from conftest import exported, read_config, tiny_command
 
 from kdih import (
   cache,
+  cache_tables,
   data,
   errors,
   heard,
@@ -174,7 +175,7 @@ def nothing_kept():
     ('disk', 'streaming')])
 def test_students_are_those_that_the_teachers_teach_themselves(
     tmp_path, finished, digits_dir, place, loader, monkeypatch):
-  monkeypatch.setattr(cache, 'DTYPE', np.dtype(np.float32))
+  monkeypatch.setattr(cache_tables, 'DTYPE', np.dtype(np.float32))
   run(tmp_path, finished, digits_dir, 'compute.cache=all_views', f'compute.cache_place={place}',
       f'data.loader={loader}')
   assert_same(tmp_path, finished, 1e-6)
@@ -190,7 +191,7 @@ def test_float16_changes_students_by_its_rounding(tmp_path, finished, digits_dir
 def test_fixed_views_are_seen_with_and_without_the_teacher(
     tmp_path, finished, digits_dir, monkeypatch):
   """A recipe of its own, whether or not the method can be taught from the cache."""
-  monkeypatch.setattr(cache, 'DTYPE', np.dtype(np.float32))
+  monkeypatch.setattr(cache_tables, 'DTYPE', np.dtype(np.float32))
   run(tmp_path / 'cached', finished, digits_dir, 'compute.cache=views:2')
   monkeypatch.setattr(cache, 'serves', lambda *_: False)
   monkeypatch.setattr(cache, 'check', lambda *_: None)
@@ -256,3 +257,31 @@ def test_what_teachers_say_is_computed_once_for_all_seeds_of_a_sweep(
   assert len(files) == (2 if place == 'disk' else 0)
   cache.forget()
   assert swept('--methods=dih', '--seeds=3').count('of 160 images') == (place == 'device')
+
+
+def run_heads(path, finished, digits_dir, *overrides):
+  pipeline.run(read_config(
+      path, digits_dir, '--config.phases=teacher,heads',
+      f'--config.teacher.variables={finished / "teacher" / "variables"}',
+      *(f'--config.{item}' for item in overrides)), path)
+  return exported(path, 'heads')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('place', ['device', 'host', 'disk'])
+def test_heads_learn_from_cached_taps_what_they_learn_from_the_teacher(
+    tmp_path, finished, digits_dir, place, monkeypatch):
+  """All nine views of the tiny images fit."""
+  monkeypatch.setattr(cache_tables, 'DTYPE', np.dtype(np.float32))
+  heads = run_heads(tmp_path, finished, digits_dir, 'compute.cache=all_views',
+                    'compute.cache_taps=True', f'compute.cache_place={place}')
+  for name, array in exported(finished, 'heads').items():
+    np.testing.assert_allclose(heads[name], array, atol=1e-6, rtol=0, err_msg=name)
+
+
+def test_taps_that_cannot_be_cached_are_refused(tmp_path):
+  with pytest.raises(errors.ConfigError, match='cache_taps: is set, and .*cache is none'):
+    checked(tmp_path, 'compute.cache_taps=True')
+  # 4 x 4 x 4 and 2 x 2 x 8 numbers of two bytes, of 9 views of 80 % of the images.
+  with pytest.raises(errors.ConfigError, match='takes 1382.40 GB'):
+    checked(tmp_path, 'compute.cache_taps=True', 'compute.cache=all_views', count=10**9)
