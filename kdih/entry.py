@@ -1,24 +1,23 @@
 """What the programs share: help, the environment, one line for an error, the exit code."""
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from absl import logging as absl_logging
 
 from kdih import distributed, errors
 
-if TYPE_CHECKING:
-  import ml_collections
-
 _HELP = {'--help', '-h', '-help', '--helpfull'}
 RESUME = 75  # EX_TEMPFAIL of sysexits.h; launch scripts start such a run again.
 _DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 # A CPU's matrix products alone are given to YNNPACK. By XLA's default convolutions are too, which
-# makes a step a quarter slower. A flag that jaxlib does not know ends the process.
+# makes a step a quarter slower. A flag that jaxlib does not know ends the process, or one that
+# libtpu, which reads them too, does not know.
 _QUICK = '--xla_cpu_experimental_ynn_fusion_type=individual_dot'
 _KNOW_QUICK = ('0.10', '0.13')  # From, and below.
 
@@ -62,7 +61,7 @@ def _run(argv: list[str], body: Callable[[list[str]], int]) -> int:
     raise
 
 
-def set_environment(config: 'ml_collections.ConfigDict') -> None:
+def set_environment(config: Mapping[str, Any]) -> None:
   """What has to be set before jax and TensorFlow are imported."""
   _silence_orbax()
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -74,12 +73,17 @@ def set_xla_flags(deterministic: bool) -> None:
   """Adds to XLA_FLAGS what kdih wants, unless it is set there; before jax is imported."""
   given = os.environ.get('XLA_FLAGS', '').split()
   names = {flag.partition('=')[0] for flag in given}
-  first, end = map(_numbers, _KNOW_QUICK)
   wanted = [_DETERMINISTIC] if deterministic else []
-  if first <= _numbers(importlib.metadata.version('jaxlib')) < end:
+  if _knows_quick():
     wanted.append(_QUICK)
   os.environ['XLA_FLAGS'] = ' '.join(
       [*given, *(flag for flag in wanted if flag.partition('=')[0] not in names)])
+
+
+def _knows_quick() -> bool:
+  first, end = map(_numbers, _KNOW_QUICK)
+  return (first <= _numbers(importlib.metadata.version('jaxlib')) < end
+          and importlib.util.find_spec('libtpu') is None)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

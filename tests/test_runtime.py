@@ -1,5 +1,6 @@
 """What is set for the whole process."""
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -74,5 +75,6 @@ def test_flags_of_the_user_are_kept_and_unknown_ones_never_set(
     monkeypatch, version, given, expected):
   monkeypatch.setenv('XLA_FLAGS', given)
   monkeypatch.setattr(importlib.metadata, 'version', lambda name: version)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   entry.set_xla_flags(deterministic=True)
   assert os.environ['XLA_FLAGS'] == expected

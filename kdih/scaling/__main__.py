@@ -23,8 +23,11 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  from kdih.scaling import command  # Imports jax, which takes seconds.
+  entry.set_environment({'deterministic': True})  # The default of a run.
+  from kdih import runtime  # These import jax, which takes seconds.
+  from kdih.scaling import command
 
+  runtime.keep_freed_memory()
   return command.run(argv)
 
 
