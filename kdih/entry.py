@@ -66,7 +66,7 @@ def set_environment(config: Mapping[str, Any]) -> None:
   _silence_orbax()
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Else TensorFlow prints a warning.
-  set_xla_flags(config['deterministic'])
+  set_xla_flags(bool(config.get('deterministic')))
 
 
 def set_xla_flags(deterministic: bool) -> None:

@@ -279,6 +279,7 @@ def test_heads_learn_from_cached_taps_what_they_learn_from_the_teacher(
     np.testing.assert_allclose(heads[name], array, atol=1e-6, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_taps_that_cannot_be_cached_are_refused(tmp_path):
   with pytest.raises(errors.ConfigError, match='cache_taps: is set, and .*cache is none'):
     checked(tmp_path, 'compute.cache_taps=True')

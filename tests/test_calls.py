@@ -118,6 +118,7 @@ def trained(model, sizes, count=96):
   return jax.device_get(current), losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', [
     NoTaps(10), pytest.param(TinyNet(10, axis_name=parallel.AXIS), marks=pytest.mark.slow)])
 def test_several_updates_in_a_call_are_those_of_as_many_calls(monkeypatch, model):

@@ -16,6 +16,7 @@ def costs(text: str) -> list[tuple[str, ...]]:
   return re.findall(r'^  (\S.*?) +([\d,]+) parameters +(\S+) FLOPs .* x (\d+)$', text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_the_costs_and_writes_nothing(tmp_path, digits_dir, capsys):
   workdir = tmp_path / 'w'
   assert dry_run(workdir, digits_dir, '--methods=ce,dml', '--seeds=1,2') == 0

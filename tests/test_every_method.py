@@ -17,7 +17,7 @@ from kdih.data import builders, source as source_lib
 from kdih.experiment import Experiment
 from kdih.workdir import Workdir
 
-QUICK = ('at', 'dih_at', 'dml')  # The others are slow.
+QUICK = ('at',)  # The others are slow.
 NAMES = tuple(name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
               for name in sorted(config_lib.base().methods))
 

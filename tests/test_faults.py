@@ -75,6 +75,7 @@ def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, digits_dir):
   assert finish([first])[0][0] == RESUME  # It was not disturbed.
 
 
+@pytest.mark.slow
 def test_a_loss_that_explodes_goes_back_and_lowers_the_learning_rate(tmp_path, digits_dir, capsys):
   config = read_config(tmp_path, digits_dir, ONLY_TEACHER, '--config.on_nan=rewind',
                        '--config.max_rewinds=60', '--config.teacher.train.learning_rate=1e9')

@@ -97,6 +97,7 @@ def test_the_fold_is_scale_over_the_root_of_the_variance():
   np.testing.assert_array_equal(folded['params']['Dense_0']['kernel'], np.ones((64, 3)))
 
 
+@pytest.mark.slow
 def test_parameters_in_a_box_stay():
   model, images = frozen_nets.Boxed(), random_images(2, 4)
   variables = model.init(jax.random.key(0), images, train=False)
@@ -118,6 +119,7 @@ def prepared(name, **fields):
     return quick(variables), kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['resnet8', 'vgg8', 'vit_tiny'])
 @pytest.mark.parametrize('fold', [True, False])
 def test_in_bfloat16_a_teacher_says_in_float32_what_it_says_but_for_rounding(name, fold):
@@ -147,6 +149,7 @@ class Begun(Experiment):
     raise StopIteration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('phase, folds', [('heads', True), ('dih', True), ('dih', False)])
 def test_what_trains_hears_the_folded_teacher_and_what_measures_the_teacher_itself(
     tmp_path, finished, digits_dir, phase, folds):

@@ -180,6 +180,7 @@ def test_maps_need_not_be_square(name):
   assert np.ptp(found) > 1e-6
 
 
+@pytest.mark.slow
 def test_vid_starts_as_its_paper_does():
   widths = {'tap1': (30, 60), 'tap2': (50, 40)}
   student, teacher = ({tap: jnp.zeros((4, 2, 2, pair[side])) for tap, pair in widths.items()}

@@ -182,6 +182,7 @@ def summed(options=SUM):
   return method, batch, method.init(jax.random.key(0), batch)
 
 
+@pytest.mark.slow
 def test_a_sum_leaves_out_the_labels_of_a_feature_method():
   method, batch, variables = summed()
   loss, changed = method.apply(variables, batch, mutable=['memory'])
@@ -194,6 +195,7 @@ def test_a_sum_leaves_out_the_labels_of_a_feature_method():
   jax.tree.map(np.testing.assert_array_equal, changed['memory']['parts_2'], alone['memory'])
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_sum_reaches_the_parts():
   method, batch, variables = summed()
 
@@ -220,6 +222,7 @@ def test_a_sum_asks_for_what_its_parts_ask_for():
   assert asks('crd', 'dih') == ('cohort', True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, scale', [('tofd', 1), ('ft', 200)])
 def test_a_sum_prepares_what_its_part_prepares(name, scale):
   """And then adds its loss, or the weighted term of a feature method."""

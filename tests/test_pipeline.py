@@ -105,6 +105,7 @@ def test_a_finished_phase_is_not_run_again(tmp_path, finished, digits_dir):
   assert stamps(workdir) == before
 
 
+@pytest.mark.slow
 def test_a_method_can_be_added_to_a_finished_run(tmp_path, finished, digits_dir):
   workdir = tmp_path / 'more'
   shutil.copytree(finished, workdir)
@@ -212,6 +213,7 @@ def test_heads_of_another_teacher_are_refused(tmp_path, finished, digits_dir):
                              '--config.seed=31'), tmp_path)
 
 
+@pytest.mark.slow
 def test_without_a_validation_split_the_last_checkpoint_is_chosen(tmp_path, digits_dir):
   results = pipeline.run(read_config(
       tmp_path, digits_dir, '--config.data.validation_fraction=0.0',

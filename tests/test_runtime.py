@@ -34,6 +34,7 @@ def faults(keep: str) -> int:
   return int(ran.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone')
 def test_memory_that_a_step_has_freed_serves_the_next():
   assert faults('keep') < faults('not') / 5

@@ -68,6 +68,7 @@ def test_all_reduces_are_read_from_a_compiled_program():
   assert large.all_reduced(program_text) == [2 * 64 * 4, 3 * 4 + 10 * 2 + 4]
 
 
+@pytest.mark.slow
 def test_gradients_of_resnet18_are_its_parameters_in_float32():
   made = problem.build(problem.Setup(batch_size=8, **large.PAIRS['resnet50 → resnet18']))
   # torchvision's count of resnet18; momentum is as large, and optax counts steps beside it.
@@ -76,6 +77,7 @@ def test_gradients_of_resnet18_are_its_parameters_in_float32():
   assert made.state.params['student']['classifier']['kernel'].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_heads_on_large_images_have_more_parameters_than_their_teacher():
   rows = {(row['teacher'], row['kind']): row for row in sizes.heads()}
   flat = rows['resnet50, 224 pixels', 'flatten']

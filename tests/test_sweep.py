@@ -87,6 +87,7 @@ def test_the_same_command_changes_no_file_and_another_adds_to_them(copy, digits_
   assert [first] == json.loads(before['sweep.json'][1]) and second['seeds'] == [3]
 
 
+@pytest.mark.slow
 def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
   assert run(copy, digits_dir, '--methods=kd,kd_matched', '--seeds=1',
              '--config.methods.kd.gain=1e38') == 1
@@ -114,6 +115,7 @@ def test_what_failed_is_tried_again_unless_another_process_did_so_meanwhile(
   assert (folder / 'result.json').exists() and not (folder / 'failure.json').exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_that_fails_takes_only_its_pupils_along(swept, copy, digits_dir, capsys):
   pairs = f'tiny_nets:Diverging:{MODEL},{MODEL}:{MODEL}'
   assert run(copy, digits_dir, '--methods=ce,dih', '--seeds=1', f'--pairs={pairs}') == 1

@@ -59,6 +59,7 @@ def test_the_number_of_views(padding, flip, count):
   assert set(slots) == set(range(count))
 
 
+@pytest.mark.slow
 def test_fixed_views_are_different_ones_that_depend_on_the_image_and_the_seed_alone():
   preprocess = made(fixed_views=5)
   slots = np.tile(np.arange(5), 16)
