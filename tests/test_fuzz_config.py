@@ -77,6 +77,7 @@ def change_of(paths):
   return st.tuples(st.sampled_from(paths), CHANGES, ANYTHING, TEXTS)
 
 
+@pytest.mark.slow
 @times(150, 2000)
 @given(st.lists(change_of(PATHS), min_size=1, max_size=4))
 def test_a_changed_config_is_checked_without_a_traceback(changes):

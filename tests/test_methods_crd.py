@@ -189,6 +189,7 @@ def test_negatives_are_drawn_uniformly_from_all_the_other_classes():
     assert abs(counts - mean).max() < 5 * np.sqrt(mean)
 
 
+@pytest.mark.slow
 def test_negatives_depend_on_the_key_and_the_image_alone():
   def draw(seed, *index):
     return np.asarray(crd.draw_negatives(

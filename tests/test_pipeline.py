@@ -164,6 +164,7 @@ def run_process(workdir, digits_dir, *overrides, **environment):
                         check=True, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_exists_is_measured_again_and_used(tmp_path, finished, digits_dir, capsys):
   path = finished / 'teacher' / 'variables'
   results = pipeline.run(
