@@ -3,6 +3,7 @@ import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -180,3 +181,20 @@ def test_a_run_is_the_same_whatever_a_call_holds(
   assert {name: array.tobytes() for name, array in resumed.items()} == {
       name: array.tobytes() for name, array in close.items()}
   assert [step for step in saved if step > 7] == [10, 13, 13]
+
+
+@pytest.mark.parametrize(('cpu', 'turns', 'loops'), [
+    (True, 1, False), (True, 3, False), (False, 1, False), (False, 3, True)])
+def test_what_a_cpu_repeats_is_no_loop_to_xla(monkeypatch, cpu, turns, loops):
+  """XLA computes convolutions in a loop slowly there, be it of a single turn."""
+  monkeypatch.setattr(parallel, 'on_cpu', lambda: cpu)
+
+  def body(carry, x):
+    return 2 * carry + x, {'seen': carry}
+
+  start, xs = jnp.float32(5), jnp.arange(1, turns + 1, dtype=jnp.float32)
+  program = jax.make_jaxpr(lambda xs: parallel.scan(body, start, xs))(xs)
+  assert any(equation.primitive.name == 'scan' for equation in program.eqns) is loops
+  carry, found = parallel.scan(body, start, xs)
+  assert carry == {1: 11.0, 3: 51.0}[turns]
+  np.testing.assert_array_equal(found['seen'], [5.0, 11.0, 24.0][:turns])
