@@ -210,8 +210,7 @@ class Experiment:
   def _feeds(
       self, loader: data.Loader, table: NoTable, batch_size: int, start: int, sizes: Sequence[int]
   ) -> Iterator[Any]:
-    seed, order_seed = self.config.seed, self.config.data.order_seed
-    of_order = seed if order_seed == -1 else order_seed
+    of_order = state.seed_of_order(self.config.seed, self.config.data.order_seed)
     batches = data.train_batches(self.train_subset, batch_size, of_order, start,
                                  start + sum(sizes))
     fed = table.feeds(map(parallel.share, batches), of_order, start)

@@ -44,10 +44,14 @@ def create(
   """The state before the first step; an `order_seed` of -1 is `seed`."""
   params = variables['params']
   collections = {name: tree for name, tree in variables.items() if name != 'params'}
-  of_order = seed if order_seed == -1 else order_seed
-  return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32),
-                    jnp.asarray(of_order, jnp.uint32), jnp.ones((), jnp.float32), params,
-                    collections, tx.init(params))
+  of_order = jnp.asarray(seed_of_order(seed, order_seed), jnp.uint32)
+  return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), of_order,
+                    jnp.ones((), jnp.float32), params, collections, tx.init(params))
+
+
+def seed_of_order(seed: int, order_seed: int) -> int:
+  """What seeds order and augmentation: `order_seed`, or `seed` where that is -1."""
+  return seed if order_seed == -1 else order_seed
 
 
 def step_key(seed: jax.Array, step: jax.Array) -> jax.Array:
