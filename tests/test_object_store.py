@@ -1,4 +1,5 @@
 """A workdir and a data set on an object store: Google's protocol, spoken by a local emulator."""
+import http
 import http.server
 import os
 import pathlib
@@ -6,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.parse
 
 import pytest
 from conftest import TESTS, exported, tiny_command
@@ -16,14 +18,49 @@ gcsfs = pytest.importorskip('gcsfs')
 server_lib = pytest.importorskip('gcp_storage_emulator.server')
 
 
-def one_at_a_time(function):
+def generation(handler) -> str:
+  """Of the object that a request is about; '0' where there is none."""
+  url = urllib.parse.urlsplit(handler.path)
+  name = urllib.parse.parse_qs(url.query).get('name', [url.path.partition('/o/')[2]])[0]
+  objects = handler.storage.objects.get('bucket', {})
+  return objects.get(urllib.parse.unquote(name), {}).get('generation', '0')
+
+
+def conditional(handle):
+  """The emulator's `handle`, one request at a time, and with the conditions that it leaves out.
+
+  Without them, two writers of one manifest would lose what the other wrote.
+  """
   lock = threading.Lock()
 
-  def locked(*args):
+  def locked(router, method):
+    handler = router._request_handler
+    query = urllib.parse.parse_qs(urllib.parse.urlsplit(handler.path).query)
     with lock:
-      return function(*args)
+      now = generation(handler)
+      if query.get('ifGenerationMatch', [now]) != [now]:
+        refuse(handler, http.HTTPStatus.PRECONDITION_FAILED)
+      elif query.get('ifGenerationNotMatch') == [now]:
+        refuse(handler, http.HTTPStatus.NOT_MODIFIED)
+      else:
+        handle(router, method)
 
   return locked
+
+
+def refuse(handler, status: http.HTTPStatus):
+  handler.rfile.read(int(handler.headers.get('Content-Length', 0)))
+  handler.send_response(status)
+  handler.send_header('Content-Length', '0')
+  handler.end_headers()
+
+
+def with_generation(end_headers):
+  def end(handler):
+    handler.send_header('x-goog-generation', generation(handler))
+    end_headers(handler)
+
+  return end
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +82,9 @@ def store(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     # One thread would wait for idle connections, and the emulator's memory is not made for more.
     patch.setattr(server_lib.server, 'HTTPServer', http.server.ThreadingHTTPServer)
-    patch.setattr(server_lib.Router, 'handle', one_at_a_time(server_lib.Router.handle))
+    patch.setattr(server_lib.Router, 'handle', conditional(server_lib.Router.handle))
+    handler = server_lib.RequestHandler
+    patch.setattr(handler, 'end_headers', with_generation(handler.end_headers))
     server = server_lib.create_server('localhost', port, in_memory=True, default_bucket='bucket')
     server.start()
     yield gcsfs.GCSFileSystem(endpoint_url=address, token='anon'), environment
