@@ -222,12 +222,12 @@ def _try_together(sweep: _Sweep, jobs: list[Job], splits: data.Splits) -> None:
   """Trains students as one program; each finds in its folder what came of it."""
   if len(jobs) < 2:
     return
-  say(f'sweep: {jobs[0].name} and {len(jobs) - 1} other seeds, together')
+  say(f'sweep: {jobs[0].name} and {len(jobs) - 1} more, together')
   for job in jobs:
     job.workdir.open(job.config)
-  experiments = [sweep.experiment(job, splits) for job in jobs]
   try:
-    students.train_together(experiments, jobs[0].phase.removeprefix('student/'))
+    students.train_together([(sweep.experiment(job, splits), job.phase.removeprefix('student/'))
+                             for job in jobs])
   except errors.PreemptedError:
     raise
   except Exception as error:  # Each meets its own when it goes on alone.

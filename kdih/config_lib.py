@@ -147,8 +147,12 @@ def _sweep() -> ml_collections.ConfigDict:
   sweep.methods = ()
   # Seeds of the students; teacher and heads are trained once, with the config's seed.
   sweep.seeds = (30, 50, 67)
-  # Train the seeds of a student by one method as one program, which share every batch; needs
-  # `data.order_seed`. Students by 'vmap', or 'unrolled'; 'auto' chooses for the device.
+  # Every method also with these in the place of its `alpha`, and at these learning rates; () is
+  # its own.
+  sweep.alphas = ()
+  sweep.learning_rates = ()
+  # Train the seeds of a student by one method and its variants as one program, which share every
+  # batch; seeds need `data.order_seed`. By 'vmap', or 'unrolled'; 'auto' chooses for the device.
   sweep.together = False
   sweep.together_by = 'auto'
   # Say what it would cost, and train nothing.

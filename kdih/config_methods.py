@@ -1,4 +1,8 @@
-"""The named ways to teach the student, with their options: what `config.methods` holds at first."""
+"""The named ways to teach the student, with their options: what `config.methods` holds at first.
+
+Any entry may have a `learning_rate`, which students taught so take instead of that of
+`config.student.train`.
+"""
 import ml_collections
 
 _STANDARDISED = dict(alpha=0.9, temperature=2.0, gain=10.0, standardise=True)
@@ -11,6 +15,13 @@ def methods(recipe: str) -> ml_collections.ConfigDict:
     for name, options in group.items():
       methods[name] = options
   return methods
+
+
+def training(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
+  """How students learn by the entry `name`: `config.student.train`, at their learning rate."""
+  train = config.student.train.copy_and_resolve_references()
+  train.learning_rate = config.methods[name].get('learning_rate', train.learning_rate)
+  return train
 
 
 def _weighting(recipe: str) -> dict:

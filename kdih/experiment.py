@@ -141,9 +141,9 @@ class Experiment:
       self, phase: str, task: Task, variables: Any, train: ml_collections.ConfigDict
   ) -> Learnt:
     """Trains `variables` on `task`, from its last checkpoint if there is one."""
-    tx = self.optimizer(task, variables, train)
-    learner = self.learner(phase, variables, tx)
-    outcome = loop.train(self.program(phase, task, tx, train), learner)
+    learning = self.learning(task, variables, train)
+    learner = self.learner(phase, variables, learning.tx)
+    outcome = loop.train(self.program(phase, [learning], train), learner)
     best, _ = learner.checkpoints.restore_best()
     return Learnt(parallel.to_host(outcome.state.variables), best.variables,
                   int(outcome.state.step), outcome.seconds, outcome.examples_per_second,
@@ -159,14 +159,14 @@ class Experiment:
     return loop.Learner(initial, checkpoints, folder, phase)
 
   def program(
-      self, phase: str, task: Task, tx: optax.GradientTransformation,
-      train: ml_collections.ConfigDict, together_by: str = 'unrolled',
+      self, phase: str, learning: Sequence[steps.Learning], train: ml_collections.ConfigDict,
+      together_by: str = 'unrolled',
   ) -> loop.Program:
-    """How a phase trains; several learners by one of `kdih.each.WAYS`."""
+    """How a phase trains; several learners, each with its learning, by one of `kdih.each.WAYS`."""
     loader, duration = self._splits.loader('train'), self._duration(train)
-    compute = self.config.compute
+    compute, task = self.config.compute, learning[0].task
     compiled = steps.make_train_step(
-        task=task, tx=tx, gather=loader.gather,
+        learning=learning, gather=loader.gather,
         preprocess=self._augmentation(phase), steps_per_epoch=duration.steps_per_epoch,
         accumulate=compute.accumulate, remat=compute.remat, together_by=together_by,
         resident=loader.resident, table=task.table)
@@ -182,12 +182,13 @@ class Experiment:
   def _duration(self, train: ml_collections.ConfigDict) -> optimizer.Duration:
     return optimizer.Duration(train.unit, len(self.train_subset) / train.global_batch_size)
 
-  def optimizer(
+  def learning(
       self, task: Task, variables: Any, train: ml_collections.ConfigDict
-  ) -> optax.GradientTransformation:
-    """For what the task reaches of `variables`."""
+  ) -> steps.Learning:
+    """The task, with an optimizer of what it reaches of `variables`."""
     tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, self._duration(train)))
-    return reach.only(tx, self._reached(task, variables)) if task.partial else tx
+    return steps.Learning(
+        task, reach.only(tx, self._reached(task, variables)) if task.partial else tx)
 
   def _reached(self, task: Task, variables: Any) -> Any:
     """The parameters that the task's loss depends on, as a tree of bools."""

@@ -1,5 +1,6 @@
 """Gradients of a task on a device's share of a batch: at once, or part by part to save memory."""
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,21 +16,21 @@ from kdih.tasks import Batch, Task
 Learn = Callable[[Any, Any, Batch, jax.Array, jax.Array | None], tuple[Any, Any, Any]]
 
 
-def make_learn(task: Task, each: Each, remat: bool) -> Learn:
+def make_learn(tasks: Sequence[Task], each: Each, remat: bool) -> Learn:
   """Mean gradients and metrics ({'loss', 'top1'}, scalars) of the examples that are given.
 
-  They are taught once, whatever the number of students.
+  They are taught once, by the first task, whatever the number of students.
 
   Args:
-    task: the loss.
+    tasks: one for every group of students.
     each: how several students learn.
-    remat: make the loss `frugal`.
+    remat: make the losses `frugal`.
   """
   def learn(students, frozen, batch, epoch, part):
     batch = {**batch, 'epoch': epoch}
-    taught = task.teach(frozen, batch)
+    taught = tasks[0].teach(frozen, batch)
 
-    def alone(params, collections, key, dropout_key):
+    def alone(task, params, collections, key, dropout_key):
       told = {**batch, 'key': key, 'taught': taught}
       if part is not None:
         dropout_key = jax.random.fold_in(dropout_key, part)
@@ -41,7 +42,7 @@ def make_learn(task: Task, each: Each, remat: bool) -> Learn:
           frugal(loss) if remat else loss, has_aux=True)(params)
       return slopes, {'loss': value, 'top1': _mean_top1(logits, batch['label'])}, changed
 
-    return each(alone)(*students)
+    return each([functools.partial(alone, task) for task in tasks])(*students)
 
   return learn
 

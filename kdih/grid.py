@@ -4,7 +4,7 @@ import dataclasses
 import ml_collections
 from etils import epath
 
-from kdih import errors, models
+from kdih import errors, models, variants
 from kdih.result_files import folder_name
 from kdih.workdir import Workdir
 
@@ -93,7 +93,7 @@ def changed(config: ml_collections.ConfigDict, **fields) -> ml_collections.Confi
 
 
 def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
-  """The pairs that `config.sweep` names, each with its own config.
+  """The pairs that `config.sweep` names, each with its own config; methods in all variants.
 
   Raises:
     ConfigError: a pair that is not 'teacher:student', or something that is named twice.
@@ -103,12 +103,13 @@ def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
     raise errors.ConfigError(
         'config.sweep.students: is set, and config.sweep.pairs too, which may stand in the config '
         'file; set one, and empty the other with --config.sweep.pairs=')
-  methods = tuple(sweep.methods or config.student.methods)
   students = tuple(sweep.students or (config.student.name,))
+  methods = tuple(sweep.methods or config.student.methods)
   named = {'pairs': tuple(sweep.pairs)} if sweep.pairs else {'students': students}
-  for field, values in (*named.items(), ('methods', methods), ('seeds', tuple(sweep.seeds))):
-    if not values or len(set(values)) < len(values):
-      raise errors.ConfigError(f'config.sweep.{field}: is {values!r}; name each wanted one once')
+  _check_once({**named, 'methods': methods, 'seeds': tuple(sweep.seeds)})
+  _check_once({field: tuple(sweep[field]) for field in ('alphas', 'learning_rates')
+               if sweep[field]})
+  config, methods = variants.expand(config, methods)
   names = [_split(pair) for pair in sweep.pairs] or [
       (config.teacher.name, student) for student in students]
   return [Pair(teacher, student, _pair_config(config, teacher, student, methods), methods)
@@ -118,7 +119,8 @@ def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
 def runs(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[tuple[Run, ...]]:
   """Every combination, by what is trained together.
 
-  Seed by seed, so that an early table holds every method; or all seeds of one with each other.
+  Seed by seed, so that an early table holds every method; or all seeds of all variants of a method
+  with each other.
 
   Raises:
     ConfigError: seeds are to be trained together that would not see the same batches.
@@ -127,12 +129,18 @@ def runs(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[tuple[Ru
   if not config.sweep.together:
     return [(Run(pair, method, seed),) for seed in seeds for pair in chosen
             for method in pair.methods]
-  if config.data.order_seed < 0:
+  if config.data.order_seed < 0 and len(seeds) > 1:
     raise errors.ConfigError(
         'config.sweep.together: is set, and seeds that are trained together see the same batches; '
         'set config.data.order_seed to a number from 0, such as 0')
-  return [tuple(Run(pair, method, seed) for seed in seeds) for pair in chosen
-          for method in pair.methods]
+  return [tuple(Run(pair, method, seed) for method in methods for seed in seeds)
+          for pair in chosen for methods in variants.alike(pair.config, pair.methods)]
+
+
+def _check_once(named: dict[str, tuple]) -> None:
+  for field, values in named.items():
+    if not values or len(set(values)) < len(values):
+      raise errors.ConfigError(f'config.sweep.{field}: is {values!r}; name each wanted one once')
 
 
 def _split(pair: str) -> tuple[str, str]:

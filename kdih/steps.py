@@ -1,7 +1,7 @@
 """The compiled steps: one update, and one batch of evaluation, over all devices."""
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,17 @@ from kdih.tasks import Task
 Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learning:
+  """What a student learns, and how: the task, and the optimizer of its params."""
+
+  task: Task
+  tx: optax.GradientTransformation
+
+
 def make_train_step(
-    *, task: Task, tx: optax.GradientTransformation, gather: Gather, preprocess: Callable,
-    steps_per_epoch: float, accumulate: int = 1, remat: bool = False, together_by: str = 'unrolled',
+    *, learning: Sequence[Learning], gather: Gather, preprocess: Callable, steps_per_epoch: float,
+    accumulate: int = 1, remat: bool = False, together_by: str = 'unrolled',
     resident: dict[str, Any] | None = None, table: NoTable | None = None,
 ) -> Callable:
   """Returns `step(states, frozen, resident, feeds)` to (new states, metrics), over all devices.
@@ -29,8 +37,8 @@ def make_train_step(
   each student) are means over the devices. The buffers of the states are donated.
 
   Args:
-    task: the loss, whose frozen variables each call gets as `frozen`.
-    tx: the optimizer, for the params of a state.
+    learning: one for each student. All are taught alike: the first one's task is, with its frozen
+      variables, which each call gets as `frozen`.
     gather: of the loader that made `resident` and the feeds.
     preprocess: from `kdih.data.make_preprocess`.
     steps_per_epoch: by which the task is told the epoch.
@@ -41,8 +49,11 @@ def make_train_step(
     resident: what the loader keeps on the devices, where there is a `table`.
     table: where the step finds what the teachers say; its `resident` joins the loader's.
   """
-  each, table = each_lib.way(together_by), table or NoTable()
-  learn = gradients.accumulated(gradients.make_learn(task, each, remat), accumulate)
+  each, kinds = each_lib.group(together_by, learning)
+  learn = gradients.accumulated(
+      gradients.make_learn([kind.task for kind in kinds], each, remat), accumulate)
+  apply = each([functools.partial(_apply, kind.tx) for kind in kinds])
+  table = table or NoTable()
 
   def update(states, frozen, resident, feed):
     first = each.first(states)  # Step and order are those of all.
@@ -51,18 +62,18 @@ def make_train_step(
     batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
              **table.look_up(resident, batch['index'], key)}
     slopes, metrics, collections = learn(
-        each(_student)(states), frozen, batch, first.step / steps_per_epoch, None)
+        each([_student] * len(kinds))(states), frozen, batch, first.step / steps_per_epoch, None)
     slopes, metrics = jax.lax.pmean((slopes, metrics), parallel.AXIS)
-    states, = each(functools.partial(_apply, tx))(states, slopes, collections)
+    states, = apply(states, slopes, collections)
     return states, metrics
 
   def step(states: tuple[TrainState, ...], frozen, resident, feeds):
     def body(joined, feed):
       joined, metrics = update(joined, frozen, resident, feed)
-      return joined, each.split(metrics, len(states))
+      return joined, each.split(metrics)
 
     joined, metrics = parallel.scan(body, each.join(states), feeds)
-    return each.split(joined, len(states)), metrics
+    return each.split(joined), metrics
 
   return parallel.pmap_step(step, donate_state=True, resident_axes=table.axes and {
       **dict.fromkeys(resident or {}), **table.axes} or None)

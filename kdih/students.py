@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from kdih import (
   cache,
+  config_methods,
   cost,
   exported,
   fingerprint,
@@ -46,28 +47,52 @@ def run_student(experiment: Experiment, name: str) -> dict:
               described)
 
 
-def train_together(experiments: Sequence[Experiment], name: str) -> None:
-  """Trains students of several seeds by the method `name` as one program, as far as that goes.
+def train_together(students: Sequence[tuple[Experiment, str]]) -> None:
+  """Trains students as one program, as far as that goes.
 
   `run_student` of each then finds its checkpoints, and does what is left. Chains are not trained
   together: each seed has assistants of its own, and so another teacher.
+
+  Args:
+    students: run and method of each. The runs differ in their seed alone; the methods are variants
+      of one, see `kdih.variants`, and those of the same follow each other.
   """
-  first, phase = experiments[0], f'student/{name}'
-  built, config, taps = first.modules, first.config.student, tuple(first.modules.student_taps)
+  first, name = students[0]
+  built = first.modules
   method = built.methods[name]
-  if method.assistants or len(experiments) == 1:
+  if method.assistants or len(students) == 1:
     return
   teacher = _first_teacher(first, method)
-  variables = [_initial(experiment, name, phase, built.student, 2, config.name)
-               for experiment in experiments]
+  variables = [_initial(experiment, name, f'student/{name}', built.student, 2,
+                        experiment.config.student.name) for experiment, name in students]
   if method.prepares:
-    task = _task(first, built.student, taps, name, teacher, preparing=True)
-    prepared = together.train(experiments, f'{phase}/prepare', task, variables, config.prepare)
+    prepared = _train_together(students, variables, teacher, preparing=True)
     if prepared is None:
       return
     variables = prepared
-  task = _task(first, built.student, taps, name, teacher)
-  together.train(experiments, phase, task, variables, config.train)
+  _train_together(students, variables, teacher)
+
+
+def _train_together(
+    students: Sequence[tuple[Experiment, str]], variables: Sequence[Any], teacher: _Teacher, *,
+    preparing: bool = False,
+) -> list[Any] | None:
+  """The last variables of the students, see `together.train`; they have those to begin with."""
+  first, _ = students[0]
+  built, config = first.modules, first.config
+  trains = {name: config.student.prepare if preparing else config_methods.training(config, name)
+            for _, name in students}
+  learning = {}
+  for (_, name), own in zip(students, variables, strict=True):
+    if name not in learning:
+      task = _task(first, built.student, tuple(built.student_taps), name, teacher,
+                   preparing=preparing)
+      learning[name] = first.learning(task, own, trains[name])
+  end = '/prepare' if preparing else ''
+  return together.train(
+      [together.Student(experiment, f'student/{name}{end}', learning[name], own)
+       for (experiment, name), own in zip(students, variables, strict=True)],
+      next(iter(trains.values())))
 
 
 def _run_assistant(
@@ -111,7 +136,8 @@ def _run(
         f'{phase}/prepare', task, variables, experiment.config.student.prepare)
     variables = prepared.last
   task = _task(experiment, student, taps, name, teacher)
-  learnt = experiment.train(phase, task, variables, experiment.config.student.train)
+  learnt = experiment.train(
+      phase, task, variables, config_methods.training(experiment.config, name))
   measured = _measure(experiment, task, learnt)
   alone = dataclasses.replace(learnt, last=state.part(learnt.last, 'student'),
                               best=state.part(learnt.best, 'student'))

@@ -18,7 +18,10 @@ _FLAGS = {
     'students': 'Names of students, by commas, for the teacher of the config.',
     'pairs': "In place of students: 'teacher:student', by commas.",
     'seeds': 'Seeds of the students, by commas.',
-    'together': 'Train all seeds of a student by a method as one program; see data.order_seed.',
+    'alphas': 'Weights of the teachers to try, by commas, with every method that has an alpha.',
+    'learning_rates': 'Learning rates to try, by commas, with every method.',
+    'together': 'Train all seeds and variants of a student by a method as one program; see '
+                'data.order_seed.',
     'together_by': "How: 'vmap', 'unrolled', or 'auto'.",
     'dry_run': 'Say what it would cost, and train nothing.',
 }

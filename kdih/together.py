@@ -1,4 +1,4 @@
-"""Several seeds of a student as one program: what is shown and taught to them is computed once."""
+"""Several students as one program: what is shown and taught to them is computed once."""
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -8,45 +8,64 @@ import ml_collections
 from kdih import errors, loop, parallel
 from kdih.experiment import Experiment
 from kdih.progress import say
-from kdih.tasks import Task
+from kdih.steps import Learning
 
 
-def train(
-    experiments: Sequence[Experiment], phase: str, task: Task, variables: Sequence[Any],
-    train: ml_collections.ConfigDict,
-) -> list[Any] | None:
-  """Trains each experiment's variables to the end of the phase, as each would alone.
+@dataclasses.dataclass(frozen=True)
+class Student:
+  """One of those who learn together.
 
-  Every experiment's folder holds the checkpoints and metrics that it would hold had it trained
-  alone, so that it can go on so; seconds and speed are those of all. Killed between two of a
-  step's checkpoints, all go back to the one before.
+  Attributes:
+    experiment: its own.
+    phase: the name of the phase in its folder.
+    learning: what it learns; students of the same can be one by `jax.vmap`.
+    variables: to begin with.
+  """
+
+  experiment: Experiment
+  phase: str
+  learning: Learning
+  variables: Any
+
+  def learner(self) -> loop.Learner:
+    """What is trained."""
+    return self.experiment.learner(self.phase, self.variables, self.learning.tx)
+
+  @property
+  def name(self) -> str:
+    """What messages call it."""
+    return f'{self.phase} seed {self.experiment.config.seed}'
+
+
+def train(students: Sequence[Student], train: ml_collections.ConfigDict) -> list[Any] | None:
+  """Trains each student to the end of its phase, as it would learn alone.
+
+  Every student's folder holds the checkpoints and metrics that it would hold had it trained alone,
+  so that it can go on so; seconds and speed are those of all. Killed between two of a step's
+  checkpoints, all go back to the one before.
 
   Args:
-    experiments: that differ in their seed alone.
-    phase: its name.
-    task: of all of them.
-    variables: those of each to begin with.
-    train: how they train.
+    students: that see the same batches and are taught alike.
+    train: how they train, but for what their `learning` has of its own.
 
   Returns:
     The last variables of each, or None where they cannot go on together: their last checkpoints
     are too far apart, or a loss is not finite. Then each is to go on alone.
   """
-  first = experiments[0]
-  tx = first.optimizer(task, variables[0], train)
-  learners = [experiment.learner(phase, own, tx)
-              for experiment, own in zip(experiments, variables, strict=True)]
+  first, learners = students[0], [student.learner() for student in students]
   begun = _begun(learners)
   if begun is None:
-    say(f'{phase}: the seeds are not at one step; each goes on alone')
+    say(f'{first.phase}: they are not at one step; each goes on alone')
     return None
-  program = first.program(phase, task, tx, train, first.config.sweep.together_by)
-  named = [dataclasses.replace(learner, phase=f'{phase} seed {experiment.config.seed}')
-           for learner, experiment in zip(learners, experiments, strict=True)]
+  program = first.experiment.program(
+      first.phase, [student.learning for student in students], train,
+      first.experiment.config.sweep.together_by)
+  named = [dataclasses.replace(learner, phase=student.name)
+           for learner, student in zip(learners, students, strict=True)]
   try:
     outcomes = loop.train_together(program, named, begun)
   except errors.NotFiniteError as error:
-    say(f'{error}; each seed goes on alone')
+    say(f'{error}; each goes on alone')
     return None
   return [parallel.to_host(outcome.state.variables) for outcome in outcomes]
 

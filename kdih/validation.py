@@ -26,6 +26,7 @@ _TRAIN_CHOICES = {
     'optimizer': optimizer.OPTIMIZERS,
     'schedule': optimizer.SCHEDULES,
 }
+_EXAMPLES = {'sweep.alphas': (0.1,), 'sweep.learning_rates': (0.1,)}  # Of defaults without any.
 _FREE_FORM = ('teacher.kwargs', 'student.kwargs', 'methods')
 _SET_ELSEWHERE = {'num_classes': 'the data set', 'dtype': 'config.dtype', 'setting': 'kdih',
                   'axis_name': 'config.sync_batch_norm', 'parent': 'flax', 'name': 'flax'}
@@ -51,6 +52,8 @@ _RANGES = {
     'data.order_seed': ('-1, or from 0 to 4294967295', lambda x: -1 <= x < 2**32),
     'data.eval_global_batch_size': _ABOVE_0,
     'sweep.seeds': ('from 0 to 4294967295', lambda x: 0 <= x < 2**32),
+    'sweep.alphas': ('from 0 to 1', lambda x: 0 <= x <= 1),
+    'sweep.learning_rates': _ABOVE_0,
 }
 _TRAIN_RANGES = {
     'length': _LASTING, 'evaluate_every': _ABOVE_0, 'global_batch_size': _LASTING,
@@ -89,7 +92,7 @@ def _check_fields(config: Any, reference: Any, prefix: str) -> None:
     name = prefix + key
     if key not in config:
       raise errors.ConfigError(f'config.{name}: is missing; its default is {_shown(default)}')
-    value = _read(config, key, name)
+    value, default = _read(config, key, name), _EXAMPLES.get(name, default)
     if isinstance(default, ml_collections.ConfigDict):
       if not isinstance(value, ml_collections.ConfigDict):
         raise errors.ConfigError(

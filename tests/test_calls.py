@@ -72,8 +72,8 @@ def once(seed, order_seed):
   """The variables after a batch, of a classifier that starts from the same ones."""
   loader, model, tx = Arrays(32), NoTaps(10), optax.sgd(0.1)
   step = steps.make_train_step(
-      task=tasks.teacher_task(model), tx=tx, gather=loader.gather, preprocess=PREPROCESS,
-      steps_per_epoch=1.0)
+      learning=[steps.Learning(tasks.teacher_task(model), tx)], gather=loader.gather,
+      preprocess=PREPROCESS, steps_per_epoch=1.0)
   current = parallel.replicate(state.create(
       modules.initialise(model, jax.random.key(0), (8, 8, 1)), tx, seed, order_seed))
   feed = next(fed(iter([{'index': np.arange(32, dtype=np.int32)}]), [1]))
@@ -107,8 +107,8 @@ def trained(model, sizes, count=96):
   """(state in numpy, losses) after calls of such sizes, from the same variables."""
   loader, tx = Arrays(count), optax.sgd(0.1, momentum=0.9)
   step = steps.make_train_step(
-      task=tasks.teacher_task(model), tx=tx, gather=loader.gather, preprocess=PREPROCESS,
-      steps_per_epoch=3.0)
+      learning=[steps.Learning(tasks.teacher_task(model), tx)], gather=loader.gather,
+      preprocess=PREPROCESS, steps_per_epoch=3.0)
   current = parallel.replicate(state.create(
       modules.initialise(model, jax.random.key(0), (8, 8, 1)), tx, 5))
   batches = kdih.data.train_batches(np.arange(count, dtype=np.int32), 32, 5, 0, sum(sizes))

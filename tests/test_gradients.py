@@ -45,8 +45,8 @@ def updated(task, variables, accumulate=1, remat=False, loader=None):
   """(state before, state after one update on `BATCH` images in order, metrics) in numpy."""
   loader, tx = loader or Arrays(BATCH), optax.sgd(0.1)
   step = steps.make_train_step(
-      task=task, tx=tx, gather=loader.gather, preprocess=PLAIN, steps_per_epoch=1.0,
-      accumulate=accumulate, remat=remat)
+      learning=[steps.Learning(task, tx)], gather=loader.gather, preprocess=PLAIN,
+      steps_per_epoch=1.0, accumulate=accumulate, remat=remat)
   before = jax.device_get(state.create(variables, tx, 3))
   feed = next(fed(iter([{'index': np.arange(BATCH, dtype=np.int32)}]), [1]))
   (after,), (metrics,) = step((parallel.replicate(before),), task.frozen, loader.resident, feed)

@@ -1,4 +1,4 @@
-"""Seeds of a student that learn from the same batches as one program."""
+"""Students that learn from the same batches as one program: seeds, and variants of methods."""
 import functools
 import json
 import os
@@ -22,17 +22,18 @@ TOGETHER = ('--seeds=1,2,3', '--config.data.order_seed=4', '--config.student.tra
 
 
 @functools.cache
-def compiled(model, way):
-  """(loader, optimizer, step)."""
-  loader, tx = Arrays(64), optax.sgd(0.1, momentum=0.9)
-  return loader, tx, steps.make_train_step(
-      task=tasks.teacher_task(model), tx=tx, gather=loader.gather, preprocess=PREPROCESS,
+def compiled(model, rates, way):
+  """(loader, optimizer, step), of a student for each learning rate."""
+  loader, task = Arrays(64), tasks.teacher_task(model)
+  learning = {rate: steps.Learning(task, optax.sgd(rate, momentum=0.9)) for rate in rates}
+  return loader, learning[rates[0]].tx, steps.make_train_step(
+      learning=[learning[rate] for rate in rates], gather=loader.gather, preprocess=PREPROCESS,
       steps_per_epoch=2.0, together_by=way, accumulate=2)
 
 
-def trained(model, seeds, way):
+def trained(model, seeds, way, rates=None):
   """The states, in numpy, of students that see the same two batches; and their losses."""
-  loader, tx, step = compiled(model, way)
+  loader, tx, step = compiled(model, rates or (0.1,) * len(seeds), way)
   states = parallel.replicate(tuple(state.create(
       modules.initialise(model, jax.random.key(seed), (8, 8, 1)), tx, seed, 9) for seed in seeds))
   batches = kdih.data.train_batches(np.arange(64, dtype=np.int32), 32, 9, 0, 2)
@@ -53,11 +54,33 @@ def test_students_that_learn_together_are_those_that_learn_alone(model, way):
     assert int(one.step) == 2 and int(one.seed) == seed
 
 
+@pytest.mark.parametrize('way', ['unrolled', 'vmap'])
+def test_each_learns_at_its_own_rate(way):
+  """With vmap those of the same rate are one, and the third is on its own."""
+  rates, model = (0.1, 0.1, 0.02), NoTaps(10)
+  together, _ = trained(model, SEEDS, way, rates)
+  for seed, rate, one in zip(SEEDS, rates, together, strict=True):
+    (alone,), _ = trained(model, (seed,), 'unrolled', (rate,))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, alone)
+
+
 def test_a_cpu_unrolls(monkeypatch):
-  assert isinstance(each.way('auto'), each.Unrolled)
+  one, other = object(), object()
+  assert each.group('auto', [one, one, other])[0].sizes == (1, 1, 1)
   monkeypatch.setattr(parallel, 'on_cpu', lambda: False)
-  assert isinstance(each.way('auto'), each.Vmapped)
-  assert isinstance(each.way('unrolled'), each.Unrolled)
+  grouped, kinds = each.group('auto', [one, one, other])
+  assert grouped.sizes == (2, 1) and kinds == [one, other]
+  assert each.group('unrolled', [one, one, other])[0].sizes == (1, 1, 1)
+
+
+def test_students_are_stacked_and_come_apart_again():
+  students = [{'w': np.full(3, number)} for number in range(4)]
+  grouped = each.Each((2, 1, 1))
+  joined = grouped.join(students)
+  assert [tree['w'].shape for tree in joined] == [(2, 3), (3,), (3,)]
+  doubled, = grouped([lambda tree, times=times: (tree['w'] * times,) for times in (1, 10, 100)])(
+      joined)
+  assert [int(w[0]) for w in grouped.split(doubled)] == [0, 1, 20, 300]
 
 
 def test_seeds_that_see_other_batches_are_not_trained_together():
@@ -67,6 +90,14 @@ def test_seeds_that_see_other_batches_are_not_trained_together():
   config.data.order_seed = 0
   groups = grid.runs(config, grid.pairs(config))
   assert [[run.seed for run in runs] for runs in groups] == [[30, 50, 67]] * 3
+
+
+def test_variants_of_one_seed_see_the_same_batches_anyway():
+  config = read_config('unused', 'unused', '--config.sweep.together=true',
+                       '--config.sweep.seeds=(30,)', '--config.sweep.alphas=(0.1, 0.5)')
+  config.sweep.methods = ('ce', 'kd')
+  groups = grid.runs(config, grid.pairs(config))
+  assert [[run.method for run in runs] for runs in groups] == [['ce'], ['kd', 'kd_alpha=5e-1']]
 
 
 @pytest.fixture(scope='module')
@@ -174,5 +205,5 @@ def test_a_loss_that_is_not_finite_fails_each_seed_on_its_own(
   assert run(workdir, digits_dir, '--methods=kd_matched', *TOGETHER, '--together',
              '--config.methods.kd_matched.gain=1e38') == 1
   said = capsys.readouterr().err
-  assert 'each seed goes on alone' in said and said.endswith('kdih: 3 failed; the same command '
+  assert 'each goes on alone' in said and said.endswith('kdih: 3 failed; the same command '
                                                              'tries them again\n')

@@ -62,8 +62,8 @@ def fresh_student(built, student=None):
 def train(task, variables, num_steps=3):
   """(state, metrics of the last step) after some steps on 64 images at once."""
   loader = Arrays(200)
-  step = steps.make_train_step(task=task, tx=SGD, gather=loader.gather, preprocess=PREPROCESS,
-                               steps_per_epoch=3.0)
+  step = steps.make_train_step(learning=[steps.Learning(task, SGD)], gather=loader.gather,
+                               preprocess=PREPROCESS, steps_per_epoch=3.0)
   current = parallel.replicate(state.create(jax.tree.map(np.array, variables), SGD, 0))
   subset = np.arange(200, dtype=np.int32)
   for feed in fed(data.train_batches(subset, 64, 0, 0, num_steps), [1] * num_steps):
@@ -137,8 +137,8 @@ def test_a_student_learns_and_its_teachers_do_not(built, frozen, method):
 
 def test_the_buffers_of_the_state_are_donated(built, frozen):
   task, loader = student_task(built, frozen), Arrays(64)
-  step = steps.make_train_step(task=task, tx=SGD, gather=loader.gather, preprocess=PREPROCESS,
-                               steps_per_epoch=3.0)
+  step = steps.make_train_step(learning=[steps.Learning(task, SGD)], gather=loader.gather,
+                               preprocess=PREPROCESS, steps_per_epoch=3.0)
   variables = fresh_student(built)
   before = parallel.replicate(state.create(variables, SGD, 0))
   feed = next(fed(data.train_batches(np.arange(64, dtype=np.int32), 64, 0, 0, 1), [1]))
@@ -154,8 +154,8 @@ def test_every_device_ends_with_the_same_state_and_metrics(built, frozen, sync):
   task = student_task(
       modules.Modules(**{**vars(built), 'student': student}), frozen)
   loader = Arrays(64)
-  step = steps.make_train_step(task=task, tx=SGD, gather=loader.gather, preprocess=PREPROCESS,
-                               steps_per_epoch=3.0)
+  step = steps.make_train_step(learning=[steps.Learning(task, SGD)], gather=loader.gather,
+                               preprocess=PREPROCESS, steps_per_epoch=3.0)
   spoken = jax.pmap(step.__wrapped__, axis_name=parallel.AXIS, in_axes=(None, None, None, 0))
   initial = state.create(fresh_student(built, student), SGD, 0)
   feed = next(fed(data.train_batches(np.arange(64, dtype=np.int32), 64, 0, 0, 1), [1]))

@@ -226,7 +226,7 @@ class Training:
       resident = parallel.replicate({'image': images, 'label': label})
       gather, prepare = _all_of_them, _as_they_are
     self.step = steps.make_train_step(
-        task=task, tx=tx, gather=gather, preprocess=prepare,
+        learning=[steps.Learning(task, tx)] * students, gather=gather, preprocess=prepare,
         steps_per_epoch=len(lab.examples) / lab.batch_size, together_by='auto',
         resident=resident, table=task.table)
     self._resident = {**resident, **task.table.resident}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdih import errors
+from kdih.options import check_positive
 from kdih.teaching import Context, Method
 
 _NO_OPTIONS = {'context', 'parent', 'name'}
@@ -25,7 +26,8 @@ def create(name: str, options: Mapping[str, Any], context: Context) -> Method:
 
   Args:
     name: for messages.
-    options: `kind`, and every option of that kind.
+    options: `kind`, and every option of that kind; perhaps a `learning_rate`, which is checked,
+      and not the method's own.
     context: what it is made for.
 
   Raises:
@@ -34,7 +36,7 @@ def create(name: str, options: Mapping[str, Any], context: Context) -> Method:
   setting = f'config.methods.{name}'
   options = {key: tuple(value) if isinstance(value, list) else value
              for key, value in options.items()}
-  kind = options.pop('kind', None)
+  kind, rate = options.pop('kind', None), options.pop('learning_rate', 1.0)
   if kind not in names():
     raise errors.unknown(f'{setting}.kind', kind, names())
   cls = importlib.import_module(f'{__name__}.{kind}').Method
@@ -45,6 +47,7 @@ def create(name: str, options: Mapping[str, Any], context: Context) -> Method:
     raise errors.ConfigError(f'{setting}.{option}: is not set; the kind {kind!r} needs it')
   method = cls(context=context, **options)
   try:
+    check_positive('learning_rate', rate)
     method.check()
   except ValueError as error:
     named = str(error).startswith('config.')  # Of another entry.

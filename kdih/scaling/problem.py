@@ -115,7 +115,7 @@ def build(setup: Setup) -> Problem:
   train = config_lib.train('paper')
   tx = optimizer.make_optimizer(train, lambda step: 1e-3)
   step = steps.make_train_step(
-      task=task, tx=tx, gather=lambda resident, feed: feed,
+      learning=[steps.Learning(task, tx)], gather=lambda resident, feed: feed,
       preprocess=data.make_preprocess(mean=(0.5,), std=(0.5,), padding=setup.padding,
                                       padding_mode='zeros', flip=True),
       steps_per_epoch=1000.0, remat=setup.remat)
