@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from kdih import published
+from kdih import published, variants
 from kdih.published import Published
 from kdih.result_files import flatten
 
@@ -70,6 +70,8 @@ class Row:
     best_std: likewise.
     gains: {method: the gain over it}, of those of `BASELINES` that were run.
     published: numbers for this pair and method.
+    val_mean: validation top-1 of those variables; None without a validation split.
+    family: the same for all variants of a method, see `kdih.variants`.
   """
 
   method: str
@@ -80,6 +82,8 @@ class Row:
   best_std: float | None
   gains: dict[str, Gain]
   published: tuple[Published, ...]
+  val_mean: float | None = None
+  family: str = ''
 
   @property
   def n(self) -> int:
@@ -211,7 +215,8 @@ def _costs(results: list[dict]) -> dict[str, int | None]:
 def _row(method: str, methods: dict[str, list[Run]]) -> Row:
   runs = methods[method]
   last = list(_last(runs).values())
-  best = [100 * run.result['test_best_val']['top1'] for run in runs if run.result['val']]
+  best, val = ([100 * run.result[part]['top1'] for run in runs if run.result['val']]
+               for part in ('test_best_val', 'val'))
   validated = len(best) == len(runs)
   gains = {baseline: gain for baseline in BASELINES
            if baseline != method and baseline in methods
@@ -219,7 +224,8 @@ def _row(method: str, methods: dict[str, list[Run]]) -> Row:
   return Row(
       method, tuple(run.seed for run in runs), statistics.fmean(last), _std(last),
       statistics.fmean(best) if validated else None, _std(best) if validated else None, gains,
-      published.taught(runs[0].data, runs[0].teacher, runs[0].student, runs[0].result['method']))
+      published.taught(runs[0].data, runs[0].teacher, runs[0].student, runs[0].result['method']),
+      statistics.fmean(val) if validated else None, variants.family(runs[0].result['method']))
 
 
 def _last(runs: list[Run]) -> dict[int, float]:

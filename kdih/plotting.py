@@ -46,7 +46,7 @@ def label_point(
 
 def shown(name: str) -> str:
   """A name as pictures write it: without the middle of one that is too long, and no formula."""
-  cut = name if len(name) <= 20 else f'{name[:9]}…{name[-10:]}'
+  cut = name if len(name) <= 26 else f'{name[:12]}…{name[-13:]}'
   return cut.replace('$', r'\$')
 
 

@@ -165,10 +165,27 @@ def _csv(header: list[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def findings(pair: Pair) -> list[str]:
-  """What the pair shows for `dih` against `kd` and `kd_matched`, a sentence or more each.
+  """What the pair shows: for `dih` against `kd` and `kd_matched`, and among variants of a method.
 
-  The intervals are those of the paired t-test. [] where `dih` was not run.
+  A sentence or more each; the intervals are those of the paired t-test.
   """
+  families: dict[str, list[Row]] = {}
+  for row in pair.rows:
+    families.setdefault(row.family or row.method, []).append(row)
+  return [*_findings_of_dih(pair), *(_choice(rows) for rows in families.values() if rows[1:])]
+
+
+def _choice(variants: list[Row]) -> str:
+  said = f'Of the {len(variants)} variants of {variants[0].method}'
+  if any(row.val_mean is None for row in variants):
+    return (f'{said} none is chosen: there is no validation split, and the test split must not '
+            'choose.')
+  best = max(variants, key=lambda row: row.val_mean or 0.0)
+  return (f'{said}, {best.method} is best on the validation split ({best.val_mean:.2f} %); it has '
+          f'{best.mean:.2f} % on the test split, which chooses nothing.')
+
+
+def _findings_of_dih(pair: Pair) -> list[str]:
   dih = next((row for row in pair.rows if row.method == 'dih'), None)
   if dih is None:
     return []

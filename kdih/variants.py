@@ -3,7 +3,7 @@ import decimal
 import itertools
 import json
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -69,8 +69,12 @@ def alike(config: ml_collections.ConfigDict, methods: Sequence[str]) -> list[tup
   """
   groups: dict[str, list[str]] = {}
   for name in methods:
-    options = config.methods[name].to_dict()
-    same = {option: value for option, value in options.items()
-            if not (option in _SHORT and isinstance(value, numbers.Real))}
-    groups.setdefault(json.dumps(same, sort_keys=True), []).append(name)
+    groups.setdefault(family(config.methods[name].to_dict()), []).append(name)
   return [tuple(group) for group in groups.values()]
+
+
+def family(options: Mapping[str, Any]) -> str:
+  """What all variants of a method have in common, of the options of one."""
+  common = {option: value for option, value in options.items()
+            if not (option in _SHORT and isinstance(value, numbers.Real))}
+  return json.dumps(common, sort_keys=True)

@@ -47,6 +47,20 @@ def test_mean_and_deviation_over_three_seeds():
   assert (kd.mean, kd.std) == (pytest.approx(71), pytest.approx(math.sqrt(7)))
 
 
+def test_variants_are_known_by_their_settings_and_validated():
+  runs = [run('kd', 1, 70), run('tuned', 1, 71, options={**KD, 'alpha': 0.5}),
+          run('slow', 1, 72, options={**KD, 'learning_rate': 0.01}),
+          run('other', 1, 73, options={**KD, 'temperature': 5.0}),
+          run('branches', 1, 73, options={**KD, 'alpha': [0.1, 0.9]})]
+  runs.append(run('kd', 2, 70))
+  for one, validated in zip((runs[0], runs[-1]), (0.6, 0.7), strict=True):
+    one.result['val'] = {'top1': validated}
+  found = rows(runs)
+  assert found['kd'].val_mean == pytest.approx(65)
+  assert found['kd'].family == found['tuned'].family == found['slow'].family
+  assert len({row.family for row in found.values()}) == 3
+
+
 def test_gains_are_paired_by_seed():
   gains = rows(three_seeds())['dih'].gains
   assert set(gains) == {'ce', 'kd'}

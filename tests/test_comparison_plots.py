@@ -218,10 +218,11 @@ def test_every_method_looks_unlike_the_others_and_as_in_the_legend(cost):
 
 
 def test_a_method_may_be_called_teacher_and_names_may_be_long():
-  names = ['teacher', 'kd_of_the_very_long_name', 'at_of_the_very_long_name', '$x$']
+  names = ['teacher', 'kd_of_the_very_much_longer_name', 'at_of_the_very_much_longer_name',
+           '$x$']
   figure = cost_plots.accuracy_by_cost([pair(methods=names)])
   assert texts(figure.legends[0].get_texts()) == [
-      'teacher', 'teacher', 'kd_of_the…_long_name', 'at_of_the…_long_name', r'\$x\$']
+      'teacher', 'teacher', 'kd_of_the_ve…h_longer_name', 'at_of_the_ve…h_longer_name', r'\$x\$']
 
 
 def test_a_cost_that_is_unknown_has_no_panel_and_no_teacher_no_mark():

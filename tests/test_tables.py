@@ -181,6 +181,21 @@ def test_without_dih_there_is_nothing_to_find():
   assert tables.findings(pair(CE)) == []
 
 
+def variant(method: str, mean: float, val: float | None, family: str = 'kd') -> Row:
+  return Row(method, (1,), mean, None, None, None, {}, (), val, family)
+
+
+def test_the_validation_split_chooses_among_variants():
+  rows = variant('kd', 60.0, 58.0), CE, variant('kd_alpha=5e-1', 61.0, 59.0), variant(
+      'kd_lr=1e-2', 99.0, 57.0)
+  assert tables.findings(pair(*rows)) == [
+      'Of the 3 variants of kd, kd_alpha=5e-1 is best on the validation split (59.00 %); it has '
+      '61.00 % on the test split, which chooses nothing.']
+  assert tables.findings(pair(*rows[:3], variant('kd_lr=1e-2', 99.0, None))) == [
+      'Of the 3 variants of kd none is chosen: there is no validation split, and the test split '
+      'must not choose.']
+
+
 def test_the_interval_covers_the_truth_19_times_in_20():
   """Simulated: gains of 3 seeds around a true gain of 0.5 points."""
   drawn = np.random.default_rng(0).normal(0.5, 1.3, (4000, 3))
