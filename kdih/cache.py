@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
@@ -70,7 +71,7 @@ def check(
 def _widths(config: ml_collections.ConfigDict, built: Modules) -> list[int]:
   """Numbers in a row of each table that the phases ask for."""
   widths = []
-  if 'heads' in config.phases and config.compute.cache_taps:
+  if 'heads' in config.phases and config.compute.cache_taps and not config.heads.variables:
     widths.append(taps_width(built))
   if 'student' in config.phases:
     taught = [name for name, method in built.methods.items() if method.taught_by != 'labels']
@@ -94,6 +95,34 @@ def _check_place(config: ml_collections.ConfigDict, path: epath.Path) -> None:
                              'choose device or host, or another --workdir')
 
 
+def hearing(built: Modules, name: str) -> teaching.Hearing:
+  """What the method `name` hears, which a cache `serves`."""
+  return built.methods[name].hearing or teaching.LOGITS
+
+
+def rows(built: Modules, name: str, teacher: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
+  """(frozen, images) to the rows [batch, width] that the method `name` hears of `teacher`."""
+  teach = tasks.make_teach(
+      built.methods[name].taught_by, teacher, (), built.heads, tuple(built.taps))
+  return lambda frozen, images: hearing(built, name).rows(
+      *teach(frozen, images), frozen.get('weights', {}))
+
+
+def tap_rows(built: Modules, teacher: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
+  """(frozen, images) to the features at the taps, flattened, one behind the other."""
+  def rows(frozen, images):
+    output, _ = taps_lib.observe(teacher, frozen['teacher'], images, tuple(built.taps))
+    return jnp.concatenate(
+        [feature.reshape(len(images), -1) for feature in output.features.values()], axis=-1)
+
+  return rows
+
+
+def taps_kind(built: Modules) -> str:
+  """What `tap_rows` are called."""
+  return f'features at {", ".join(built.taps)}'
+
+
 def table(
     experiment: Experiment, name: str, teacher: nn.Module, frozen: dict[str, Any]
 ) -> heard.NoTable:
@@ -108,12 +137,9 @@ def table(
   Raises:
     ConfigError: there is no room for it, or the one on disk does not serve.
   """
-  built, method = experiment.modules, experiment.modules.methods[name]
-  hearing = method.hearing or teaching.LOGITS
-  teach = tasks.make_teach(method.taught_by, teacher, (), built.heads, tuple(built.taps))
-  order = _order(
-      experiment, hearing.name, modules.heard_width(built, name), frozen,
-      lambda frozen, images: hearing.rows(*teach(frozen, images), frozen.get('weights', {})))
+  built = experiment.modules
+  order = _order(experiment, hearing(built, name).name, modules.heard_width(built, name), frozen,
+                 rows(built, name, teacher))
   key = fingerprint.of_json([order.identity, order.place])
   for other, (identity, _) in list(_kept.items()):
     if identity['teacher'] != order.identity['teacher']:
@@ -124,21 +150,10 @@ def table(
 
 
 def taps_table(experiment: Experiment, teacher: nn.Module, variables: Any) -> heard.NoTable:
-  """The teacher's features at the taps, flattened, one behind the other; for the heads alone.
-
-  Raises:
-    ConfigError: as `table`.
-  """
-  taps = tuple(experiment.modules.taps)
-
-  def rows(frozen, images):
-    output, _ = taps_lib.observe(teacher, frozen['teacher'], images, taps)
-    return jnp.concatenate(
-        [feature.reshape(len(images), -1) for feature in output.features.values()], axis=-1)
-
-  return tables.make(_order(
-      experiment, f'features at {", ".join(taps)}', taps_width(experiment.modules),
-      {'teacher': variables}, rows), forget)
+  """The table of `tap_rows`, for the heads alone. Raises ConfigError as `table`."""
+  built = experiment.modules
+  return tables.make(_order(experiment, taps_kind(built), taps_width(built),
+                            {'teacher': variables}, tap_rows(built, teacher)), forget)
 
 
 def forget() -> None:

@@ -76,15 +76,21 @@ def _free(place: str, path: epath.Path) -> int:
   return min(parallel.num_devices() * free, available)  # It passes through the host.
 
 
+def described(shape: tuple[int, int, int], place: str, kind: str) -> str:
+  """What a table of such a shape holds, and how much it takes."""
+  images, slots, width = shape
+  return (f'{images:,} images x {slots} views x {width:,} numbers, {_in_words(size(shape))} on the '
+          f'{place}: {kind}')
+
+
 def _in_words(count: int) -> str:
   return f'{count / 1e9:.2f} GB'
 
 
 def make(order: Order, forget: Callable[[], None]) -> heard.NoTable:
   """The table; where there is no room, once more after `forget`. Raises ConfigError then."""
-  images, slots, width = order.shape
-  say(f'cache: {images:,} images x {slots} views x {width:,} numbers, '
-      f'{_in_words(size(order.shape))} on the {order.place}: {order.identity["kind of rows"]}')
+  images = order.shape[0]
+  say(f'cache: {described(order.shape, order.place, order.identity["kind of rows"])}')
   subset, preprocess = order.experiment.train_subset, order.experiment.student_preprocess
   if order.place == 'disk':
     return heard.HostTable(_on_disk(order), subset, preprocess)

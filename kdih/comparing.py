@@ -19,6 +19,7 @@ from kdih import (
   phases,
   pipeline,
   runtime,
+  split_sizes,
   students,
   validation,
 )
@@ -100,6 +101,13 @@ class _Sweep:
     for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
       Workdir(folder, _VARIED).check(self.pairs[0].config)
 
+  def check_cache(self, num_examples: int) -> None:
+    """Raises ConfigError where a cache is asked for that cannot be, for so many images."""
+    for pair in self.pairs:
+      left = [job.phase for job in self._teaching(pair) if not job.workdir.result(job.phase)]
+      config = grid.changed(pair.config, phases=(*left, 'student'))
+      cache.check(config, self.modules(pair), self.teachers(pair).path, num_examples)
+
   def jobs(self) -> list[_Jobs]:
     """All there is to do: first teachers and heads, as far as methods ask for them."""
     teaching = {job.name: job for pair in self.pairs for job in self._teaching(pair)}
@@ -155,8 +163,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   for reason in sweep.left_out.values():
     say(f'sweep: left out: {reason}')
   splits = pipeline.open_splits(config, sweep.builder)
-  for pair in sweep.pairs:
-    cache.check(pair.config, sweep.modules(pair), sweep.teachers(pair).path, splits.size('train'))
+  sweep.check_cache(splits.size('train'))
   _write_sweep(sweep)
   runtime.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   pending, waits = sweep.jobs(), False
@@ -274,6 +281,8 @@ def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:
 def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
   """What the sweep would cost, as text; nothing is trained or written."""
   sweep = _Sweep(config, path)
+  sizes = split_sizes.known(config, sweep.builder)
+  sweep.check_cache(sizes.get('train', 0) + sizes.get('validation', 0))
   table = estimating.describe(sweep.pairs, [sweep.modules(pair) for pair in sweep.pairs],
-                              len(config.sweep.seeds), sweep.builder)
+                              sweep.runs, sizes)
   return '\n'.join([*(f'left out: {reason}' for reason in sweep.left_out.values()), table])

@@ -1,10 +1,32 @@
 """What a sweep would cost, by `--dry_run`: numbers worked out by hand, and nothing written."""
+import functools
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
-from conftest import TESTS, tiny_command
+from conftest import TESTS, read_config, tiny_command
+from tiny_nets import TinyNet
 
-from kdih import command_line, grid, models, sweep, validation
+from kdih import (
+  command_line,
+  cost,
+  data,
+  estimating,
+  grid,
+  models,
+  modules,
+  sweep,
+  taps,
+  validation,
+)
+
+SIZES = {'train': 160, 'validation': 40, 'test': 50}
+PASSES = 6 * 4  # Steps of a phase of the tiny config, on four devices.
+# FLOPs of eight means over four positions, and of what makes of their 8 numbers 10.
+CLASSIFIER = 8 * (4 * 8 + 2 * 8 * 10 + 10)
+TOGETHER = ('sweep.seeds=(1,2,3)', 'data.order_seed=0')
+UNFOLDED = 'compute.fold_batch_norm=False'
 
 
 def dry_run(workdir, data_dir, *overrides) -> int:
@@ -56,6 +78,125 @@ def test_a_wrong_split_is_refused_although_nothing_is_prepared(tmp_path, capsys)
   error = capsys.readouterr().err
   assert error.startswith("kdih: config.data.train_split: 'trian' cannot be read (")
   assert error.count('\n') == 1
+
+
+def planned(*overrides):
+  """{name: phase} of each pair of a sweep of the tiny config."""
+  config = read_config('unused', 'unused', *(f'--config.{item}' for item in overrides))
+  pairs = grid.pairs(config)
+  built = [modules.build(pair.config, data.DataSpec('digits', (8, 8, 1), 10)) for pair in pairs]
+  return [{phase.name: phase for phase in phases}
+          for phases in estimating.plan(pairs, built, grid.runs(config, pairs), SIZES)]
+
+
+def forward() -> int:
+  """FLOPs of the teacher's forward pass of the eight images that a device has of a batch."""
+  model, images = TinyNet(10), jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32)
+  return cost.flops(jax.jit(functools.partial(model.apply, train=False)),
+                    taps.abstract_variables(model, (8, 8, 1)), images)
+
+
+def test_students_of_a_cache_are_counted_without_the_teacher_and_its_making_once():
+  alone, = planned('sweep.methods=kd,at', UNFOLDED)
+  cached, = planned('sweep.methods=kd,dkd,dih,at', UNFOLDED, 'compute.cache=all_views')
+  assert alone['student kd'].flops - cached['student kd'].flops == PASSES * forward()
+  assert alone['student at'] == cached['student at']
+  assert [name for name in cached if name.startswith('cache')] == ['cache kd', 'cache dih']
+  table = cached['cache kd']
+  assert table.flops == 9 * 160 / 8 * forward()
+  assert (table.parameters, table.runs) == (0, 1)
+  assert table.note.startswith('160 images x 9 views x 10 numbers, 0.00 GB on the device: ')
+  # The two heads, on 64 and 32 numbers, and what makes a soft label of their logits.
+  more = cached['cache dih'].flops / (9 * 160) - forward() / 8 - 2 * 10 * (64 + 32)
+  assert 0 < more < 40 * 10
+
+
+def test_a_table_takes_memory_where_it_lies():
+  device, host = (planned('sweep.methods=kd', 'compute.cache=all_views',
+                          f'compute.cache_place={place}')[0] for place in ('device', 'host'))
+  # A quarter of the images on each of the four devices, in float16; and the numbers of all.
+  taken = 40 * 9 * 10 * 2 + 160 * 4
+  for name in ('cache kd', 'student kd'):
+    assert device[name].memory - host[name].memory == taken
+    assert device[name].flops == host[name].flops
+  assert device['teacher'] == host['teacher'] and 'GB on the host' in host['cache kd'].note
+
+
+@pytest.mark.slow
+def test_heads_of_cached_taps_are_counted_without_the_teacher():
+  options = ('sweep.methods=dih', UNFOLDED, 'compute.cache=views:4')
+  alone, = planned(*options)
+  cached, = planned(*options, 'compute.cache_taps=True')
+  read = forward() - CLASSIFIER
+  assert alone['heads'].flops - cached['heads'].flops == PASSES * read
+  assert cached['cache taps'].flops == 4 * 160 / 8 * read
+  assert '4 views x 96 numbers' in cached['cache taps'].note
+  assert alone['student dih'] == cached['student dih']
+
+
+@pytest.mark.parametrize('place, together, times', [
+    ('device', False, 3), pytest.param('disk', False, 1, marks=pytest.mark.slow),
+    pytest.param('host', True, 1, marks=pytest.mark.slow)])
+def test_a_table_is_made_again_behind_that_of_another_teacher(place, together, times):
+  pairs = ','.join(f"'tiny_nets:{teacher}:tiny_nets:{student}'" for teacher, student in (
+      ('TinyNet', 'TinyNet'), ('TinyNet', 'NoTaps'), ('Diverging', 'NoTaps')))
+  first, second, third = planned(
+      'sweep.methods=kd', f'sweep.pairs=({pairs})', *TOGETHER, 'compute.cache=all_views',
+      f'compute.cache_place={place}', f'sweep.together={together}')
+  assert first['cache kd'].runs == third['cache kd'].runs == times
+  assert 'cache kd' not in second
+
+
+@pytest.mark.parametrize('method, unread', [
+    ('kd', {'student kd': 0}),
+    pytest.param('fitnets', {'  fitnets: prepare': CLASSIFIER, 'student fitnets': 0},
+                 marks=pytest.mark.slow)])
+def test_seeds_together_ask_the_teacher_once(method, unread):
+  options = (f'sweep.methods=ce,{method}', *TOGETHER, UNFOLDED)
+  alone, = planned(*options)
+  together, = planned(*options, 'sweep.together=True')
+  for name, flops in unread.items():
+    one, all_ = alone[name], together[f'{name}, 3 seeds']
+    assert 3 * one.flops - all_.flops == 2 * PASSES * (forward() - flops)
+    assert (one.runs, all_.runs, all_.parameters) == (3, 1, 3 * one.parameters)
+    assert one.memory < all_.memory < 3 * one.memory
+  assert together['student ce, 3 seeds'].flops == 3 * alone['student ce'].flops
+
+
+@pytest.mark.slow
+def test_chains_are_not_trained_together():
+  alone, = planned('sweep.methods=takd', *TOGETHER)
+  together, = planned('sweep.methods=takd', *TOGETHER, 'sweep.together=True')
+  assert alone == together and together['student takd'].runs == 3
+
+
+def test_the_teacher_is_counted_as_it_is_folded():
+  (folded,), (alone,) = planned('sweep.methods=kd'), planned('sweep.methods=kd', UNFOLDED)
+  # A number of a map is shifted, and not moved, multiplied and shifted; 4 x 4 x 4 + 2 x 2 x 8.
+  assert (alone['student kd'].flops - folded['student kd'].flops) / (6 * 32) == pytest.approx(
+      2 * 96, rel=0.05)
+  assert alone['teacher'] == folded['teacher']
+
+
+@pytest.mark.parametrize('overrides, expected', [
+    (('--methods=kd', '--config.compute.cache_taps=True'), 'config.compute.cache_taps: is set, '),
+    (('--methods=at', '--config.compute.cache=all_views'),
+     'config.compute.cache: the method at needs more of the teacher than logits'),
+    (('--methods=kd', '--config.compute.cache=views:10'), "config.compute.cache: 'views:10' asks "),
+    (('--methods=kd', '--config.compute.cache_taps=True', '--config.data.name=fashion_mnist'),
+     'config.compute.cache_taps: is set, '),
+    # 40,000 images x 2049^2 views x 100 numbers of two bytes.
+    (('--methods=kd', '--config.compute.cache=all_views', '--config.data.padding=1024',
+      '--config.data.name=cifar100', '--config.data.train_split=train'), ' takes 33587.21 GB, '),
+    # Features of 16 x 16 x 4 and 8 x 8 x 8 numbers.
+    (('--methods=dih', '--config.compute.cache=views:100000', '--config.data.padding=1024',
+      '--config.data.name=cifar100', '--config.data.train_split=train',
+      '--config.compute.cache_taps=True'), ' takes 12288.00 GB, ')])
+def test_a_cache_that_cannot_be_is_refused_by_a_dry_run_too(tmp_path, capsys, overrides, expected):
+  assert dry_run(tmp_path / 'w', tmp_path / 'none', *overrides) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('kdih: config.compute.cache') and expected in error
+  assert error.count('\n') == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('table, num_pairs', [
