@@ -5,7 +5,7 @@ bits, bfloat16 8.
 """
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -100,20 +100,32 @@ def hearing(built: Modules, name: str) -> teaching.Hearing:
   return built.methods[name].hearing or teaching.LOGITS
 
 
-def rows(built: Modules, name: str, teacher: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
-  """(frozen, images) to the rows [batch, width] that the method `name` hears of `teacher`."""
-  teach = tasks.make_teach(
-      built.methods[name].taught_by, teacher, (), built.heads, tuple(built.taps))
-  return lambda frozen, images: hearing(built, name).rows(
-      *teach(frozen, images), frozen.get('weights', {}))
+def rows(
+    built: Modules, names: Sequence[str], teacher: nn.Module
+) -> Callable[[Any, jax.Array], tuple[jax.Array, ...]]:
+  """(frozen, images) to the rows [batch, width] that each of the methods hears.
+
+  `teacher` is asked once for all of them, and its heads if one of them needs these.
+  """
+  taught_by = {built.methods[name].taught_by for name in names}
+  teach = tasks.make_teach('cohort' if 'cohort' in taught_by else 'teacher', teacher, (),
+                           built.heads, tuple(built.taps))
+
+  def rows(frozen, images):
+    said = *teach(frozen, images), frozen.get('weights', {})
+    return tuple(hearing(built, name).rows(*said) for name in names)
+
+  return rows
 
 
-def tap_rows(built: Modules, teacher: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
-  """(frozen, images) to the features at the taps, flattened, one behind the other."""
+def tap_rows(
+    built: Modules, teacher: nn.Module
+) -> Callable[[Any, jax.Array], tuple[jax.Array]]:
+  """(frozen, images) to the features at the taps, flattened, one behind the other; one table."""
   def rows(frozen, images):
     output, _ = taps_lib.observe(teacher, frozen['teacher'], images, tuple(built.taps))
     return jnp.concatenate(
-        [feature.reshape(len(images), -1) for feature in output.features.values()], axis=-1)
+        [feature.reshape(len(images), -1) for feature in output.features.values()], axis=-1),
 
   return rows
 
@@ -123,37 +135,67 @@ def taps_kind(built: Modules) -> str:
   return f'features at {", ".join(built.taps)}'
 
 
+def heard_with(experiment: Experiment, name: str) -> tuple[str, ...]:
+  """The method `name`, and others whose cache can be made with its own.
+
+  They hear the same teachers, and are still to be trained.
+  """
+  config, built, teachers = experiment.config, experiment.modules, experiment.teachers
+  if not serves(config, built, name):
+    return (name,)
+  there = ('teacher', 'cohort') if teachers.result('heads') else ('teacher',)
+  return (name, *(
+      other for other, method in built.methods.items()
+      if other != name and method.taught_by in there and serves(config, built, other)
+      and not experiment.workdir.result(f'student/{other}')))
+
+
 def table(
-    experiment: Experiment, name: str, teacher: nn.Module, frozen: dict[str, Any]
+    experiment: Experiment, names: Sequence[str], teacher: nn.Module, frozen: dict[str, Any]
 ) -> heard.NoTable:
-  """What the method `name` hears of the teachers, kept in this process for other students.
+  """What the first of the methods hears of the teachers.
+
+  It is kept in this process for other students; so is what the other methods hear, as far as there
+  is room.
 
   Args:
     experiment: the run.
-    name: of the method, which `serves`.
+    names: from `heard_with`.
     teacher: the module of the teacher.
-    frozen: {'teacher', 'heads', 'weights'}, as far as it is taught by them.
+    frozen: {'teacher', 'heads', 'weights'}, as far as the methods are taught by them.
 
   Raises:
-    ConfigError: there is no room for it, or the one on disk does not serve.
+    ConfigError: there is no room for it, or one on the disk does not serve.
   """
-  built = experiment.modules
-  order = _order(experiment, hearing(built, name).name, modules.heard_width(built, name), frozen,
-                 rows(built, name, teacher))
-  key = fingerprint.of_json([order.identity, order.place])
-  for other, (identity, _) in list(_kept.items()):
-    if identity['teacher'] != order.identity['teacher']:
-      del _kept[other]
-  if key not in _kept:
-    _kept[key] = order.identity, tables.make(order, forget)
-  return _kept[key][1]
+  built, place = experiment.modules, experiment.config.compute.cache_place
+  fingerprints = {part: fingerprint.of(variables) for part, variables in frozen.items()}
+  for key, (identity, _) in list(_kept.items()):
+    if identity['teacher'] != fingerprints['teacher']:
+      del _kept[key]
+  wanted: dict[str, tuple[str, tables.Table]] = {}
+  for name in names:
+    parts = fingerprints if built.methods[name].taught_by == 'cohort' else {
+        'teacher': fingerprints['teacher']}
+    found = _wanted(experiment, hearing(built, name).name, modules.heard_width(built, name), parts)
+    wanted.setdefault(fingerprint.of_json([found.identity, place]), (name, found))
+  first, missing = next(iter(wanted)), [key for key in wanted if key not in _kept]
+  if first in missing:
+    chosen = [wanted[key][0] for key in missing]
+    order = tables.Order(experiment, rows(built, chosen, teacher), frozen,
+                         tuple(wanted[key][1] for key in missing))
+    for key, made in zip(missing, tables.make(order, forget), strict=False):
+      _kept[key] = wanted[key][1].identity, made
+  return _kept[first][1]
 
 
 def taps_table(experiment: Experiment, teacher: nn.Module, variables: Any) -> heard.NoTable:
   """The table of `tap_rows`, for the heads alone. Raises ConfigError as `table`."""
-  built = experiment.modules
-  return tables.make(_order(experiment, taps_kind(built), taps_width(built),
-                            {'teacher': variables}, tap_rows(built, teacher)), forget)
+  built, frozen = experiment.modules, {'teacher': variables}
+  wanted = _wanted(experiment, taps_kind(built), taps_width(built),
+                   {'teacher': fingerprint.of(variables)})
+  made, = tables.make(
+      tables.Order(experiment, tap_rows(built, teacher), frozen, (wanted,)), forget)
+  return made
 
 
 def forget() -> None:
@@ -161,14 +203,13 @@ def forget() -> None:
   _kept.clear()
 
 
-def _order(
-    experiment: Experiment, kind: str, width: int, frozen: dict[str, Any], rows: Callable
-) -> tables.Order:
+def _wanted(
+    experiment: Experiment, kind: str, width: int, fingerprints: dict[str, str]
+) -> tables.Table:
   preprocess, subset = experiment.student_preprocess, experiment.train_subset
   shape = len(subset), preprocess.num_slots, width
-  return tables.Order(experiment, rows, frozen, shape, {
-      **{part: fingerprint.of(frozen[part]) if part in frozen else ''
-         for part in ('teacher', 'heads', 'weights')},
+  return tables.Table(shape, {
+      **{part: fingerprints.get(part, '') for part in ('teacher', 'heads', 'weights')},
       'data set': experiment.data_identity,
       'folder': experiment.config.data.folder, 'choice of images': fingerprint.of(subset),
       'augmentation': fingerprint.of_json(dataclasses.asdict(preprocess)),

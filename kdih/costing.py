@@ -1,7 +1,7 @@
 """What one phase would cost: FLOPs and memory of its traced program, with nothing computed."""
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,7 +41,7 @@ class Phase:
     flops: from its beginning to its end, over all devices.
     memory: bytes on one device.
     runs: how often there is such a phase.
-    note: what else there is to know of it.
+    notes: what else there is to know of it, a line each.
   """
 
   name: str
@@ -49,7 +49,7 @@ class Phase:
   flops: float
   memory: int
   runs: int
-  note: str = ''
+  notes: Sequence[str] = ()
 
 
 def training(
@@ -83,26 +83,26 @@ def training(
 
 
 def making(
-    setting: Setting, name: str, rows: Callable, frozen: Any, shape: tuple[int, int, int],
-    table: NoTable, runs: int, note: str,
+    setting: Setting, name: str, rows: Callable, frozen: Any, views: int, table: NoTable, runs: int,
+    notes: Sequence[str],
 ) -> Phase:
-  """The cost of making a table of what teachers say.
+  """The cost of making tables of what teachers say.
 
   Args:
     setting: where.
     name: of the phase.
-    rows: (frozen, images) to rows [batch, width].
+    rows: (frozen, images) to rows [batch, width] of each table.
     frozen: shapes of the variables that it reads.
-    shape: (images, slots, width).
-    table: as it then lies on a device.
+    views: how many are seen, of all images.
+    table: what then lies on a device, of all tables.
     runs: how often.
-    note: see `Phase`.
+    notes: see `Phase`.
   """
   block = -(-setting.config.data.eval_global_batch_size // parallel.num_devices())
   flops, program = cost.analyse(jax.jit(rows), frozen, _images(setting, block))
   memory = (_bytes(frozen) + _resident(setting) + _bytes(table.resident)
             + max(_products(program), default=0))
-  return Phase(name, 0, (flops or 0) / block * shape[0] * shape[1], memory, runs, note)
+  return Phase(name, 0, (flops or 0) / block * views, memory, runs, notes)
 
 
 def _step_cost(task: Task, variables: Any, batch: Any, together: int) -> tuple[int, int]:

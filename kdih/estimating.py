@@ -1,6 +1,7 @@
 """What a sweep would cost: shapes, parameters, FLOPs, memory and time, with nothing trained."""
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from kdih.tasks import Task
 
 _Runs = Sequence[tuple[grid.Run, ...]]
 _Hears = tuple[str, str, str]  # A teacher, what it teaches with, and the name of the hearing.
+_Pass = tuple[str, str, tuple[str, ...]]  # A pair, and methods whose tables are made in one.
 
 
 def describe(
@@ -88,8 +90,7 @@ def _title(pair: grid.Pair, built: Modules) -> Iterator[str]:
 def _line(phase: Phase, seconds: float) -> Iterator[str]:
   yield (f'  {phase.name:28}{phase.parameters:>14,} parameters {phase.flops:9.2e} FLOPs '
          f'{phase.memory / 2**20:9,.0f} MiB {_duration(seconds):>9} x {phase.runs}')
-  if phase.note:
-    yield f'    {phase.note}'
+  yield from (f'    {note}' for note in phase.notes)
 
 
 def _duration(seconds: float) -> str:
@@ -108,33 +109,39 @@ def plan(
   """
   settings = {(pair.teacher, pair.student): Setting(pair.config, one, sizes)
               for pair, one in zip(pairs, built, strict=True)}
-  taught, tables = set[tuple[str, str]](), _tables(settings, runs)
+  taught, passes = set[tuple[str, str]](), _passes(settings, runs)
   planned = []
   for (teacher, student), setting in settings.items():
     found = list(_teaching(setting, teacher, taught))
+    found += [_pass(setting, names, times) for (*pair, names), times in passes.items()
+              if pair == [teacher, student]]
     for name in setting.modules.methods:
       groups = [group for group in runs if group[0].method == name
                 and (group[0].pair.teacher, group[0].pair.student) == (teacher, student)]
-      found += _table_phase(setting, name, tables, teacher)
-      found += _student_phases(setting, name, groups)
+      if groups:  # Else it is trained together with another.
+        found += _student_phases(setting, name, groups)
     planned.append(found)
   return planned
 
 
-def _tables(
+def _passes(
     settings: dict[tuple[str, str], Setting], runs: _Runs
-) -> collections.Counter[_Hears]:
-  """How often each table is made: but for those on a disk, once more behind another teacher's."""
-  kept, made = set[_Hears](), collections.Counter[_Hears]()
+) -> collections.Counter[_Pass]:
+  """How often tables are made: but for those on a disk, once more behind another teacher's."""
+  kept, made = set[_Hears](), collections.Counter[_Pass]()
   for run, *_ in runs:
-    setting = settings[run.pair.teacher, run.pair.student]
+    teacher, student = run.pair.teacher, run.pair.student
+    setting = settings[teacher, student]
+    wanted = {_hears(setting, name, teacher): name for name in reversed(setting.modules.methods)
+              if cache.serves(setting.config, setting.modules, name)}
     if not cache.serves(setting.config, setting.modules, run.method):
       continue
-    hears = _hears(setting, run.method, run.pair.teacher)
     if setting.config.compute.cache_place != 'disk':
-      kept = {other for other in kept if other[0] == hears[0]}
-    made[hears] += hears not in kept
-    kept.add(hears)
+      kept = {other for other in kept if other[0] == teacher}
+    missing = {hears: name for hears, name in wanted.items() if hears not in kept}
+    if _hears(setting, run.method, teacher) in missing:
+      made[teacher, student, tuple(reversed(missing.values()))] += 1
+      kept |= missing.keys()
   return made
 
 
@@ -165,7 +172,7 @@ def _heads_phases(setting: Setting) -> Iterator[Phase]:
     module, variables = prepared
     cached = _table(setting, cache.taps_width(built)), built.taps
     yield _making(setting, 'cache taps', cache.tap_rows(built, module), {'teacher': variables},
-                  cached[0], 1, cache.taps_kind(built))
+                  {cache.taps_kind(built): cached[0].width}, 1)
   teacher = taps.abstract_variables(built.teacher, built.spec.image_shape)
   task = tasks.heads_task(built.teacher, built.heads, teacher, names, prepared, cached)
   yield costing.training(setting, 'heads', task, modules.abstract_heads(built),
@@ -182,26 +189,25 @@ def _prepared(setting: Setting, names: Sequence[str]) -> tuple[nn.Module, Any]:
                             fold_batch_norm=compute.fold_batch_norm, dtype=compute.teacher_dtype)
 
 
-def _table_phase(
-    setting: Setting, name: str, tables: collections.Counter[_Hears], teacher: str
-) -> Iterator[Phase]:
-  """The table that the method hears from, unless another has asked for it."""
+def _pass(setting: Setting, names: tuple[str, ...], times: int) -> Phase:
+  """The tables that these methods hear from, made in one."""
   built = setting.modules
-  if not cache.serves(setting.config, built, name):
-    return
-  if times := tables.pop(_hears(setting, name, teacher), 0):
-    module, frozen = _teacher(setting, name)
-    yield _making(setting, f'cache {name}', cache.rows(built, name, module), frozen,
-                  _table(setting, modules.heard_width(built, name)), times,
-                  cache.hearing(built, name).name)
+  cohort_first = max(names, key=lambda name: built.methods[name].taught_by == 'cohort')
+  module, frozen = _teacher(setting, cohort_first)
+  return _making(setting, f'cache {", ".join(names)}', cache.rows(built, names, module), frozen,
+                 {cache.hearing(built, name).name: modules.heard_width(built, name)
+                  for name in names}, times)
 
 
 def _making(
-    setting: Setting, name: str, rows: Any, frozen: Any, table: NoTable, times: int, kind: str
+    setting: Setting, name: str, rows: Any, frozen: Any, widths: dict[str, int], times: int
 ) -> Phase:
-  shape = setting.sizes['train'], _num_slots(setting.config), table.width
-  note = cache_tables.described(shape, setting.config.compute.cache_place, kind)
-  return costing.making(setting, name, rows, frozen, shape, table, times, note)
+  """Tables of these kinds and widths."""
+  views, place = (setting.sizes['train'], _num_slots(setting.config)), (
+      setting.config.compute.cache_place)
+  notes = [cache_tables.described((*views, width), place, kind) for kind, width in widths.items()]
+  table = _table(setting, sum(widths.values()))
+  return costing.making(setting, name, rows, frozen, math.prod(views), table, times, notes)
 
 
 def _table(setting: Setting, width: int) -> NoTable:
@@ -233,12 +239,12 @@ def _student_phases(setting: Setting, name: str, groups: _Runs) -> Iterator[Phas
                            runs)
     built = dataclasses.replace(built, teacher=module, teacher_taps={})
     setting = dataclasses.replace(setting, modules=built)
-  seeds = f', {together} seeds' if together > 1 else ''
+  several = f', {together} together' if together > 1 else ''
   if method.prepares:
-    yield costing.training(setting, f'  {name}: prepare{seeds}',
+    yield costing.training(setting, f'  {name}: prepare{several}',
                            *_student(setting, name, preparing=True), config.student.prepare, runs,
                            together)
-  yield costing.training(setting, f'student {name}{seeds}', *_student(setting, name), train, runs,
+  yield costing.training(setting, f'student {name}{several}', *_student(setting, name), train, runs,
                          together)
 
 

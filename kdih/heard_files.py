@@ -13,7 +13,7 @@ from kdih.workdir import read_json, write_json
 
 
 class Store:
-  """A folder with the rows, `rows.bin`, and what they are, `cache.json`.
+  """A `folder` with the rows, `rows.bin`, and what they are, `cache.json`.
 
   `cache.json` names the digest of every block that is whole; a build that was cut off goes on
   behind the last of them.
@@ -31,10 +31,10 @@ class Store:
 
   def __init__(self, folder: epath.PathLike, identity: dict[str, Any], shape: tuple[int, int, int],
                dtype: np.dtype, block: int):
-    self._folder = pathlib.Path(folder)  # For epath writes files only from their start.
-    self._folder.mkdir(parents=True, exist_ok=True)
+    self.folder = pathlib.Path(folder)  # For epath writes files only from their start.
+    self.folder.mkdir(parents=True, exist_ok=True)
     self._identity, self._shape, self._dtype = identity, shape, dtype
-    before = read_json(self._folder / 'cache.json')
+    before = read_json(self.folder / 'cache.json')
     self.block = block
     self._digests: list[str] = []
     if before is not None:
@@ -50,14 +50,14 @@ class Store:
       raise self._damaged(f'cache.json lacks {errors.first_line(error)}') from error
     if other:
       raise errors.ConfigError(
-          f'config.compute.cache: {self._folder} was made for something else; changed: '
+          f'config.compute.cache: {self.folder} was made for something else; changed: '
           f'{", ".join(other)}. Remove the folder to have it built anew')
     for number, digest in enumerate(self._digests):
       if digest != hashlib.sha256(self._read(number)).hexdigest():
         raise self._damaged(f'block {number} is not the one that was written')
 
   def _damaged(self, reason: str) -> errors.ConfigError:
-    return errors.ConfigError(f'config.compute.cache: {self._folder} is damaged ({reason}); remove '
+    return errors.ConfigError(f'config.compute.cache: {self.folder} is damaged ({reason}); remove '
                               'the folder to have it built anew')
 
   @property
@@ -70,7 +70,7 @@ class Store:
     return self._shape[1] * self._shape[2] * self._dtype.itemsize
 
   def _read(self, number: int) -> bytes:
-    path, start = self._folder / 'rows.bin', number * self.block
+    path, start = self.folder / 'rows.bin', number * self.block
     count = min(self.block, self._shape[0] - start)
     if not path.exists():
       return b''
@@ -81,23 +81,23 @@ class Store:
   def add(self, rows: np.ndarray) -> None:
     """Writes the next block."""
     content = np.ascontiguousarray(rows, self._dtype).tobytes()
-    path = self._folder / 'rows.bin'
+    path = self.folder / 'rows.bin'
     path.touch()
     try:
       with path.open('r+b') as file:
         file.seek(self.done * self._image_bytes)
         file.write(content)
       self._digests.append(hashlib.sha256(content).hexdigest())
-      write_json(self._folder / 'cache.json', {
+      write_json(self.folder / 'cache.json', {
           'identity': self._identity, 'block': self.block, 'digests': self._digests})
     except OSError as error:
       raise errors.TrainingError(
-          f'config.compute.cache: {self._folder} cannot be written to ({error.strerror}); make '
+          f'config.compute.cache: {self.folder} cannot be written to ({error.strerror}); make '
           'room, and the same command goes on') from error
 
   def rows(self) -> np.ndarray:
     """The whole table, read from the disk when it is asked for."""
-    return np.memmap(self._folder / 'rows.bin', self._dtype, 'r', shape=self._shape)
+    return np.memmap(self.folder / 'rows.bin', self._dtype, 'r', shape=self._shape)
 
 
 def lock(folder: epath.Path) -> filelock.BaseFileLock:

@@ -22,16 +22,24 @@ from kdih import (
 from kdih.experiment import Experiment, Learnt
 from kdih.progress import say
 from kdih.tasks import Task
-from kdih.teaching import STUDENT, Method
+from kdih.teaching import STUDENT
 
 
 @dataclasses.dataclass(frozen=True)
 class _Teacher:
-  """Who teaches next in a chain: a module, its taps that are read, and what is frozen."""
+  """Who teaches next in a chain.
+
+  Attributes:
+    module: of it.
+    taps: those that are read.
+    frozen: what is frozen.
+    heard_with: methods whose cache is made in one, the one that is taught first.
+  """
 
   module: nn.Module
   taps: tuple[str, ...]
   frozen: dict[str, Any]
+  heard_with: tuple[str, ...] = ()
 
 
 def run_student(experiment: Experiment, name: str) -> dict:
@@ -39,7 +47,7 @@ def run_student(experiment: Experiment, name: str) -> dict:
   config, built, phase = experiment.config, experiment.modules, f'student/{name}'
   if finished := experiment.workdir.result(phase):
     return finished
-  teacher = _first_teacher(experiment, built.methods[name])
+  teacher = _first_teacher(experiment, name)
   for number, model in enumerate(built.methods[name].assistants):
     teacher = _run_assistant(experiment, name, number, model, teacher)
   described = exported.describe_model(config, 'student', built.spec.num_classes)
@@ -62,7 +70,7 @@ def train_together(students: Sequence[tuple[Experiment, str]]) -> None:
   method = built.methods[name]
   if method.assistants or len(students) == 1:
     return
-  teacher = _first_teacher(first, method)
+  teacher = _first_teacher(first, name)
   variables = [_initial(experiment, name, f'student/{name}', built.student, 2,
                         experiment.config.student.name) for experiment, name in students]
   if method.prepares:
@@ -168,8 +176,8 @@ def _task(
   method = built.methods[name]
   table = None
   if cache.serves(experiment.config, built, name) and not preparing:
-    table = cache.table(experiment, name, teacher.module, frozen)
-    frozen = {'weights': frozen.get('weights', {})}
+    table = cache.table(experiment, teacher.heard_with, teacher.module, frozen)
+    frozen = {'weights': frozen.get('weights', {})}  # The others are heard from the table.
   elif experiment.config.compute.cache != 'none' and method.taught_by != 'labels':
     say(f'{name}: hears more of the teacher than config.compute.cache holds, and does without it')
   taught_by = 'labels' if table else method.taught_by
@@ -190,19 +198,22 @@ def _measure(experiment: Experiment, task: Task, learnt: Learnt) -> dict:
   return experiment.measure(task, learnt, compared)['student']
 
 
-def _first_teacher(experiment: Experiment, method: Method) -> _Teacher:
+def _first_teacher(experiment: Experiment, name: str) -> _Teacher:
+  """Who teaches by the method `name`, and with it what others hear who have a cache in common."""
   built, taps = experiment.modules, tuple(experiment.modules.teacher_taps)
-  if method.taught_by == 'labels':
+  if built.methods[name].taught_by == 'labels':
     return _Teacher(built.teacher, taps, {})
-  frozen = {'teacher': phases.load_teacher(experiment)}
-  if method.taught_by == 'cohort':
+  frozen, names = {'teacher': phases.load_teacher(experiment)}, cache.heard_with(experiment, name)
+  members: tuple[str, ...] = ()
+  if 'cohort' in {built.methods[other].taught_by for other in names}:
     path = experiment.teachers.path / 'heads' / 'variables'
     frozen['heads'], _ = exported.load_heads(
         path, built, fingerprint.of(frozen['teacher']))
     weights = (experiment.teachers.result('heads') or {}).get('weights', {})
     frozen['weights'] = {rule: jnp.asarray(numbers) for rule, numbers in weights.items()}
-  members = tuple(built.taps) if method.taught_by == 'cohort' else ()
-  return _prepared(experiment, built.teacher, taps, members, frozen)
+    members = tuple(built.taps)
+  return dataclasses.replace(
+      _prepared(experiment, built.teacher, taps, members, frozen), heard_with=names)
 
 
 def _prepared(

@@ -250,13 +250,24 @@ def test_what_teachers_say_is_computed_once_for_all_seeds_of_a_sweep(
 
   said = swept('--methods=ce,kd,dih,at', '--seeds=30,2')
   assert said.count('cache: 160 images x 9 views') == 2  # Of logits and of the mean soft label.
-  assert said.count('of 160 images') == 2
+  assert said.count('of 160 images') == 1  # The teachers are asked once for both.
   assert said.count('at: hears more of the teacher than config.compute.cache holds') == 2
   assert_same(tmp_path / 'tiny_nets.TinyNet/tiny_nets.TinyNet/seed30', finished, 1e-4)
   files = list(tmp_path.glob('tiny_nets.TinyNet/cache/*/rows.bin'))
   assert len(files) == (2 if place == 'disk' else 0)
   cache.forget()
   assert swept('--methods=dih', '--seeds=3').count('of 160 images') == (place == 'device')
+
+
+@pytest.mark.slow
+def test_where_there_is_no_room_for_all_tables_each_is_made_when_it_is_wanted(
+    tmp_path, finished, digits_dir, capsys, monkeypatch):
+  """There is room for the larger one, that of dih, and not for both."""
+  free = cache_tables.size((160, 9, 11)) / 0.9 + 1
+  monkeypatch.setattr(cache_tables, '_free', lambda place, path: free)
+  run(tmp_path, finished, digits_dir, 'compute.cache=all_views')
+  assert capsys.readouterr().err.count('of 160 images') == 2
+  assert_same(tmp_path, finished, 1e-4)
 
 
 def run_heads(path, finished, digits_dir, *overrides):

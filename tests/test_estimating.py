@@ -101,14 +101,16 @@ def test_students_of_a_cache_are_counted_without_the_teacher_and_its_making_once
   cached, = planned('sweep.methods=kd,dkd,dih,at', UNFOLDED, 'compute.cache=all_views')
   assert alone['student kd'].flops - cached['student kd'].flops == PASSES * forward()
   assert alone['student at'] == cached['student at']
-  assert [name for name in cached if name.startswith('cache')] == ['cache kd', 'cache dih']
-  table = cached['cache kd']
-  assert table.flops == 9 * 160 / 8 * forward()
-  assert (table.parameters, table.runs) == (0, 1)
-  assert table.note.startswith('160 images x 9 views x 10 numbers, 0.00 GB on the device: ')
-  # The two heads, on 64 and 32 numbers, and what makes a soft label of their logits.
-  more = cached['cache dih'].flops / (9 * 160) - forward() / 8 - 2 * 10 * (64 + 32)
+  assert [name for name in cached if name.startswith('cache')] == ['cache kd, dih']
+  tables = cached['cache kd, dih']
+  assert (tables.parameters, tables.runs) == (0, 1)
+  assert [note.partition(' numbers')[0] for note in tables.notes] == [
+      '160 images x 9 views x 10', '160 images x 9 views x 11']
+  # The teacher once; the two heads, on 64 and 32 numbers, and what makes a soft label of them.
+  more = tables.flops / (9 * 160) - forward() / 8 - 2 * 10 * (64 + 32)
   assert 0 < more < 40 * 10
+  alone, = planned('sweep.methods=kd,at', UNFOLDED, 'compute.cache=all_views')
+  assert alone['cache kd'].flops == 9 * 160 / 8 * forward()
 
 
 def test_a_table_takes_memory_where_it_lies():
@@ -119,7 +121,7 @@ def test_a_table_takes_memory_where_it_lies():
   for name in ('cache kd', 'student kd'):
     assert device[name].memory - host[name].memory == taken
     assert device[name].flops == host[name].flops
-  assert device['teacher'] == host['teacher'] and 'GB on the host' in host['cache kd'].note
+  assert device['teacher'] == host['teacher'] and 'GB on the host' in host['cache kd'].notes[0]
 
 
 @pytest.mark.slow
@@ -130,7 +132,7 @@ def test_heads_of_cached_taps_are_counted_without_the_teacher():
   read = forward() - CLASSIFIER
   assert alone['heads'].flops - cached['heads'].flops == PASSES * read
   assert cached['cache taps'].flops == 4 * 160 / 8 * read
-  assert '4 views x 96 numbers' in cached['cache taps'].note
+  assert '4 views x 96 numbers' in cached['cache taps'].notes[0]
   assert alone['student dih'] == cached['student dih']
 
 
@@ -156,11 +158,20 @@ def test_seeds_together_ask_the_teacher_once(method, unread):
   alone, = planned(*options)
   together, = planned(*options, 'sweep.together=True')
   for name, flops in unread.items():
-    one, all_ = alone[name], together[f'{name}, 3 seeds']
+    one, all_ = alone[name], together[f'{name}, 3 together']
     assert 3 * one.flops - all_.flops == 2 * PASSES * (forward() - flops)
     assert (one.runs, all_.runs, all_.parameters) == (3, 1, 3 * one.parameters)
     assert one.memory < all_.memory < 3 * one.memory
-  assert together['student ce, 3 seeds'].flops == 3 * alone['student ce'].flops
+  assert together['student ce, 3 together'].flops == 3 * alone['student ce'].flops
+
+
+def test_variants_together_ask_the_teacher_once():
+  one, = planned('sweep.methods=kd', 'sweep.seeds=(1,)', UNFOLDED)
+  all_, = planned('sweep.methods=kd', 'sweep.seeds=(1,)', UNFOLDED, 'sweep.alphas=(0.1,0.5)',
+                  'sweep.learning_rates=(0.1,0.2)', 'sweep.together=True')
+  assert list(all_) == ['teacher', 'student kd, 4 together']
+  assert 4 * one['student kd'].flops - all_['student kd, 4 together'].flops == (
+      3 * PASSES * forward())
 
 
 @pytest.mark.slow
