@@ -123,10 +123,15 @@ def _in_words(count: int) -> str:
 
 
 def make(order: Order, forget: Callable[[], None]) -> list[heard.NoTable]:
-  """The tables; the first alone where there is no room for all, after `forget` if need be.
+  """The tables; the first alone where there is no room for all, or one of the others fails.
+
+  Args:
+    order: what to make.
+    forget: drops tables that are kept in this process.
 
   Raises:
     ConfigError: there is no room for the first one, or one on the disk does not serve.
+    TrainingError: what the teachers say for the first one is not finite.
   """
   if order.place != 'disk':
     order = _with_room(order, forget)
@@ -134,7 +139,12 @@ def make(order: Order, forget: Callable[[], None]) -> list[heard.NoTable]:
     say(f'cache: {described(table.shape, order.place, table.identity["kind of rows"])}')
   subset, preprocess = order.experiment.train_subset, order.experiment.student_preprocess
   kind = heard.DeviceTable if order.place == 'device' else heard.HostTable
-  made = _on_disk(order) if order.place == 'disk' else _in_memory(order)
+  try:
+    made = _on_disk(order) if order.place == 'disk' else _in_memory(order)
+  except errors.TrainingError:
+    if len(order.tables) == 1:
+      raise
+    return make(order.only([0]), forget)
   return [kind(rows, subset, preprocess) for rows in made]
 
 

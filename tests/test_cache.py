@@ -1,6 +1,7 @@
 """What teachers say, computed once: tables, their files, what is refused, and whole runs."""
 import threading
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import exported, read_config, tiny_command
@@ -12,6 +13,7 @@ from kdih import (
   errors,
   heard,
   heard_files,
+  losses,
   main,
   modules,
   parallel,
@@ -268,6 +270,20 @@ def test_where_there_is_no_room_for_all_tables_each_is_made_when_it_is_wanted(
   run(tmp_path, finished, digits_dir, 'compute.cache=all_views')
   assert capsys.readouterr().err.count('of 160 images') == 2
   assert_same(tmp_path, finished, 1e-4)
+
+
+@pytest.mark.slow
+def test_heads_that_say_what_is_not_finite_fail_dih_and_not_kd(
+    tmp_path, finished, digits_dir, capsys, monkeypatch):
+  said = losses.mean_soft_label
+  monkeypatch.setattr(losses, 'mean_soft_label', lambda *args: said(*args)._replace(
+      spread=jnp.full(args[0]['final'].shape[0], jnp.nan)))
+  with pytest.raises(errors.TrainingError, match='say what is not finite in float16'):
+    run(tmp_path, finished, digits_dir, 'compute.cache=all_views')
+  assert capsys.readouterr().err.count('x 9 views x 10 numbers') == 2  # With dih's, and again.
+  found, expected_ = (exported(path, 'student/kd') for path in (tmp_path, finished))
+  for path, array in found.items():
+    np.testing.assert_allclose(array, expected_[path], atol=1e-4, rtol=0)
 
 
 def run_heads(path, finished, digits_dir, *overrides):
