@@ -21,7 +21,6 @@ from kdih import (
   errors,
   fingerprint,
   heard,
-  modules,
   taps as taps_lib,
   tasks,
   teaching,
@@ -35,7 +34,7 @@ _kept: dict[str, tuple[dict, heard.NoTable]] = {}  # Tables of one teacher, for 
 
 def serves(config: ml_collections.ConfigDict, built: Modules, name: str) -> bool:
   """Whether students of the method `name` are taught from a cache."""
-  return config.compute.cache != 'none' and modules.heard_width(built, name) > 0
+  return config.compute.cache != 'none' and built.heard_widths[name] > 0
 
 
 def check(
@@ -75,7 +74,7 @@ def _widths(config: ml_collections.ConfigDict, built: Modules) -> list[int]:
     widths.append(taps_width(built))
   if 'student' in config.phases:
     taught = [name for name, method in built.methods.items() if method.taught_by != 'labels']
-    served = [modules.heard_width(built, name) for name in taught if serves(config, built, name)]
+    served = [built.heard_widths[name] for name in taught if serves(config, built, name)]
     if taught and not served:
       raise errors.ConfigError(
           f'config.compute.cache: the method {", ".join(taught)} needs more of the teacher than '
@@ -176,7 +175,7 @@ def table(
   for name in names:
     parts = fingerprints if built.methods[name].taught_by == 'cohort' else {
         'teacher': fingerprints['teacher']}
-    found = _wanted(experiment, hearing(built, name).name, modules.heard_width(built, name), parts)
+    found = _wanted(experiment, hearing(built, name).name, built.heard_widths[name], parts)
     wanted.setdefault(fingerprint.of_json([found.identity, place]), (name, found))
   first, missing = next(iter(wanted)), [key for key in wanted if key not in _kept]
   if first in missing:

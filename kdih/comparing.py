@@ -86,7 +86,8 @@ class _Sweep:
 
   def teachers(self, pair: grid.Pair) -> Workdir:
     """The workdir of a pair's teacher and heads."""
-    return Workdir(grid.pair_folder(self.path, pair.teacher), _FREE)
+    free = _FREE if pair.config.compute.cache_taps else (*_FREE, 'compute.cache')
+    return Workdir(grid.pair_folder(self.path, pair.teacher), free)
 
   def _check(self) -> None:
     """Raises ConfigError where the workdir holds runs of another config, or what exists does not

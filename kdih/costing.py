@@ -83,7 +83,7 @@ def training(
 
 
 def making(
-    setting: Setting, name: str, rows: Callable, frozen: Any, views: int, table: NoTable, runs: int,
+    setting: Setting, name: str, rows: Callable, frozen: Any, views: int, table: NoTable,
     notes: Sequence[str],
 ) -> Phase:
   """The cost of making tables of what teachers say.
@@ -95,14 +95,13 @@ def making(
     frozen: shapes of the variables that it reads.
     views: how many are seen, of all images.
     table: what then lies on a device, of all tables.
-    runs: how often.
     notes: see `Phase`.
   """
   block = -(-setting.config.data.eval_global_batch_size // parallel.num_devices())
   flops, program = cost.analyse(jax.jit(rows), frozen, _images(setting, block))
   memory = (_bytes(frozen) + _resident(setting) + _bytes(table.resident)
             + max(_products(program), default=0))
-  return Phase(name, 0, (flops or 0) / block * views, memory, runs, notes)
+  return Phase(name, 0, (flops or 0) / block * views, memory, 1, notes)
 
 
 def _step_cost(task: Task, variables: Any, batch: Any, together: int) -> tuple[int, int]:

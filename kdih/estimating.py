@@ -1,5 +1,4 @@
 """What a sweep would cost: shapes, parameters, FLOPs, memory and time, with nothing trained."""
-import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,6 @@ from kdih.tasks import Task
 
 _Runs = Sequence[tuple[grid.Run, ...]]
 _Hears = tuple[str, str, str]  # A teacher, what it teaches with, and the name of the hearing.
-_Pass = tuple[str, str, tuple[str, ...]]  # A pair, and methods whose tables are made in one.
 
 
 def describe(
@@ -109,12 +107,12 @@ def plan(
   """
   settings = {(pair.teacher, pair.student): Setting(pair.config, one, sizes)
               for pair, one in zip(pairs, built, strict=True)}
-  taught, passes = set[tuple[str, str]](), _passes(settings, runs)
+  taught, heard = set[tuple[str, str]](), set[_Hears]()
   planned = []
   for (teacher, student), setting in settings.items():
     found = list(_teaching(setting, teacher, taught))
-    found += [_pass(setting, names, times) for (*pair, names), times in passes.items()
-              if pair == [teacher, student]]
+    if names := _unheard(setting, teacher, heard):
+      found.append(_pass(setting, names))
     for name in setting.modules.methods:
       groups = [group for group in runs if group[0].method == name
                 and (group[0].pair.teacher, group[0].pair.student) == (teacher, student)]
@@ -124,25 +122,14 @@ def plan(
   return planned
 
 
-def _passes(
-    settings: dict[tuple[str, str], Setting], runs: _Runs
-) -> collections.Counter[_Pass]:
-  """How often tables are made: but for those on a disk, once more behind another teacher's."""
-  kept, made = set[_Hears](), collections.Counter[_Pass]()
-  for run, *_ in runs:
-    teacher, student = run.pair.teacher, run.pair.student
-    setting = settings[teacher, student]
-    wanted = {_hears(setting, name, teacher): name for name in reversed(setting.modules.methods)
-              if cache.serves(setting.config, setting.modules, name)}
-    if not cache.serves(setting.config, setting.modules, run.method):
-      continue
-    if setting.config.compute.cache_place != 'disk':
-      kept = {other for other in kept if other[0] == teacher}
-    missing = {hears: name for hears, name in wanted.items() if hears not in kept}
-    if _hears(setting, run.method, teacher) in missing:
-      made[teacher, student, tuple(reversed(missing.values()))] += 1
-      kept |= missing.keys()
-  return made
+def _unheard(setting: Setting, teacher: str, heard: set[_Hears]) -> tuple[str, ...]:
+  """Methods whose tables are to be made, one for each that is not among those `heard`; noted there.
+  """
+  wanted = {_hears(setting, name, teacher): name for name in reversed(setting.modules.methods)
+            if cache.serves(setting.config, setting.modules, name)}
+  names = [name for hears, name in wanted.items() if hears not in heard]
+  heard |= wanted.keys()
+  return tuple(reversed(names))
 
 
 def _hears(setting: Setting, name: str, teacher: str) -> _Hears:
@@ -172,7 +159,7 @@ def _heads_phases(setting: Setting) -> Iterator[Phase]:
     module, variables = prepared
     cached = _table(setting, cache.taps_width(built)), built.taps
     yield _making(setting, 'cache taps', cache.tap_rows(built, module), {'teacher': variables},
-                  {cache.taps_kind(built): cached[0].width}, 1)
+                  {cache.taps_kind(built): cached[0].width})
   teacher = taps.abstract_variables(built.teacher, built.spec.image_shape)
   task = tasks.heads_task(built.teacher, built.heads, teacher, names, prepared, cached)
   yield costing.training(setting, 'heads', task, modules.abstract_heads(built),
@@ -189,25 +176,25 @@ def _prepared(setting: Setting, names: Sequence[str]) -> tuple[nn.Module, Any]:
                             fold_batch_norm=compute.fold_batch_norm, dtype=compute.teacher_dtype)
 
 
-def _pass(setting: Setting, names: tuple[str, ...], times: int) -> Phase:
+def _pass(setting: Setting, names: tuple[str, ...]) -> Phase:
   """The tables that these methods hear from, made in one."""
   built = setting.modules
   cohort_first = max(names, key=lambda name: built.methods[name].taught_by == 'cohort')
   module, frozen = _teacher(setting, cohort_first)
   return _making(setting, f'cache {", ".join(names)}', cache.rows(built, names, module), frozen,
-                 {cache.hearing(built, name).name: modules.heard_width(built, name)
-                  for name in names}, times)
+                 {cache.hearing(built, name).name: built.heard_widths[name]
+                  for name in names})
 
 
 def _making(
-    setting: Setting, name: str, rows: Any, frozen: Any, widths: dict[str, int], times: int
+    setting: Setting, name: str, rows: Any, frozen: Any, widths: dict[str, int]
 ) -> Phase:
   """Tables of these kinds and widths."""
   views, place = (setting.sizes['train'], _num_slots(setting.config)), (
       setting.config.compute.cache_place)
   notes = [cache_tables.described((*views, width), place, kind) for kind, width in widths.items()]
   table = _table(setting, sum(widths.values()))
-  return costing.making(setting, name, rows, frozen, math.prod(views), table, times, notes)
+  return costing.making(setting, name, rows, frozen, math.prod(views), table, notes)
 
 
 def _table(setting: Setting, width: int) -> NoTable:
@@ -253,7 +240,7 @@ def _student(setting: Setting, name: str, *, preparing: bool = False) -> tuple[T
   method, table = built.methods[name], None
   frozen: dict[str, Any]
   if cache.serves(setting.config, built, name) and not preparing:
-    table = _table(setting, modules.heard_width(built, name))
+    table = _table(setting, built.heard_widths[name])
     module, frozen = built.teacher, {'weights': _weights(built, name)}
   else:
     module, frozen = _teacher(setting, name)

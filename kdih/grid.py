@@ -120,19 +120,28 @@ def runs(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[tuple[Ru
   """Every combination, by what is trained together.
 
   Seed by seed, so that an early table holds every method; or all seeds of all variants of a method
-  with each other.
+  with each other. With a cache teacher by teacher, for that of one is kept at a time.
 
   Raises:
     ConfigError: seeds are to be trained together that would not see the same batches.
   """
   seeds = tuple(config.sweep.seeds)
-  if not config.sweep.together:
-    return [(Run(pair, method, seed),) for seed in seeds for pair in chosen
-            for method in pair.methods]
-  if config.data.order_seed < 0 and len(seeds) > 1:
+  if config.sweep.together and config.data.order_seed < 0 and len(seeds) > 1:
     raise errors.ConfigError(
         'config.sweep.together: is set, and seeds that are trained together see the same batches; '
         'set config.data.order_seed to a number from 0, such as 0')
+  if config.compute.cache == 'none':
+    return _in_order(config, chosen)
+  teachers = dict.fromkeys(pair.teacher for pair in chosen)
+  return [runs for teacher in teachers
+          for runs in _in_order(config, [pair for pair in chosen if pair.teacher == teacher])]
+
+
+def _in_order(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[tuple[Run, ...]]:
+  seeds = tuple(config.sweep.seeds)
+  if not config.sweep.together:
+    return [(Run(pair, method, seed),) for seed in seeds for pair in chosen
+            for method in pair.methods]
   return [tuple(Run(pair, method, seed) for method in methods for seed in seeds)
           for pair in chosen for methods in variants.alike(pair.config, pair.methods)]
 

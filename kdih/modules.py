@@ -47,6 +47,11 @@ class Modules:
   assistants: dict[str, nn.Module]
   validated: bool
 
+  @functools.cached_property
+  def heard_widths(self) -> dict[str, int]:
+    """{method: numbers in a row of what it hears}; 0 where it hears more than such rows."""
+    return {name: _heard_width(self, method) for name, method in self.methods.items()}
+
 
 def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Modules:
   """Builds the modules; nothing is computed.
@@ -170,9 +175,7 @@ def abstract_method(built: Modules, name: str, num_examples: int) -> dict[str, A
   return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), 2, num_examples))
 
 
-def heard_width(built: Modules, name: str) -> int:
-  """Numbers in a row of what the method `name` hears; 0 where it hears more than such rows."""
-  method = built.methods[name]
+def _heard_width(built: Modules, method: Method) -> int:
   if method.hearing is None or method.taught_by == 'labels' or method.assistants:
     return 0
   lesson = _blank_lesson(built, method, 2, 2)

@@ -205,6 +205,17 @@ def test_the_runs_come_seed_by_seed():
                    for pair in ('resnet110/resnet8', 'vgg13/vgg8') for method in ('ce', 'kd')]
 
 
+def test_with_a_cache_the_runs_come_teacher_by_teacher():
+  config = config_lib.base()
+  config.sweep.update(pairs=('resnet110:resnet8', 'vgg13:vgg8', 'resnet110:resnet20'),
+                      methods=('kd',), seeds=(1, 2))
+  config.compute.cache = 'all_views'
+  names = [one.name for one, in grid.runs(config, grid.pairs(config))]
+  assert names == [*(f'resnet110/{student}/kd/seed{seed}' for seed in (1, 2)
+                     for student in ('resnet8', 'resnet20')),
+                   'vgg13/vgg8/kd/seed1', 'vgg13/vgg8/kd/seed2']
+
+
 def test_the_arguments_of_a_model_are_not_those_of_another():
   config = config_lib.base()
   config.student.kwargs.width = 4

@@ -191,7 +191,7 @@ def cached_task(lab: Lab) -> Task:
   """DIH with a cache of what the cohort says of every view, which is the same of all."""
   prepare, count = preprocess(), len(lab.examples)
   images = -(-count // parallel.num_devices()) * parallel.num_devices()
-  width = modules.heard_width(lab.built, 'dih')
+  width = lab.built.heard_widths['dih']
   rows = np.full((images, prepare.num_slots, width), 1 / SPEC.num_classes, np.float16)
   table = heard.DeviceTable(rows, np.arange(count, dtype=np.int32), prepare)
   teach = tasks.make_teach('labels', lab.built.teacher, (), lab.built.heads, ())

@@ -65,7 +65,8 @@ def _dress(axes: Axes, name: str, at: Sequence[int]) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
   else:
     axes.set_ylim(bottom=0)
-  axes.set_xticks(at, [f'{x:,}' for x in at], rotation=45 if name == 'classes' else 0, fontsize=8)
+  axes.set_xticks(at, [f'{x:,}' for x in at], fontsize=8,
+                  rotation=45 if name in ('classes', 'depth') else 0)
   clean(axes)
 
 
@@ -103,7 +104,7 @@ def _efficiency(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_xscale('log')
     axes.set_xticks(list(arithmetic.CHIPS['TPU v4'].slices), ['8', '64', '1,024'])
     axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_ylim(0, 108)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel('chips')
     axes.set_title(f'{pair}, TPU v4', fontsize=10)
     clean(axes)
