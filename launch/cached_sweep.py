@@ -30,7 +30,7 @@ def main() -> None:
   given = parser.parse_args()
   workdir = pathlib.Path(given.workdir)
   workdir.mkdir(parents=True)
-  common, seconds, loss = _common(given.data_dir, given.images), {}, {}
+  common, seconds, results = _common(given.data_dir, given.images), {}, {}
   _run('main', *common, f'--workdir={workdir}/made/resnet110', '--config.phases=teacher,heads')
   for cache in ('none', 'all_views'):
     folder = shutil.copytree(workdir / 'made', workdir / cache)
@@ -38,15 +38,14 @@ def main() -> None:
     _run('sweep', *common, f'--config.compute.cache={cache}', f'--workdir={folder}',
          f'--methods={",".join(_METHODS)}', f'--seeds={",".join(map(str, _SEEDS))}')
     seconds[cache] = time.perf_counter() - begun
-    loss[cache] = _losses(folder)
-  ratio = seconds['none'] / seconds['all_views']
-  apart = max(abs(loss['none'][run] - loss['all_views'][run]) for run in loss['none'])
-  content = {'seconds': seconds, 'ratio': ratio, 'test_loss_apart': apart, 'images': given.images,
-             'epochs': _EPOCHS, 'seeds': _SEEDS, 'methods': _METHODS, 'runs': 1,
-             'test_loss': loss, 'cpus': os.cpu_count(), **_machine(workdir / 'made' / 'resnet110')}
+    results[cache] = _results(folder)
+  content = {**_compared(seconds, results), 'images': given.images, 'epochs': _EPOCHS,
+             'seeds': _SEEDS, 'methods': _METHODS, 'runs': 1, 'cpus': os.cpu_count(),
+             **_machine(workdir / 'made' / 'resnet110')}
   pathlib.Path(given.out).write_text(json.dumps(content, indent=2) + '\n')
   print(f'{seconds["none"]:.0f} s without, {seconds["all_views"]:.0f} s with the cache: '
-        f'{ratio:.2f} times as fast; losses on the test split differ by {apart:.1e} at most')
+        f'{content["ratio"]:.2f} times as fast; losses on the test split differ by '
+        f'{content["test_loss_apart"]:.1e} at most')
   shutil.rmtree(workdir)
 
 
@@ -67,10 +66,23 @@ def _run(program: str, *arguments: str) -> None:
   subprocess.run([sys.executable, '-m', f'kdih.{program}', *arguments], check=True)
 
 
-def _losses(folder: pathlib.Path) -> dict[str, float]:
-  """{run: loss on the test split after the last step}."""
-  return {str(path.parent.relative_to(folder)): json.loads(path.read_text())['test_last']['loss']
+def _results(folder: pathlib.Path) -> dict[str, dict]:
+  """{run: its result}."""
+  return {str(path.parent.relative_to(folder)): json.loads(path.read_text())
           for path in sorted(folder.glob('*/*/seed*/student/*/result.json'))}
+
+
+def _compared(seconds: dict[str, float], results: dict[str, dict[str, dict]]) -> dict:
+  """What both sweeps took, in all and in training alone, and how far their students are apart."""
+  loss = {cache: {run: result['test_last']['loss'] for run, result in found.items()}
+          for cache, found in results.items()}
+  return {
+      'seconds': seconds, 'ratio': seconds['none'] / seconds['all_views'],
+      'training_seconds': {cache: sum(result['seconds'] for result in found.values())
+                           for cache, found in results.items()},
+      'test_loss_apart': max(abs(loss['none'][run] - loss['all_views'][run])
+                             for run in loss['none']),
+      'test_loss': loss}
 
 
 def _machine(folder: pathlib.Path) -> dict:

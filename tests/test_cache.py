@@ -259,6 +259,8 @@ def test_what_teachers_say_is_computed_once_for_all_seeds_of_a_sweep(
   assert len(files) == (2 if place == 'disk' else 0)
   cache.forget()
   assert swept('--methods=dih', '--seeds=3').count('of 160 images') == (place == 'device')
+  # The teachers that there are serve without a cache too.
+  assert 'of 160 images' not in swept('--methods=ce', '--seeds=4', '--config.compute.cache=none')
 
 
 @pytest.mark.slow
