@@ -128,7 +128,7 @@ def _unheard(setting: Setting, teacher: str, heard: set[_Hears]) -> tuple[str, .
   wanted = {_hears(setting, name, teacher): name for name in reversed(setting.modules.methods)
             if cache.serves(setting.config, setting.modules, name)}
   names = [name for hears, name in wanted.items() if hears not in heard]
-  heard |= wanted.keys()
+  heard.update(wanted)
   return tuple(reversed(names))
 
 

@@ -56,6 +56,7 @@ def test_a_dry_run_tells_the_costs_and_writes_nothing(tmp_path, digits_dir, caps
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_teacher_of_several_pairs_is_counted_once(tmp_path, digits_dir, capsys):
   assert dry_run(tmp_path / 'w', digits_dir, '--methods=ce,dih', '--seeds=1',
                  '--students=tiny_nets:TinyNet,tiny_nets:NoTaps') == 0
@@ -161,6 +162,7 @@ def test_seeds_together_ask_the_teacher_once(method, unread):
   assert together['student ce, 3 together'].flops == 3 * alone['student ce'].flops
 
 
+@pytest.mark.slow
 def test_variants_together_ask_the_teacher_once():
   one, = planned('sweep.methods=kd', 'sweep.seeds=(1,)', UNFOLDED)
   all_, = planned('sweep.methods=kd', 'sweep.seeds=(1,)', UNFOLDED, 'sweep.alphas=(0.1,0.5)',

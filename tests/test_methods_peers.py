@@ -92,6 +92,7 @@ def test_in_dml_what_the_others_say_is_a_constant(mutual):
                                atol=1e-5)
 
 
+@pytest.mark.slow
 def test_peers_are_models_of_their_own_in_training_mode(mutual):
   _, variables, logits = mutual
   assert not np.allclose(logits[1], logits[2])

@@ -143,8 +143,8 @@ def test_what_was_compiled_serves_every_number_of_chips():
       assert [row['chips'] for row in rows if row['kind'] == 'weak' and (
           row['pair'], row['chip']) == (one['pair'], one['chip'])] == list(
               arithmetic.CHIPS[one['chip']].slices)
-  for row in rows:  # An efficiency is just above 1 where more images make the better program.
-    assert 0 < row['apart'] <= row['overlapped'] < 1.1
+  for row in rows:  # More images than those of one chip alone, to which it is compared, do better.
+    assert 0 < row['apart'] <= row['overlapped'] < (1.1 if row['batch'] <= tables.WEAK else 2)
 
 
 @pytest.mark.parametrize('flags, reason', [
