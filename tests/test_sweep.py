@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from conftest import TESTS, exported, read_config, tiny_command
 
-from kdih import config_lib, grid, pipeline, sweep
-from kdih.errors import ConfigError
+from kdih import pipeline, sweep
 
 PAIR = 'tiny_nets.TinyNet/tiny_nets.TinyNet'
 MODEL = 'tiny_nets:TinyNet'
@@ -194,51 +193,6 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path, digits_dir, capsys):
   assert 'left out: config.methods.sp: the teacher' in capsys.readouterr().err
   assert [path for path in results(tmp_path) if 'student' in path] == [
       'tiny_nets.TinyNet/tiny_nets.NoTaps/seed1/student/ce/result.json']
-
-
-def test_the_runs_come_seed_by_seed():
-  config = config_lib.base()
-  config.sweep.update(pairs=('resnet110:resnet8', 'vgg13:vgg8'), methods=('ce', 'kd'),
-                      seeds=(1, 2))
-  names = [one.name for one, in grid.runs(config, grid.pairs(config))]
-  assert names == [f'{pair}/{method}/seed{seed}' for seed in (1, 2)
-                   for pair in ('resnet110/resnet8', 'vgg13/vgg8') for method in ('ce', 'kd')]
-
-
-def test_with_a_cache_the_runs_come_teacher_by_teacher():
-  config = config_lib.base()
-  config.sweep.update(pairs=('resnet110:resnet8', 'vgg13:vgg8', 'resnet110:resnet20'),
-                      methods=('kd',), seeds=(1, 2))
-  config.compute.cache = 'all_views'
-  names = [one.name for one, in grid.runs(config, grid.pairs(config))]
-  assert names == [*(f'resnet110/{student}/kd/seed{seed}' for seed in (1, 2)
-                     for student in ('resnet8', 'resnet20')),
-                   'vgg13/vgg8/kd/seed1', 'vgg13/vgg8/kd/seed2']
-
-
-def test_the_arguments_of_a_model_are_not_those_of_another():
-  config = config_lib.base()
-  config.student.kwargs.width = 4
-  config.sweep.students = ('resnet8', 'resnet20')
-  first, second = grid.pairs(config)
-  assert first.config.student.kwargs.to_dict() == {'width': 4}
-  assert second.config.student.kwargs.to_dict() == {}
-  assert config.student.name == 'resnet8'
-
-
-@pytest.mark.parametrize('pair', ['resnet8', ':resnet8', 'resnet8:', ''])
-def test_a_pair_is_two_names(pair):
-  config = config_lib.base()
-  config.sweep.pairs = (pair,)
-  with pytest.raises(ConfigError, match="is not 'teacher:student'"):
-    grid.pairs(config)
-
-
-def test_a_pair_may_hold_import_paths():
-  config = config_lib.base()
-  config.sweep.pairs = ('m.n:A:resnet8', 'resnet8:m.n:A', 'm.n:A:m.n:B', 'resnet8:resnet20')
-  assert [(pair.teacher, pair.student) for pair in grid.pairs(config)] == [
-      ('m.n:A', 'resnet8'), ('resnet8', 'm.n:A'), ('m.n:A', 'm.n:B'), ('resnet8', 'resnet20')]
 
 
 def start(workdir, data_dir) -> subprocess.Popen:
