@@ -104,10 +104,10 @@ def _efficiency(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_xscale('log')
     axes.set_xticks(list(arithmetic.CHIPS['TPU v4'].slices), ['8', '64', '1,024'])
     axes.xaxis.set_minor_locator(ticker.NullLocator())
-    axes.set_ylim(bottom=0)
     axes.set_xlabel('chips')
     axes.set_title(f'{pair}, TPU v4', fontsize=10)
     clean(axes)
+  panels[0].set_ylim(bottom=0)  # Once all is drawn: the panels share the axis.
   panels[0].set_ylabel('efficiency %, computed')
   handles, labels = panels[0].get_legend_handles_labels()
   figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False, fontsize=8)
