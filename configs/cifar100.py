@@ -7,20 +7,20 @@
 
 `laptop` takes an hour on two CPU cores and gives a teacher of 40 % and students of 33 to 37 %.
 """
-from kdih import config_data, config_lib
+from kdih.config import arguments, dataset_presets, fields, recipes
 
 
 def get_config(arg=None):
   """`arg`: `runlocal` for a smoke test, `laptop`, `recipe=paper|repdistiller`."""
-  arg = config_lib.parse_arg(arg, runlocal=False, laptop=False, recipe='paper')
-  config = config_lib.base(arg.recipe)
-  config_data.use(config, 'cifar100')
+  arg = arguments.parse_arg(arg, runlocal=False, laptop=False, recipe='paper')
+  config = fields.base(arg.recipe)
+  dataset_presets.use(config, 'cifar100')
   config.teacher.name = 'resnet110'
   config.student.name = 'resnet8'
   if arg.laptop:
     _laptop(config)
   if arg.runlocal:
-    config_lib.run_local(config)
+    recipes.run_local(config)
   return config
 
 

@@ -5,13 +5,13 @@
 scikit-learn's digits: 1,438 images to train with and 359 to test, 8x8 pixels, 10 classes.
 Expect 97 to 99 % from every classifier; a difference of a point is noise.
 """
-from kdih import config_lib
+from kdih.config import arguments, fields, recipes
 
 
 def get_config(arg=None):
   """`arg`: `runlocal` for a smoke test, `recipe=paper|repdistiller`."""
-  arg = config_lib.parse_arg(arg, runlocal=False, recipe='paper')
-  config = config_lib.base(arg.recipe)
+  arg = arguments.parse_arg(arg, runlocal=False, recipe='paper')
+  config = fields.base(arg.recipe)
   config.data.update(name='digits', mean=(0.305,), std=(0.376,), padding=1, flip=False)
   config.data.validation_fraction = 0.2
   config.data.eval_global_batch_size = 240
@@ -22,5 +22,5 @@ def get_config(arg=None):
     phase.train.learning_rate = 0.05
   config.log_every_steps = 10
   if arg.runlocal:
-    config_lib.run_local(config)
+    recipes.run_local(config)
   return config

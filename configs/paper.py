@@ -10,7 +10,8 @@ The models are those of the authors' code, larger to smaller ones; which of thes
 paper's own tables hold could not be looked up. A method that does not fit a pair is left out,
 and the sweep says why.
 """
-from kdih import config_data, config_lib, errors
+from kdih import errors
+from kdih.config import arguments, dataset_presets, fields, recipes
 
 _TINY = ('resnet110:resnet8', 'resnet110:resnet14', 'resnet110:resnet20')
 _LARGE = ('resnet34:resnet18', 'resnet34:vgg11', 'resnet34:wrn_28_2', 'resnet18:vgg11',
@@ -23,15 +24,15 @@ _METHODS = ('ce', 'kd', 'fitnets', 'takd', 'at', 'crd', 'tofd', 'mhkd', 'dml', '
 
 def get_config(arg=None):
   """`arg`: `table=cifar10|cifar100|tiny_imagenet`, `recipe=paper|repdistiller`, `runlocal`."""
-  arg = config_lib.parse_arg(arg, table='cifar100', recipe='paper', runlocal=False)
+  arg = arguments.parse_arg(arg, table='cifar100', recipe='paper', runlocal=False)
   if arg.table not in _PAIRS:
     raise errors.unknown("the config's argument table", arg.table, _PAIRS)
-  config = config_lib.base(arg.recipe)
-  config_data.use(config, arg.table)
+  config = fields.base(arg.recipe)
+  dataset_presets.use(config, arg.table)
   config.sweep.update(pairs=_PAIRS[arg.table], methods=_METHODS)
   if arg.table == 'tiny_imagenet':
     config.methods.takd.chain = ('resnet18',)
   if arg.runlocal:
-    config_lib.run_local(config)
+    recipes.run_local(config)
     config.sweep.update(pairs=('resnet14:resnet8',), seeds=(30,))
   return config

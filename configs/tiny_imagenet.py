@@ -10,16 +10,16 @@ are the test split, for its own test images have no labels. The whole train spli
 on every device (`--config.data.loader=streaming` keeps it on disk), and the four `flatten` heads
 have 98 million parameters (`--config.heads.kind=gap`: 0.2 million).
 """
-from kdih import config_data, config_lib
+from kdih.config import arguments, dataset_presets, fields, recipes
 
 
 def get_config(arg=None):
   """`arg`: `runlocal` for a smoke test, `recipe=paper|repdistiller`."""
-  arg = config_lib.parse_arg(arg, runlocal=False, recipe='paper')
-  config = config_lib.base(arg.recipe)
-  config_data.use(config, 'tiny_imagenet')
+  arg = arguments.parse_arg(arg, runlocal=False, recipe='paper')
+  config = fields.base(arg.recipe)
+  dataset_presets.use(config, 'tiny_imagenet')
   config.teacher.name = 'resnet34'
   config.student.name = 'resnet18'
   if arg.runlocal:
-    config_lib.run_local(config)
+    recipes.run_local(config)
   return config

@@ -47,3 +47,14 @@ def unknown(setting: str, value: str, choices: Iterable[str]) -> ConfigError:
 def first_line(error: BaseException) -> str:
   """What a library says of its error, without the lines that explain; never empty."""
   return str(error).strip().split('\n')[0] or type(error).__name__
+
+
+def in_line(text: object) -> str:
+  """As `printable`, with one space where there are several."""
+  return ' '.join(printable(str(text)).split())
+
+
+def printable(text: str) -> str:
+  """The text in one line, without control characters and halves of characters."""
+  return ''.join(char if char.isprintable() else ' ' if char.isspace() else '\ufffd'
+                 for char in text)

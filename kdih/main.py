@@ -2,15 +2,20 @@
 
   python -m kdih.main --config=configs/digits.py --workdir=runs/digits
   python -m kdih.main --config=configs/cifar100.py:runlocal --workdir=runs/smoke
-  python -m kdih.main --config=configs/cifar100.py --workdir=runs/cifar100 \\
+  python -m kdih.main --config=configs/cifar100.py --workdir=runs/cifar100 \
       --config.seed=50 --config.student.methods=kd,dih
 
 The same command goes on with a run that was cut off. Exit codes: 0 done, 1 training failed,
 2 a setting is wrong, 75 asked to stop by SIGTERM, and saved: start it again, 130 interrupted.
 """
 import sys
+from typing import TYPE_CHECKING, Any
 
-from kdih import command_line, distributed, entry
+from kdih.runtime import environment, flags, processes, program
+
+if TYPE_CHECKING:
+  import ml_collections
+  from etils import epath
 
 _FLAGS = {
     'coordinator': 'Of several processes that run as one: HOST:PORT of process 0.',
@@ -19,22 +24,48 @@ _FLAGS = {
 }
 
 
+def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[str, Any]:
+  """Runs the phases that `config` names, writes the report, and returns what was found.
+
+  Args:
+    config: from a config file.
+    workdir: the folder of the run; one that was cut off goes on.
+
+  Returns:
+    The results, as in `results.json`.
+
+  Raises:
+    ConfigError: a setting is wrong; nothing has been written to the workdir.
+    TrainingError: training cannot go on.
+    PreemptedError: the process was asked to stop, and has saved.
+  """
+  from kdih.phases import pipeline  # These import jax, which takes seconds.
+  from kdih.report import run_report
+
+  experiment = pipeline.open_run(config, workdir)
+  with experiment.workdir.locked():
+    pipeline.run(experiment)
+    return run_report.write(experiment.workdir, experiment.networks, config)
+
+
 def main(argv: list[str]) -> int:
   """Runs what the command line `argv` asks for and returns the exit code."""
-  return entry.main(argv, f'{__doc__}\n{command_line.usage(_FLAGS)}', _run)
+  return program.main(argv, f'{__doc__}\n{flags.usage(_FLAGS)}', _run)
 
 
 def _run(argv: list[str]) -> int:
-  config, workdir = command_line.read(argv, _FLAGS, 'distributed')
-  entry.set_environment(config)
-  # Takes seconds; the settings are read first.
-  from kdih import pipeline, preemption, run_report, validation
+  config, workdir = flags.read(argv, _FLAGS, 'distributed')
+  environment.set_environment(config)
+  # These take seconds; the settings are read first.
+  from kdih.config import checks
+  from kdih.report import run_report
+  from kdih.runtime import preemption
 
-  validation.check(config)
-  distributed.join(config.distributed)
+  checks.check(config)
+  processes.join(config.distributed)
   preemption.listen()
-  results = pipeline.run(config, workdir)
-  if distributed.is_first():
+  results = run(config, workdir)
+  if processes.is_first():
     print(run_report.table(results))
     print(f'\nresults and report: {workdir}/report.md')
   return 0

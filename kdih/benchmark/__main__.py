@@ -19,24 +19,24 @@ import json
 import sys
 from typing import Any
 
-from kdih import entry, errors
+from kdih import errors
 from kdih.benchmark import settings as settings_lib
 from kdih.benchmark.settings import Settings
+from kdih.runtime import environment, program
 
 
 def main(argv: list[str]) -> int:
   """Runs what the command line `argv` asks for and returns the exit code."""
-  return entry.main(argv, __doc__ or '', _run)
+  return program.main(argv, __doc__ or '', _run)
 
 
 def _run(argv: list[str]) -> int:
-  entry.set_environment({'deterministic': True})  # The default of a run.
+  environment.set_environment({'deterministic': True})  # The default of a run.
   settings = settings_lib.read(argv)
   starts = _starts(settings)  # While this process holds no device yet.
-  from kdih import runtime  # These import jax, which takes seconds.
-  from kdih.benchmark import results, roofline
+  from kdih.benchmark import results, roofline  # These import jax, which takes seconds.
 
-  runtime.keep_freed_memory()
+  environment.keep_freed_memory()
   ceilings = roofline.measure_ceilings(settings.precision)
   content: dict[str, Any] = {
       **results.machine(), 'precision': settings.precision, 'runs': settings.runs,
@@ -66,15 +66,15 @@ def _measure(
 ) -> dict[str, Any]:
   """One pair at one batch size."""
   from kdih.benchmark import measuring, parts, programs, results, roofline
-  from kdih.progress import say
+  from kdih.runtime.progress import say
 
   say(f'benchmark: {teacher} -> {student}, batch {batch_size}')
   lab = programs.make_lab(teacher, student, batch_size, settings.precision, programs.MadeImages())
   dih = programs.Training(lab, programs.student_task(lab, 'dih'))
   peer = None
   if settings.peer:
-    from kdih.benchmark import torch_peer
-    peer = torch_peer.Peer(lab, (teacher, student), settings.precision)
+    from kdih.benchmark.peer import comparison
+    peer = comparison.Peer(lab, (teacher, student), settings.precision)
   items = [*programs.items(lab, dih, settings.measures),
            *(parts.items(lab) if 'parts' in settings.measures else []),
            *(peer.items() if peer else [])]

@@ -6,15 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kdih import cohort, parallel, taps as taps_lib
 from kdih.benchmark import programs
 from kdih.benchmark.measuring import Item, Times
-from kdih.taps import Output
+from kdih.cohort.members import members_of
+from kdih.models import taps as taps_lib
+from kdih.models.taps import Output
+from kdih.runtime import devices
 
 
 def items(lab: programs.Lab) -> list[Item]:
   """`input`, `teacher`, `heads` and `student` (forward, backward and update) of a DIH step."""
-  share = lab.batch_size // parallel.num_devices()
+  share = lab.batch_size // devices.num_devices()
   index, taps = jnp.arange(share), tuple(lab.built.taps)
   prepare, built = programs.preprocess(), lab.built
   teacher, variables = programs.quick_teacher(lab, taps)
@@ -34,7 +36,7 @@ def items(lab: programs.Lab) -> list[Item]:
 
   @jax.jit
   def mount(frozen, logits, features):
-    return cohort.members_of(built.heads, frozen['heads'], Output(logits, features), taps)
+    return members_of(built.heads, frozen['heads'], Output(logits, features), taps)
 
   images = read(resident, index, 0)
   logits, features = teach(frozen, images)

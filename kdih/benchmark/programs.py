@@ -16,31 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kdih import (
-  calls,
-  checkpoint,
-  cohort,
-  data,
-  errors,
-  frozen as frozen_lib,
-  heard,
-  loop,
-  methods,
-  models,
-  modules,
-  optimizer,
-  parallel,
-  state,
-  steps,
-  taps as taps_lib,
-  tasks,
-)
+from kdih import errors, methods
 from kdih.benchmark.measuring import Item
-from kdih.monitor import Plan
-from kdih.tasks import Task
-from kdih.teaching import Context
+from kdih.cohort import frozen_teacher, head_modules
+from kdih.cohort.cache import lookup
+from kdih.cohort.members import make_teach
+from kdih.data import augment, loaders, sampling
+from kdih.data.spec import DataSpec
+from kdih.distillation.method import Context
+from kdih.models import registry, taps as taps_lib
+from kdih.phases import networks, student as student_lib
+from kdih.runtime import devices
+from kdih.training import checkpoints, loop, optimizer, state, steps_per_call
+from kdih.training.loop_schedule import LoopSchedule
+from kdih.training.step import make_train_step
+from kdih.training.task import Learning, Task
 
-SPEC = data.DataSpec('made', (32, 32, 3), 100)
+SPEC = DataSpec('made', (32, 32, 3), 100)
 NUM_IMAGES = 10_000
 AUGMENTATION: dict[str, Any] = {
     'mean': (0.507, 0.487, 0.441), 'std': (0.267, 0.256, 0.276), 'padding': 4,
@@ -71,15 +63,12 @@ class MadeImages:
     return len(self.images)
 
   def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """See `kdih.data.Examples`."""
+    """See `kdih.data.loaders.Examples`."""
     return self.images[indices], self._labels[indices]
 
   def labels(self) -> np.ndarray:
     """int32 labels of all."""
     return self._labels
-
-  def identity(self) -> None:
-    """They are not to be kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +76,7 @@ class Lab:
   """A pair, its fresh variables and what it learns from.
 
   Attributes:
-    built: its modules.
+    built: its networks.
     frozen: variables {'teacher', 'heads'}.
     student: variables of the student.
     examples: the made images.
@@ -95,19 +84,19 @@ class Lab:
     batch_size: global.
   """
 
-  built: modules.Modules
+  built: networks.Networks
   frozen: dict[str, Any]
   student: dict[str, Any]
   examples: MadeImages
-  loader: data.Loader
+  loader: loaders.Loader
   batch_size: int
 
   def feeds(self, start: int, sizes: Sequence[int]):
     """What calls of so many updates are fed with from update `start` on, as a run's."""
     subset = np.arange(len(self.examples), dtype=np.int32)
-    batches = data.train_batches(subset, self.batch_size, SEED, start, start + sum(sizes))
-    return calls.stacked(
-        map(parallel.shard, self.loader.feeds(map(parallel.share, batches))), sizes)
+    batches = sampling.train_batches(subset, self.batch_size, SEED, start, start + sum(sizes))
+    return steps_per_call.stacked(
+        map(devices.shard, self.loader.feeds(map(devices.share, batches))), sizes)
 
 
 def make_lab(
@@ -118,30 +107,30 @@ def make_lab(
   The teacher's running statistics become those of a few images, so that its logits are of a usual
   size. Raises ConfigError where the devices cannot share the batch evenly.
   """
-  if batch_size % parallel.num_devices():
+  if batch_size % devices.num_devices():
     raise errors.ConfigError(f'--batches: {batch_size} is no multiple of the '
-                             f'{parallel.num_devices()} devices')
+                             f'{devices.num_devices()} devices')
   if batch_size > len(examples):
     raise errors.ConfigError(f'--batches: {batch_size} is more than the {len(examples)} images')
-  module, learner = (models.create(name, SPEC.num_classes, dtype=jnp.dtype(precision),
-                                   axis_name=parallel.AXIS) for name in (teacher, student))
+  module, learner = (registry.create(name, SPEC.num_classes, dtype=jnp.dtype(precision),
+                                     axis_name=devices.AXIS) for name in (teacher, student))
   taps = taps_lib.choose_taps(module, SPEC.image_shape, ())
-  context = Context(len(taps) + 1, parallel.AXIS)
+  context = Context(len(taps) + 1, devices.AXIS)
   chosen = {name: methods.create(name, {**_METHODS[name], **_OPTIONS}, context)
             for name in _METHODS}
-  built = modules.Modules(SPEC, module, learner, cohort.Heads(SPEC.num_classes), taps, chosen,
-                          {}, {}, {}, False)
+  heads = head_modules.Heads(SPEC.num_classes)
+  built = networks.Networks(SPEC, module, learner, heads, taps, chosen, {}, {}, {}, False)
   keys = jax.random.split(jax.random.key(SEED), 3)
-  frozen = {'teacher': _settled(models.create(teacher, SPEC.num_classes), keys[0], examples),
-            'heads': modules.initialise_heads(built, keys[1])}
+  frozen = {'teacher': _settled(registry.create(teacher, SPEC.num_classes), keys[0], examples),
+            'heads': networks.initialise_heads(built, keys[1])}
   return Lab(built, jax.device_get(frozen),
-             jax.device_get(modules.initialise(learner, keys[2], SPEC.image_shape)),
-             examples, data.make_loader('memory', examples), batch_size)
+             jax.device_get(networks.initialise(learner, keys[2], SPEC.image_shape)),
+             examples, loaders.make_loader('memory', examples), batch_size)
 
 
 def _settled(model, key: jax.Array, examples: MadeImages) -> dict[str, Any]:
   """Variables whose batch statistics are those of 16 images."""
-  variables = modules.initialise(model, key, SPEC.image_shape)
+  variables = networks.initialise(model, key, SPEC.image_shape)
   images = preprocess()(jnp.asarray(examples.images[:16]), jnp.arange(16), None)
 
   def statistics(variables, images):
@@ -154,9 +143,9 @@ def _settled(model, key: jax.Array, examples: MadeImages) -> dict[str, Any]:
   return {**variables, 'batch_stats': settle(variables, images)}
 
 
-def preprocess(**changed: Any) -> data.Preprocess:
+def preprocess(**changed: Any) -> augment.Preprocess:
   """The input's crop, flip and normalisation; `changed` are fields of `AUGMENTATION`."""
-  return data.make_preprocess(**{**AUGMENTATION, **changed})
+  return augment.make_preprocess(**{**AUGMENTATION, **changed})
 
 
 def make_optimizer() -> optax.GradientTransformation:
@@ -168,34 +157,34 @@ def make_optimizer() -> optax.GradientTransformation:
 
 def quick_teacher(lab: Lab, taps: Sequence[str]) -> tuple[nn.Module, Any]:
   """The teacher's module and variables as a run asks them for features at `taps`."""
-  return frozen_lib.prepare(lab.built.teacher, lab.frozen['teacher'], taps, SPEC.image_shape,
-                            fold_batch_norm=True, dtype='')
+  return frozen_teacher.prepare(lab.built.teacher, lab.frozen['teacher'], taps, SPEC.image_shape,
+                                fold_batch_norm=True, dtype='')
 
 
 def student_task(lab: Lab, method: str) -> Task:
   """The student learns by 'dih' or 'kd', as in a run."""
   built, taps, chosen = lab.built, tuple(lab.built.taps), lab.built.methods[method]
   teacher, variables = quick_teacher(lab, taps if chosen.taught_by == 'cohort' else ())
-  teach = tasks.make_teach(chosen.taught_by, teacher, (), built.heads, taps)
-  return tasks.student_task(
+  teach = make_teach(chosen.taught_by, teacher, (), built.heads, taps)
+  return student_lib.student_task(
       built.student, (), chosen, teach, {**lab.frozen, 'teacher': variables})
 
 
 def taught_task(lab: Lab, said: Any) -> Task:
   """DIH with the members' logits `said` given, so that nobody has to be asked."""
-  return tasks.student_task(lab.built.student, (), lab.built.methods['dih'],
-                            lambda frozen, images: (None, frozen['said']), {'said': said})
+  return student_lib.student_task(lab.built.student, (), lab.built.methods['dih'],
+                                  lambda frozen, images: (None, frozen['said']), {'said': said})
 
 
 def cached_task(lab: Lab) -> Task:
   """DIH with a cache of what the cohort says of every view, which is the same of all."""
   prepare, count = preprocess(), len(lab.examples)
-  images = -(-count // parallel.num_devices()) * parallel.num_devices()
+  images = -(-count // devices.num_devices()) * devices.num_devices()
   width = lab.built.heard_widths['dih']
   rows = np.full((images, prepare.num_slots, width), 1 / SPEC.num_classes, np.float16)
-  table = heard.DeviceTable(rows, np.arange(count, dtype=np.int32), prepare)
-  teach = tasks.make_teach('labels', lab.built.teacher, (), lab.built.heads, ())
-  return tasks.student_task(
+  table = lookup.DeviceTable(rows, np.arange(count, dtype=np.int32), prepare)
+  teach = make_teach('labels', lab.built.teacher, (), lab.built.heads, ())
+  return student_lib.student_task(
       lab.built.student, (), lab.built.methods['dih'], teach, {}, table=table)
 
 
@@ -215,7 +204,7 @@ class Training:
   """
 
   def __init__(self, lab: Lab, task: Task, images: jax.Array | None = None, students: int = 1):
-    self._lab, self._frozen = lab, parallel.replicate(task.frozen)
+    self._lab, self._frozen = lab, devices.replicate(task.frozen)
     tx, variables = make_optimizer(), initial_variables(lab)
     self.initial = jax.device_get(tuple(
         state.create(variables, tx, SEED + number, SEED) for number in range(students)))
@@ -223,10 +212,10 @@ class Training:
     prepare: Any = preprocess()
     if images is not None:
       label = lab.examples.labels()[:len(images)]
-      resident = parallel.replicate({'image': images, 'label': label})
+      resident = devices.replicate({'image': images, 'label': label})
       gather, prepare = _all_of_them, _as_they_are
-    self.step = steps.make_train_step(
-        learning=[steps.Learning(task, tx)] * students, gather=gather, preprocess=prepare,
+    self.step = make_train_step(
+        learning=[Learning(task, tx)] * students, gather=gather, preprocess=prepare,
         steps_per_epoch=len(lab.examples) / lab.batch_size, together_by='auto',
         resident=resident, table=task.table)
     self._resident = {**resident, **task.table.resident}
@@ -234,7 +223,7 @@ class Training:
 
   def arguments(self) -> tuple[Any, ...]:
     """Those of `step`, at the beginning."""
-    return parallel.replicate(self.initial), *self._constant()
+    return devices.replicate(self.initial), *self._constant()
 
   def item(self, name: str, least: int = 1) -> Item:
     """Its steps, one after the other on the same batch, and nothing else."""
@@ -263,17 +252,18 @@ class Training:
     return Item(name, self._loop_seconds, least)
 
   def _loop_seconds(self, count: int) -> float:
-    per_call, batch_size = calls.per_call(0, _LOG_EVERY, streaming=False), self._lab.batch_size
+    per_call = steps_per_call.per_call(0, _LOG_EVERY, streaming=False)
+    batch_size = self._lab.batch_size
     total = per_call * (1 + -(-count // per_call))  # The loop's clock leaves out the first call.
-    plan = Plan('benchmark', total, total, _LOG_EVERY, batch_size,
-                len(self._lab.examples) / batch_size, 0, per_call)
+    plan = LoopSchedule('benchmark', total, total, _LOG_EVERY, batch_size,
+                        len(self._lab.examples) / batch_size, 0, per_call)
     program = loop.Program(
         lambda states, feed: self.step(states, self._frozen, self._resident, feed),
         self._lab.feeds, lambda variables: None, plan)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-      checkpoints = checkpoint.Checkpoints(pathlib.Path(folder) / 'checkpoints', self.initial[0])
+      initial, path = self.initial[0], pathlib.Path(folder) / 'checkpoints'
       outcome = loop.train(program, loop.Learner(
-          self.initial[0], checkpoints, folder, 'benchmark', events=False))
+          initial, checkpoints.Checkpoints(path, initial), folder, 'benchmark', events=False))
     return count * batch_size / outcome.examples_per_second
 
 

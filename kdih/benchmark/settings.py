@@ -73,14 +73,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pair(text: str) -> tuple[str, str]:
-  from kdih import models  # Imports jax, which takes a second.
+  from kdih.models import registry  # Imports jax, which takes a second.
 
   teacher, colon, student = text.partition(':')
   if not colon:
     raise errors.ConfigError(f'--pairs: {text!r} is no pair; such as resnet110:resnet8')
   for name in (teacher, student):
-    if name not in models.names():
-      raise errors.unknown('--pairs', name, models.names())
+    if name not in registry.names():
+      raise errors.unknown('--pairs', name, registry.names())
   return teacher, student
 
 

@@ -5,22 +5,25 @@ over the devices; `gather(resident, feed)`, called inside the compiled step, mak
 {'image': uint8 [batch, height, width, channels], 'label': int32 [batch], 'index', 'mask'}.
 """
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from kdih import errors, parallel
-from kdih.data import decoded, sampling
-from kdih.progress import say
+from kdih import errors
+from kdih.data import sampling
+from kdih.runtime import devices
 
 
-class Examples(decoded.Split, Protocol):
+class Examples(Protocol):
   """What the loaders need of a split, such as a `kdih.data.source.Source`."""
 
   def __len__(self) -> int:
     """How many there are."""
+
+  def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images, uint8 [n, height, width, channels], and labels, int32 [n], of some examples."""
 
   def labels(self) -> np.ndarray:
     """int32 labels of all."""
@@ -45,10 +48,10 @@ class MemoryLoader:
   """
 
   def __init__(self, source: Examples):
-    indices = parallel.share({'index': _filled_up(len(source))})['index']
-    images, labels = (parallel.put_together(part)[:len(source)]
-                      for part in decoded.read(source, indices))
-    self.resident = parallel.replicate({'image': images, 'label': labels})
+    indices = devices.share({'index': _filled_up(len(source))})['index']
+    images, labels = (devices.put_together(part)[:len(source)]
+                      for part in source.read(indices))
+    self.resident = devices.replicate({'image': images, 'label': labels})
 
   def feeds(self, batches):
     """Passes the indices on."""
@@ -61,7 +64,7 @@ class MemoryLoader:
 
 def _filled_up(count: int) -> np.ndarray:
   """Indices of all images, the last one repeated until the processes can share them evenly."""
-  return np.minimum(np.arange(-(-count // parallel.num_processes()) * parallel.num_processes()),
+  return np.minimum(np.arange(-(-count // devices.num_processes()) * devices.num_processes()),
                     count - 1)
 
 
@@ -110,7 +113,6 @@ class StreamingLoader:
     return feed
 
 
-_LOOKED_AT = 256  # Examples of a split that the streaming loader reads at the start.
 LOADERS: dict[str, Callable[[Examples], Loader]] = {
     'memory': MemoryLoader, 'streaming': StreamingLoader}
 
@@ -118,61 +120,3 @@ LOADERS: dict[str, Callable[[Examples], Loader]] = {
 def make_loader(name: str, source: Examples) -> Loader:
   """The loader `name` ('memory' or 'streaming') over a split."""
   return LOADERS[name](source)
-
-
-class Splits:
-  """The splits of a data set, each read when first asked for and then kept.
-
-  Args:
-    sources: the 'train' and 'test' split.
-    loader: how they are read, a key of `LOADERS`.
-  """
-
-  def __init__(self, sources: Mapping[str, Examples], loader: str):
-    self._sources, self._loader = sources, loader
-    self._loaders: dict[str, Loader] = {}
-
-  def check(self) -> None:
-    """Reads what there is to know before training.
-
-    The in-memory loader reads every example of both splits; the streaming loader a few hundred,
-    spread evenly, and the others when their turn comes.
-
-    Raises:
-      DataError: an example is damaged, a label is none of the classes, or all images to train
-        with are of one class.
-    """
-    found = {split: self._look_at(split) for split in self._sources}
-    if _is_one(found['train']) and _is_one(self.labels('train')):
-      raise errors.DataError(
-          f'config.data.train_split: all {self.size("train"):,} images are of one class, number '
-          f'{found["train"][0]}; at least two are needed; choose more of the split')
-
-  def _look_at(self, split: str) -> np.ndarray:
-    """The labels of the examples that `check` reads."""
-    if self.loader(split).resident:
-      return self.labels(split)
-    chosen = np.linspace(0, self.size(split) - 1, min(_LOOKED_AT, self.size(split)))
-    return self._sources[split].read(chosen.astype(int))[1]
-
-  def size(self, split: str) -> int:
-    """Images in a split; validation images are counted in 'train'."""
-    return len(self._sources[split])
-
-  def loader(self, split: str) -> Loader:
-    """The loader of a split."""
-    if split not in self._loaders:
-      say(f'data: {self.size(split):,} images of the {split} split, {self._loader} loader')
-      self._loaders[split] = make_loader(self._loader, self._sources[split])
-    return self._loaders[split]
-
-  def labels(self, split: str) -> np.ndarray:
-    """int32 labels of all images of a split."""
-    resident = self.loader(split).resident
-    if 'label' in resident:
-      return parallel.to_host(resident['label'])
-    return self._sources[split].labels()
-
-
-def _is_one(labels: np.ndarray) -> bool:
-  return bool((labels == labels[0]).all())

@@ -1,8 +1,6 @@
 """A split of any TFDS image-classification set, with random access and without TensorFlow."""
-import dataclasses
 import itertools
 import mmap
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,8 +13,26 @@ import PIL.ImageOps
 import tensorflow_datasets as tfds
 
 from kdih import errors
-from kdih.data import builders, images as images_lib
-from kdih.data.spec import DataSpec
+from kdih.data import datasets, images as images_lib, sampling
+from kdih.data.spec import DataSpec, Splits
+
+
+def open_splits(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> Splits:
+  """The splits that `config.data` names; the data set is prepared first where it is not.
+
+  Raises:
+    ConfigError: there is no such split, it is empty, or too small to cut a validation set from.
+    DataError: the data set cannot be prepared, or its files are damaged.
+  """
+  builder = datasets.prepare(builder)
+  sources = {split: open_split(builder, f'{split}_split', data) for split in ('train', 'test')}
+  fraction, count = data.validation_fraction, len(sources['train'])
+  sizes = [len(part) for part in sampling.split_validation(count, fraction, 0)]
+  if not sizes[0] or (fraction and not sizes[1]):
+    raise errors.ConfigError(
+        f'config.data.validation_fraction: {fraction} of {count} images leaves {sizes[0]} to train '
+        f'with and {sizes[1]} to validate with, so that one has no image; choose another')
+  return Splits(sources, data.loader)
 
 
 def open_split(
@@ -40,14 +56,14 @@ def open_split(
                              f'({errors.first_line(error)}); such as train[:90%]') from error
   if not info.num_examples:
     raise errors.ConfigError(f'config.data.{field}: {split!r} holds no images')
-  spec = builders.describe(builder, data)
+  spec = datasets.describe(builder, data)
   try:
     examples = _examples(builder, split)
     if len(examples) != info.num_examples:
       raise ValueError(f'it holds {len(examples)} records of {info.num_examples}')
   except Exception as error:  # TFDS and its readers raise many kinds.
     raise _damaged(f'the split {split!r}', builder.data_dir, error) from error
-  return Source(examples, builder.data_dir, spec, data, split)
+  return Source(examples, builder.data_dir, spec, data)
 
 
 def _examples(builder: tfds.core.DatasetBuilder, split: str) -> Sequence:
@@ -75,25 +91,17 @@ class Source:
     folder: that they lie in, for messages.
     spec: of the data set.
     data: `config.data`.
-    split: its name.
   """
 
   def __init__(self, examples: Sequence, folder: Any, spec: DataSpec,
-               data: ml_collections.ConfigDict, split: str):
+               data: ml_collections.ConfigDict):
     self.spec = spec
     self._examples, self._folder = examples, folder
     self._image_key, self._label_key = data.image_key, data.label_key
-    self._image_size, self._split = data.image_size, split
+    self._image_size = data.image_size
 
   def __len__(self) -> int:
     return len(self._examples)
-
-  def identity(self) -> dict[str, Any]:
-    """What its examples depend on, for JSON: the files by name, size and time of change."""
-    files = sorted((file.path, file.stat().st_size, file.stat().st_mtime_ns)
-                   for file in os.scandir(self._folder))
-    return {'files': files, 'split': self._split, 'spec': dataclasses.astuple(self.spec),
-            'keys': (self._image_key, self._label_key), 'image_size': self._image_size}
 
   def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images [n, height, width, channels] and int32 labels [n].

@@ -8,7 +8,7 @@ import filelock
 from etils import epath
 
 from kdih import errors
-from kdih.progress import say
+from kdih.runtime.progress import say
 
 _CACHE = '~/.cache/kdih/data'
 

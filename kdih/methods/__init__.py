@@ -1,7 +1,8 @@
 """Ways to teach the student, one file each; a new one is a new file, found by its name.
 
-The file `kdih/methods/<kind>.py` holds a class `Method`, derived from `kdih.teaching.Method`. Its
-fields are its options, all of which `config.methods.<name>` sets, next to `kind`.
+The file `kdih/methods/<kind>.py` holds a class `Method`, derived from that of
+`kdih.distillation.method`. Its fields are its options, all of which `config.methods.<name>` sets,
+next to `kind`.
 """
 import dataclasses
 import importlib
@@ -10,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdih import errors
-from kdih.options import check_positive
-from kdih.teaching import Context, Method
+from kdih.distillation.method import Context, Method
+from kdih.distillation.options import check_positive
 
 _NO_OPTIONS = {'context', 'parent', 'name'}
 

@@ -2,11 +2,11 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih import losses, options, teaching
+from kdih.distillation import features, losses, method, options
 from kdih.methods.fitnets import Regressor
 
 
-class Method(teaching.Method):
+class Method(method.Method):
   """First the student's neurons fire where the teacher's do, then it learns from the labels.
 
   With the preactivations s of the student, mapped by a connector where the shapes differ, and t
@@ -29,19 +29,19 @@ class Method(teaching.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     options.check_positive('margin', self.margin)
 
   @nn.compact
   def prepare(self, lesson):
-    """[batch]; see `kdih.teaching.Method`."""
-    pairs = teaching.preactivation_pairs(lesson)
+    """[batch]; see `kdih.distillation.method.Method`."""
+    pairs = features.preactivation_pairs(lesson)
     return 0.003 * sum(
         2.0**(number - len(pairs)) * self._boundary(self._connected(number, *pair), pair[1])
         for number, pair in enumerate(pairs, 1))
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.teaching.Method`."""
+    """[batch]; see `kdih.distillation.method.Method`."""
     return losses.cross_entropy(lesson.student.logits, lesson.labels)
 
   def _connected(self, number, student, teacher):

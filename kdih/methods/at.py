@@ -1,8 +1,9 @@
 """Attention transfer (Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928, section 3.1)."""
-from kdih import teaching, vectors
+from kdih.distillation import features
+from kdih.distillation.method import FeatureMethod
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """Where in the image the features are large, at every tap.
 
   With Q(f) = mean_c f^2 over all positions, of length 1, the term is the sum over the taps of
@@ -12,12 +13,12 @@ class Method(teaching.FeatureMethod):
   """
 
   def term(self, lesson):
-    """[batch]; see `kdih.teaching.FeatureMethod`."""
-    sized = [teaching.same_size(*pair) for pair in teaching.pairs(lesson)]
+    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
+    sized = [features.same_size(*pair) for pair in features.pairs(lesson)]
     return sum(((_attention(student) - _attention(teacher))**2).mean(-1)
                for student, teacher in sized)
 
 
 def _attention(feature):
   """Q, [batch, H * W]."""
-  return vectors.unit((feature * feature).mean(-1).reshape(len(feature), -1))
+  return features.unit((feature * feature).mean(-1).reshape(len(feature), -1))

@@ -2,11 +2,12 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih import teaching
+from kdih.distillation import features
+from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """Embeddings of student and teacher, each linear to `width`, come together, two by two images.
 
   With d_i = |W_S e^S_i + b_S - W_T e^T_i - b_T|, elementwise, the term is the mean of d_i . d_i+1
@@ -24,17 +25,17 @@ class Method(teaching.FeatureMethod):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     super().check()
     if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
       raise ValueError(f'width: {self.width!r} is not a whole number above 0; 128 is usual')
 
   @nn.compact
   def term(self, lesson):
-    """Scalar; see `kdih.teaching.FeatureMethod`. 0 for a single image."""
+    """Scalar; see `kdih.distillation.method.FeatureMethod`. 0 for a single image."""
     student, teacher = (
         layers.dense(embedding.shape[-1], self.width, name=side)(embedding)
-        for side, embedding in zip(('student', 'teacher'), teaching.embeddings(lesson),
+        for side, embedding in zip(('student', 'teacher'), features.embeddings(lesson),
                                    strict=True))
     apart = lesson.gather(jnp.abs(student - teacher))
     return (apart[:-1] * apart[1:]).sum() / max(len(apart) - 1, 1)

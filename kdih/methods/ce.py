@@ -1,12 +1,12 @@
 """Cross-entropy with the labels: the student without a teacher."""
-from kdih import losses, teaching
+from kdih.distillation import losses, method
 
 
-class Method(teaching.Method):
+class Method(method.Method):
   """CE(z, y)."""
 
   taught_by = 'labels'
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.teaching.Method`."""
+    """[batch]; see `kdih.distillation.method.Method`."""
     return losses.cross_entropy(lesson.student.logits, lesson.labels)

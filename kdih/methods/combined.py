@@ -1,12 +1,14 @@
 """A weighted sum of other methods, such as DIH with a feature method."""
 from flax import linen as nn
 
-from kdih import teaching
+from kdih.distillation import method
+from kdih.distillation.lesson import Lesson
+from kdih.distillation.method import FeatureMethod
 
 _RANK = ('labels', 'teacher', 'cohort')
 
 
-class Method(teaching.Method):
+class Method(method.Method):
   """sum_i weights_i * loss_i; a feature method brings its weighted term, without the labels.
 
   What parts prepare is prepared first, by the plain sum of those losses. Of `fitnets` in two phases
@@ -22,7 +24,7 @@ class Method(teaching.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     if len(self.methods) < 2 or len(self.methods) != len(self.weights):
       raise ValueError(f'methods: has {len(self.methods)} names and weights {len(self.weights)} '
                        'numbers; name two methods or more, and give a weight for each')
@@ -33,7 +35,7 @@ class Method(teaching.Method):
       if part.assistants or isinstance(part, Method):
         raise ValueError(f'methods: {name!r} has assistants or parts of its own and cannot be '
                          'summed; choose another')
-    if all(isinstance(part, teaching.FeatureMethod) for part in self._made()):
+    if all(isinstance(part, FeatureMethod) for part in self._made()):
       raise ValueError('methods: none of them listens to the labels; name ce, kd or dih too')
 
   @nn.nowrap
@@ -65,16 +67,16 @@ class Method(teaching.Method):
     self.parts = self._made()
 
   def prepare(self, lesson):
-    """Scalar; see `kdih.teaching.Method`."""
+    """Scalar; see `kdih.distillation.method.Method`."""
     return sum(part.prepare(lesson).mean() for part in self.parts if part.prepares)
 
   def __call__(self, lesson):
-    """Scalar; see `kdih.teaching.Method`."""
+    """Scalar; see `kdih.distillation.method.Method`."""
     return sum(weight * _loss(part, lesson).mean()
                for weight, part in zip(self.weights, self.parts, strict=True))
 
 
-def _loss(part: teaching.Method, lesson: teaching.Lesson):
-  if isinstance(part, teaching.FeatureMethod):
+def _loss(part: method.Method, lesson: Lesson):
+  if isinstance(part, FeatureMethod):
     return part.weight * part.term(lesson)
   return part(lesson)

@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih import options, teaching
+from kdih.distillation import features, options
+from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
 
 _EPSILON = 1e-7
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """Tells an image's embedding from those of images of other classes, across the two models.
 
   Embeddings of student and teacher become v^S and v^T, linear and of length 1, which banks M^S
@@ -47,7 +48,7 @@ class Method(teaching.FeatureMethod):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     super().check()
     for option in ('width', 'negatives'):
       value = getattr(self, option)
@@ -59,10 +60,10 @@ class Method(teaching.FeatureMethod):
 
   @nn.compact
   def term(self, lesson):
-    """[batch]; see `kdih.teaching.FeatureMethod`."""
+    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
     student, teacher = (
         normalise(layers.dense(embedding.shape[-1], self.width, name=side)(embedding))
-        for side, embedding in zip(('student', 'teacher'), teaching.embeddings(lesson),
+        for side, embedding in zip(('student', 'teacher'), features.embeddings(lesson),
                                    strict=True))
     counts = count(draw_negatives(lesson.key, lesson.index, lesson.train_labels, self.negatives),
                    lesson.train_labels.size)

@@ -2,12 +2,15 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih import losses, options, teaching
-from kdih.cohort import FINAL, RULES
+from kdih.cohort import soft_labels
+from kdih.cohort.member_weights import RULES
+from kdih.cohort.members import FINAL
+from kdih.distillation import losses, method, options
+from kdih.distillation.signal import Hearing
 
 
-class Method(teaching.Method):
-  """The loss of `kdih.losses.cohort_loss` over the heads and the teacher's own classifier.
+class Method(method.Method):
+  """The loss of `losses.cohort_loss` over the heads and the teacher's own classifier.
 
   Where the members share a temperature their mean soft label teaches, unless
   `config.compute.mean_soft_label` is off.
@@ -20,9 +23,9 @@ class Method(teaching.Method):
     cross_entropy: 'per_branch' (the formula) or 'once'.
     members: 'cohort', or 'teacher' for the control in which the teacher takes every head's place.
     weights: of the members: 'equal', by 'accuracy' on the validation split, or 'learnt' there; see
-      `kdih.cohort.weigh`.
+      `kdih.cohort.member_weights.weigh`.
     gain: how much more every teacher counts; 1 but where a recipe has weights that do not add to 1.
-    standardise: show the KL standardised logits, see `kdih.losses.standardise`.
+    standardise: show the KL standardised logits, see `losses.standardise`.
   """
 
   taught_by = 'cohort'
@@ -38,7 +41,7 @@ class Method(teaching.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     options.check_alpha(self.alpha)
     options.check_temperature(self.temperature)
     options.check_choice('reduction', self.reduction, ('sum', 'mean'))
@@ -52,7 +55,7 @@ class Method(teaching.Method):
       raise ValueError('alpha: is 0 for every member, so that none teaches; use the method ce')
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.teaching.Method`."""
+    """[batch]; see `kdih.distillation.method.Method`."""
     heard, (alphas, temperatures) = self.hear(lesson), self._per_member()
     student, labels, choices = lesson.student.logits, lesson.labels, dict(
         reduction=self.reduction, cross_entropy_per=self.cross_entropy, gain=self.gain,
@@ -68,10 +71,10 @@ class Method(teaching.Method):
   def hearing(self):
     """The mean soft label and its spread; the members' logits where they differ in T."""
     if self._shared_temperature() is None:
-      return teaching.Hearing(f'the logits of all members ({self.members})', self._logits)
+      return Hearing(f'the logits of all members ({self.members})', self._logits)
     alphas, _ = self._per_member()
     shares = tuple(a / max(alphas) for a in alphas)
-    return teaching.Hearing(
+    return Hearing(
         f'the mean soft label ({self.members}, shares {shares}, temperature '
         f'{self._shared_temperature()}, weights {self.weights}, standardise {self.standardise})',
         self._soft_label)
@@ -84,7 +87,7 @@ class Method(teaching.Method):
   @nn.nowrap
   def _soft_label(self, teacher, members, weights):
     del teacher
-    label = losses.mean_soft_label(
+    label = soft_labels.mean_soft_label(
         self._members(members), self._per_member()[0], self._shared_temperature(),
         self._chosen(weights), self._view)
     return jnp.concatenate([label.mean, label.spread[:, None]], axis=-1)

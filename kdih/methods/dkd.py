@@ -3,10 +3,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih import losses, options, teaching
+from kdih.distillation import losses, method, options
+from kdih.distillation.signal import LOGITS
 
 
-class Method(teaching.Method):
+class Method(method.Method):
   """cross_entropy CE(z, y) + min(epoch / warmup_epochs, 1) T^2 (alpha TCKD + beta NCKD).
 
   TCKD is the KL divergence of (p_y, 1 - p_y), the label against all the rest, NCKD that of the
@@ -19,11 +20,11 @@ class Method(teaching.Method):
     temperature: T.
     cross_entropy: weight of the labels, 0 or more.
     warmup_epochs: until the teacher counts in full; 0 for at once.
-    standardise: show both standardised logits, see `kdih.losses.standardise`; the usual weights
+    standardise: show both standardised logits, see `losses.standardise`; the usual weights
       are then 9 times as large, and T 2 (Sun et al., 2024, arXiv 2403.01427).
   """
 
-  hearing = teaching.LOGITS
+  hearing = LOGITS
 
   alpha: float
   beta: float
@@ -34,7 +35,7 @@ class Method(teaching.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     for option in ('alpha', 'beta', 'cross_entropy', 'warmup_epochs'):
       options.check_single(option, getattr(self, option))
       if not 0 <= getattr(self, option) < float('inf'):
@@ -46,7 +47,7 @@ class Method(teaching.Method):
     options.check_flag('standardise', self.standardise)
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.teaching.Method`."""
+    """[batch]; see `kdih.distillation.method.Method`."""
     label_loss = losses.cross_entropy(lesson.student.logits, lesson.labels)
     return self.cross_entropy * label_loss + self._warmth(lesson.epoch) * self._taught(lesson)
 

@@ -2,10 +2,10 @@
 import jax
 from flax import linen as nn
 
-from kdih import losses, options, teaching
+from kdih.distillation import losses, method, options
 
 
-class Method(teaching.Method):
+class Method(method.Method):
   """The student and its peers learn from the labels and from each other, in every batch.
 
   Of m networks, each minimises
@@ -26,7 +26,7 @@ class Method(teaching.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     if not (self.peers and isinstance(self.peers, tuple)):
       raise ValueError(f"peers: is {self.peers!r}; name one model or more, such as ('student',)")
     for option in ('alpha', 'temperature'):
@@ -38,7 +38,7 @@ class Method(teaching.Method):
 
   @nn.compact
   def __call__(self, lesson):
-    """[batch]; see `kdih.teaching.Method`."""
+    """[batch]; see `kdih.distillation.method.Method`."""
     everyone = [lesson.student.logits, *(
         self.context.model(name).clone(name=f'peer{number}', parent=self)(
             lesson.images, train=True) for number, name in enumerate(self.peers, 1))]

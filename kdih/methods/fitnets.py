@@ -4,11 +4,12 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from kdih import losses, options, teaching
+from kdih.distillation import features as features_lib, losses, options
+from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """The student's feature at one tap, mapped by a regressor r, imitates the teacher's there.
 
       hint = mean((r(f_S) - f_T)^2)
@@ -32,12 +33,12 @@ class Method(teaching.FeatureMethod):
 
   @property
   def prepares(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     return self.phases == 'two'
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     super().check()
     options.check_choice('phases', self.phases, ('one', 'two'))
     if isinstance(self.hint, bool) or not isinstance(self.hint, int) or self.hint < 1:
@@ -49,8 +50,8 @@ class Method(teaching.FeatureMethod):
 
   @nn.compact
   def term(self, lesson):
-    """The hint, [batch]; see `kdih.teaching.FeatureMethod`."""
-    pairs = teaching.pairs(lesson)
+    """The hint, [batch]; see `kdih.distillation.method.FeatureMethod`."""
+    pairs = features_lib.pairs(lesson)
     if self.hint > len(pairs):
       raise ValueError(f'hint is {self.hint}, and there are {len(pairs)} taps')
     student, teacher = pairs[self.hint - 1]
@@ -58,11 +59,11 @@ class Method(teaching.FeatureMethod):
     return ((mapped - teacher)**2).mean((1, 2, 3))
 
   def prepare(self, lesson):
-    """The hint, [batch]; see `kdih.teaching.Method`."""
+    """The hint, [batch]; see `kdih.distillation.method.Method`."""
     return self.term(lesson)
 
   def __call__(self, lesson):
-    """[batch] or scalar; see `kdih.teaching.Method`."""
+    """[batch] or scalar; see `kdih.distillation.method.Method`."""
     if not self.prepares:
       return super().__call__(lesson)
     return losses.kd_loss(lesson.student.logits, lesson.teacher.logits, lesson.labels,

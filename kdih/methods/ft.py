@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih import options, teaching, vectors
+from kdih.distillation import features, options
+from kdih.distillation.lesson import Lesson
+from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """A translator of the student's last feature imitates a paraphrase of the teacher's.
 
   First the paraphraser, an autoencoder, learns to reconstruct the teacher's last feature, by the
@@ -34,7 +36,7 @@ class Method(teaching.FeatureMethod):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     super().check()
     options.check_positive('rate', self.rate)
 
@@ -44,7 +46,7 @@ class Method(teaching.FeatureMethod):
         _Block(self.context.axis_name) for _ in range(3))
 
   def prepare(self, lesson):
-    """The paraphraser's error, [batch]; see `kdih.teaching.Method`."""
+    """The paraphraser's error, [batch]; see `kdih.distillation.method.Method`."""
     _, teacher = _deepest(lesson)
     width, channels = self._width(teacher), teacher.shape[-1]
     factor = self.encoder(teacher, (channels, width, width), train=True)
@@ -52,13 +54,13 @@ class Method(teaching.FeatureMethod):
     return ((rebuilt - teacher)**2).mean((1, 2, 3))
 
   def term(self, lesson):
-    """[batch]; see `kdih.teaching.FeatureMethod`."""
+    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
     student, teacher = _deepest(lesson)
     width = self._width(teacher)
     taught = jax.lax.stop_gradient(
         self.encoder(teacher, (teacher.shape[-1], width, width), train=False))
     learnt = self.translator(student, (student.shape[-1], width, width), train=True)
-    ours, theirs = map(_normalised, teaching.same_size(learnt, taught))
+    ours, theirs = map(_normalised, features.same_size(learnt, taught))
     return jnp.abs(ours - theirs).mean(-1)
 
   @nn.nowrap
@@ -87,15 +89,15 @@ class _Block(nn.Module):
     return x
 
 
-def _deepest(lesson: teaching.Lesson) -> tuple[jax.Array, jax.Array]:
+def _deepest(lesson: Lesson) -> tuple[jax.Array, jax.Array]:
   """The last features of student and teacher; raises ValueError unless they are maps."""
   def end(output: Any) -> Any:
     return dataclasses.replace(output, features=dict(list(output.features.items())[-1:]))
 
   ends = dataclasses.replace(lesson, student=end(lesson.student), teacher=end(lesson.teacher))
-  return teaching.pairs(ends)[0]
+  return features.pairs(ends)[0]
 
 
 def _normalised(factor: jax.Array) -> jax.Array:
   """Q: [batch, H, W, C] to [batch, H * W]."""
-  return vectors.unit((factor**2).mean(-1).reshape(len(factor), -1))
+  return features.unit((factor**2).mean(-1).reshape(len(factor), -1))

@@ -1,10 +1,11 @@
 """Knowledge distillation from the teacher's own classifier (Hinton et al., arXiv 1503.02531)."""
 from flax import linen as nn
 
-from kdih import losses, options, teaching
+from kdih.distillation import losses, method, options
+from kdih.distillation.signal import LOGITS
 
 
-class Method(teaching.Method):
+class Method(method.Method):
   """scale * [(1 - alpha) CE(z, y) + alpha gain T^2 KL(p_T(t) || p_T(z))].
 
   Attributes:
@@ -13,10 +14,10 @@ class Method(teaching.Method):
     scale: 'one', or 'cohort' for as many times the loss as the cohort has members: the control
       that tells what DIH gains from its teachers from what it gains from a larger loss.
     gain: how much more the teacher counts; 1 but where a recipe has weights that do not add to 1.
-    standardise: show the KL standardised logits, see `kdih.losses.standardise`.
+    standardise: show the KL standardised logits, see `losses.standardise`.
   """
 
-  hearing = teaching.LOGITS
+  hearing = LOGITS
 
   alpha: float
   temperature: float
@@ -26,7 +27,7 @@ class Method(teaching.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     options.check_single('alpha', self.alpha)
     options.check_single('temperature', self.temperature)
     options.check_alpha(self.alpha)
@@ -36,7 +37,7 @@ class Method(teaching.Method):
     options.check_flag('standardise', self.standardise)
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.teaching.Method`."""
+    """[batch]; see `kdih.distillation.method.Method`."""
     scale = self.context.num_members if self.scale == 'cohort' else 1
     return scale * losses.kd_loss(
         lesson.student.logits, self.hear(lesson), lesson.labels, self.alpha, self.temperature,

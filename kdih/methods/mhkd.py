@@ -4,11 +4,11 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from kdih import losses, options, teaching
+from kdih.distillation import features as features_lib, losses, method, options
 from kdih.models import layers
 
 
-class Method(teaching.Method):
+class Method(method.Method):
   """Convolutional heads on both models, trained with the student; each teaches its counterpart.
 
       kd(z, t) + sum_i [CE(h^T_i, y) + beta kd(h^S_i, h^T_i)],
@@ -31,7 +31,7 @@ class Method(teaching.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     for option in ('alpha', 'temperature'):
       options.check_single(option, getattr(self, option))
     options.check_alpha(self.alpha)
@@ -42,10 +42,10 @@ class Method(teaching.Method):
 
   @nn.compact
   def __call__(self, lesson):
-    """[batch]; see `kdih.teaching.Method`."""
+    """[batch]; see `kdih.distillation.method.Method`."""
     labels = lesson.labels
     loss = self._kd(lesson.student.logits, lesson.teacher.logits, labels)
-    for number, features in enumerate(teaching.pairs(lesson), 1):
+    for number, features in enumerate(features_lib.pairs(lesson), 1):
       student, teacher = (
           _Head(lesson.student.logits.shape[-1], self.width, self.context.axis_name,
                 name=f'{side}{number}')(feature)

@@ -1,10 +1,11 @@
 """Neuron selectivity transfer (Huang and Wang, 2017, arXiv 1707.01219, section 4)."""
 import jax
 
-from kdih import teaching, vectors
+from kdih.distillation import features
+from kdih.distillation.method import FeatureMethod
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """What the channels of both are selective for, as distributions of maps, at every tap.
 
   A channel is its map, [H * W], of length 1. The term is the sum over the taps of the squared
@@ -17,8 +18,8 @@ class Method(teaching.FeatureMethod):
   """
 
   def term(self, lesson):
-    """[batch]; see `kdih.teaching.FeatureMethod`."""
-    sized = [map(_channels, teaching.same_size(*pair)) for pair in teaching.pairs(lesson)]
+    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
+    sized = [map(_channels, features.same_size(*pair)) for pair in features.pairs(lesson)]
     return sum(_kernel(teacher, teacher) + _kernel(student, student)
                - 2 * _kernel(student, teacher) for student, teacher in sized)
 
@@ -26,9 +27,9 @@ class Method(teaching.FeatureMethod):
 def _channels(feature: jax.Array) -> jax.Array:
   """[batch, H, W, C] to [batch, C, H * W], of length 1."""
   batch, _, _, channels = feature.shape
-  return vectors.unit(feature.reshape(batch, -1, channels).swapaxes(1, 2))
+  return features.unit(feature.reshape(batch, -1, channels).swapaxes(1, 2))
 
 
 def _kernel(one: jax.Array, other: jax.Array) -> jax.Array:
   """The mean of k over all pairs of channels, [batch]."""
-  return (vectors.products(one, other)**2).mean((1, 2))
+  return (features.products(one, other)**2).mean((1, 2))

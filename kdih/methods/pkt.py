@@ -2,12 +2,13 @@
 import jax
 import jax.numpy as jnp
 
-from kdih import teaching, vectors
+from kdih.distillation import features
+from kdih.distillation.method import FeatureMethod
 
 _EPSILON = 1e-7
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """Which images of the batch are near an image, as probabilities, by their embeddings.
 
   With k_ij = (1 + cos(e_i, e_j)) / 2 and p_ij = k_ij / sum_j k_ij, the term is the mean over
@@ -18,14 +19,14 @@ class Method(teaching.FeatureMethod):
   couples = True
 
   def term(self, lesson):
-    """Scalar; see `kdih.teaching.FeatureMethod`."""
-    student, teacher = (_probabilities(lesson.gather(e)) for e in teaching.embeddings(lesson))
+    """Scalar; see `kdih.distillation.method.FeatureMethod`."""
+    student, teacher = (_probabilities(lesson.gather(e)) for e in features.embeddings(lesson))
     return (teacher * jnp.log((teacher + _EPSILON) / (student + _EPSILON))).mean()
 
 
 def _probabilities(embeddings: jax.Array) -> jax.Array:
   """p, [batch, batch], of embeddings [batch, width]."""
-  directions = vectors.unit(embeddings)
+  directions = features.unit(embeddings)
   # A cosine that is rounded to below -1 is none.
-  near = jnp.maximum((1 + vectors.products(directions, directions)) / 2, 0)
+  near = jnp.maximum((1 + features.products(directions, directions)) / 2, 0)
   return near / near.sum(-1, keepdims=True)

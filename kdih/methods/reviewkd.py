@@ -6,13 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from kdih import teaching
+from kdih.distillation import features as features_lib
+from kdih.distillation.lesson import Lesson
+from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
 
 _SIDES = (4, 2, 1)
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """Each feature of the student, fused with all deeper ones, imitates the teacher's there.
 
   The levels are the taps, and last the embedding, a map of one pixel. From the deepest level
@@ -37,7 +39,7 @@ class Method(teaching.FeatureMethod):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     super().check()
     if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 0:
       raise ValueError(f'width: {self.width!r} is not a whole number, 0 or more')
@@ -46,8 +48,8 @@ class Method(teaching.FeatureMethod):
 
   @nn.compact
   def term(self, lesson):
-    """[batch]; see `kdih.teaching.FeatureMethod`."""
-    width = self.width or min(512, teaching.embeddings(lesson)[0].shape[-1])
+    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
+    width = self.width or min(512, features_lib.embeddings(lesson)[0].shape[-1])
     fused, total = None, jnp.zeros(len(lesson.labels))
     for number, (student, teacher) in reversed(list(enumerate(_levels(lesson), 1))):
       fusion = _Fusion(width, self.context.axis_name, name=f'fusion{number}')
@@ -95,11 +97,11 @@ class _Fusion(nn.Module):
     return layers.batch_norm(train=True, axis_name=self.axis_name, name=f'{name}_norm')(x)
 
 
-def _levels(lesson: teaching.Lesson) -> list[tuple[jax.Array, jax.Array]]:
+def _levels(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
   """The student's and the teacher's maps, from the shallowest to the embedding."""
-  students = [student for student, _ in teaching.pairs(lesson)]
-  teachers = [teacher for _, teacher in teaching.preactivation_pairs(lesson)]
-  pixels = [embedding[:, None, None] for embedding in teaching.embeddings(lesson)]
+  students = [student for student, _ in features_lib.pairs(lesson)]
+  teachers = [teacher for _, teacher in features_lib.preactivation_pairs(lesson)]
+  pixels = [embedding[:, None, None] for embedding in features_lib.embeddings(lesson)]
   return list(zip([*students, pixels[0]], [*teachers, pixels[1]], strict=True))
 
 
@@ -114,7 +116,7 @@ def _context_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """HCL of two maps of one shape: [batch]."""
   sides = [side for side in _SIDES if side < student.shape[1]]
   difference = student - teacher  # Pooling is linear.
-  maps = [difference, *(teaching.pool_to(difference, side, side) for side in sides)]
+  maps = [difference, *(features_lib.pool_to(difference, side, side) for side in sides)]
   weights = [0.5**i for i in range(len(maps))]
   errors = [weight * (x**2).mean((1, 2, 3)) for weight, x in zip(weights, maps, strict=True)]
   return jnp.stack(errors).sum(0) / sum(weights)

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from kdih import teaching, vectors
+from kdih.distillation import features
+from kdih.distillation.method import FeatureMethod
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """Distances between two images and angles between three, by their embeddings.
 
       distance mean_ij H(d^S_ij, d^T_ij) + angle mean_ijk H(c^S_ijk, c^T_ijk)
@@ -28,7 +29,7 @@ class Method(teaching.FeatureMethod):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     super().check()
     for option in ('distance', 'angle'):
       value = getattr(self, option)
@@ -38,8 +39,8 @@ class Method(teaching.FeatureMethod):
       raise ValueError('distance: and angle are both 0, so that nothing is compared')
 
   def term(self, lesson):
-    """Scalar; see `kdih.teaching.FeatureMethod`."""
-    student, teacher = (_differences(lesson.gather(e)) for e in teaching.embeddings(lesson))
+    """Scalar; see `kdih.distillation.method.FeatureMethod`."""
+    student, teacher = (_differences(lesson.gather(e)) for e in features.embeddings(lesson))
     return (self.distance * _huber(_distances(student), _distances(teacher))
             + self.angle * _huber(_cosines(student), _cosines(teacher)))
 
@@ -61,8 +62,8 @@ def _distances(differences: jax.Array) -> jax.Array:
 
 def _cosines(differences: jax.Array) -> jax.Array:
   """c, [batch, batch, batch]."""
-  directions = vectors.unit(differences)
-  return vectors.products(directions, directions)
+  directions = features.unit(differences)
+  return features.products(directions, directions)
 
 
 def _huber(student: jax.Array, teacher: jax.Array) -> jax.Array:

@@ -1,10 +1,11 @@
 """Similarity-preserving distillation (Tung and Mori, ICCV 2019, arXiv 1907.09682, section 3)."""
 import jax
 
-from kdih import teaching, vectors
+from kdih.distillation import features as features_lib
+from kdih.distillation.method import FeatureMethod
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """Which images of the batch are alike, at the deepest tap.
 
   With F, [batch, H * W * C], the deepest features of all images, and G = F F' whose rows are
@@ -15,7 +16,7 @@ class Method(teaching.FeatureMethod):
   couples = True
 
   def term(self, lesson):
-    """Scalar; see `kdih.teaching.FeatureMethod`."""
+    """Scalar; see `kdih.distillation.method.FeatureMethod`."""
     student, teacher = (
         _similarities(lesson.gather(_deepest(output.features, role, setting)))
         for output, role, setting in ((lesson.student, 'student', 'taps'),
@@ -33,4 +34,4 @@ def _deepest(features, role: str, setting: str) -> jax.Array:
 
 def _similarities(flat: jax.Array) -> jax.Array:
   """G, [batch, batch]."""
-  return vectors.unit(vectors.products(flat, flat))
+  return features_lib.unit(features_lib.products(flat, flat))

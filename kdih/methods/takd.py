@@ -1,10 +1,10 @@
 """Teacher assistants (Mirzadeh et al., 2020, arXiv 1902.03393, section 3)."""
 from flax import linen as nn
 
-from kdih import losses, options, teaching
+from kdih.distillation import losses, method, options
 
 
-class Method(teaching.Method):
+class Method(method.Method):
   """KD from teacher to assistant, from assistant to assistant, and from the last to the student.
 
   Every link learns by (1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t) || p_T(z)), with the schedule of
@@ -22,7 +22,7 @@ class Method(teaching.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     if not (self.chain and isinstance(self.chain, tuple)):
       raise ValueError(f'chain: is {self.chain!r}; name one model or more, such as '
                        "('resnet56', 'resnet20'), or use the method kd")
@@ -33,10 +33,10 @@ class Method(teaching.Method):
 
   @property
   def assistants(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     return self.chain
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.teaching.Method`."""
+    """[batch]; see `kdih.distillation.method.Method`."""
     return losses.kd_loss(lesson.student.logits, lesson.teacher.logits, lesson.labels,
                           self.alpha, self.temperature)

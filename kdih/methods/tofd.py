@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from kdih import losses, options, teaching
+from kdih.distillation import features as features_lib, losses, method, options
+from kdih.distillation.lesson import Lesson
 from kdih.models import layers
 
 
-class Method(teaching.Method):
+class Method(method.Method):
   """Auxiliary classifiers on both models; the student's learn features and answers of the other's.
 
   Tap i of S goes through S - i blocks of separable convolutions, each of which halves the map and
@@ -40,7 +41,7 @@ class Method(teaching.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.teaching.Method`."""
+    """See `kdih.distillation.method.Method`."""
     options.check_single('temperature', self.temperature)
     options.check_temperature(self.temperature)
     for option in ('alpha', 'beta'):
@@ -61,8 +62,8 @@ class Method(teaching.Method):
 
   @nn.compact
   def __call__(self, lesson):
-    """Scalar; see `kdih.teaching.Method`."""
-    embeddings = teaching.embeddings(lesson)
+    """Scalar; see `kdih.distillation.method.Method`."""
+    embeddings = features_lib.embeddings(lesson)
     features = _sides(lesson)
     classes = lesson.student.logits.shape[-1]
     learning = [*self.student(features[0], classes, train=True),
@@ -147,9 +148,9 @@ def _norm(matrix: jax.Array) -> jax.Array:
   return optax.safe_norm(matrix, 0.0)
 
 
-def _sides(lesson: teaching.Lesson) -> tuple[list[jax.Array], list[jax.Array]]:
+def _sides(lesson: Lesson) -> tuple[list[jax.Array], list[jax.Array]]:
   """The features of student and teacher. Raises ValueError where a branch has no place."""
-  student, teacher = zip(*teaching.pairs(lesson), strict=True)
+  student, teacher = zip(*features_lib.pairs(lesson), strict=True)
   if len(student) < 2:
     raise ValueError('the models have one tap each; auxiliary classifiers need two or more; choose '
                      'config.student.taps and config.student.teacher_taps')

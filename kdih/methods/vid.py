@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih import teaching
+from kdih.distillation import features
+from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
 
 _INITIAL_VARIANCE, _LEAST_VARIANCE = 5.0, 1e-5
 
 
-class Method(teaching.FeatureMethod):
+class Method(FeatureMethod):
   """How likely the teacher's features are, given the student's, at every tap.
 
   The teacher's feature is Gaussian: its mean m is the student's feature after three 1x1
@@ -23,8 +24,8 @@ class Method(teaching.FeatureMethod):
 
   @nn.compact
   def term(self, lesson):
-    """[batch]; see `kdih.teaching.FeatureMethod`."""
-    sized = [teaching.same_size(*pair) for pair in teaching.pairs(lesson)]
+    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
+    sized = [features.same_size(*pair) for pair in features.pairs(lesson)]
     return sum(_Unlikelihood(name=f'tap{number}')(student, teacher)
                for number, (student, teacher) in enumerate(sized, 1))
 

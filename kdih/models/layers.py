@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih.taps import EMBEDDING
+from kdih.models.taps import EMBEDDING
 
 # `conv` or `batch_norm` with a model's settings filled in.
 ModuleFactory = Callable[..., Any]

@@ -1,9 +1,15 @@
 """Residual networks (He et al., 2016, figures 2 and 5, table 1), post-activation.
 
-`MODELS` holds those of four stages. `resnet18`, `resnet34` and `resnet50` have the stem for small
-images, a 3x3 convolution; source: RepDistiller's `resnetv2.py`. The DIH authors'
-`massive_resnets.py` has the same layers, but its convolutions keep PyTorch's default
-initialisation. `resnet…_imagenet` have that for large ones, as torchvision's `resnet.py`.
+For CIFAR there are three stages, depth 6n + 2 (section 4.2): `resnet8` to `resnet110`. Taps at
+32x32: 32x32x16, 16x16x32, 8x8x64; the "x4" models are four times as wide, behind a stem twice as
+wide (Tian et al., 2020, *Contrastive Representation Distillation*). Shortcuts are projections
+(option B), as in RepDistiller's `resnet.py` and the DIH authors' `tiny_resnets.py`; He et al. pad
+with zeros there (option A).
+
+Of the networks of four stages `resnet18`, `resnet34` and `resnet50` have the stem for small images,
+a 3x3 convolution; source: RepDistiller's `resnetv2.py`. The DIH authors' `massive_resnets.py` has
+the same layers, but its convolutions keep PyTorch's default initialisation. `resnet…_imagenet`
+have that for large ones, as torchvision's `resnet.py`.
 """
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -101,10 +107,19 @@ class ResNet(nn.Module):
     return x
 
 
-_SMALL = {
+def _cifar(depth: int) -> partial[ResNet]:
+  return partial(ResNet, stage_sizes=((depth - 2) // 6,) * 3, stage_widths=(16, 32, 64),
+                 stem_width=16)
+
+
+_CIFAR = {f'resnet{depth}': _cifar(depth) for depth in (8, 14, 20, 32, 44, 56, 110)} | {
+    f'resnet{depth}x4': partial(_cifar(depth), stage_widths=(64, 128, 256), stem_width=32)
+    for depth in (8, 32)
+}
+_FOUR_STAGES = {
     'resnet18': partial(ResNet, stage_sizes=(2, 2, 2, 2)),
     'resnet34': partial(ResNet, stage_sizes=(3, 4, 6, 3)),
     'resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck),
 }
-MODELS = _SMALL | {
-    f'{name}_imagenet': partial(model, imagenet_stem=True) for name, model in _SMALL.items()}
+MODELS = _CIFAR | _FOUR_STAGES | {
+    f'{name}_imagenet': partial(model, imagenet_stem=True) for name, model in _FOUR_STAGES.items()}

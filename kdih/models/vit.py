@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kdih.models import layers
-from kdih.taps import EMBEDDING
+from kdih.models.taps import EMBEDDING
 
 _SPREAD = nn.initializers.normal(0.02)
 

@@ -1,0 +1,132 @@
+"""What every method is: a loss, as a linen module whose fields are its options."""
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from kdih.distillation import losses
+from kdih.distillation.lesson import Lesson
+from kdih.distillation.signal import Hearing
+
+STUDENT = 'student'  # As the name of a model: one like the student.
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a method is made for.
+
+  Attributes:
+    num_members: size of the cohort, the teacher's own classifier included.
+    axis_name: for batch norms, see `kdih.models.layers.batch_norm`.
+    model: makes a model for the data set by its name; `STUDENT` makes one like the student.
+    method: makes the method of another entry of `config.methods`.
+    mean_soft_label: teach by the cohort's mean soft label where its members share a temperature.
+  """
+
+  num_members: int = 1
+  axis_name: str | None = None
+  model: Callable[[str], nn.Module] = lambda name: nn.Module()
+  method: Callable[[str], 'Method'] = lambda name: Method(Context())
+  mean_soft_label: bool = True
+
+
+class Method(nn.Module):
+  """How the student is taught: a loss, as a linen module whose fields are the method's options.
+
+  What it defines in `setup` or `__call__` is trained beside the student, kept in its checkpoints
+  and left out of the exported student: parameters, `batch_stats`, and the collection `memory` for
+  what is kept from step to step without gradients (the same on every device). Parameters that a
+  loss does not depend on stay as they are.
+
+  Attributes:
+    context: what it is made for.
+  """
+
+  context: Context
+
+  @property
+  def taught_by(self) -> str:
+    """'labels', 'teacher' or 'cohort': what has to be there before it."""
+    return 'teacher'
+
+  @property
+  def prepares(self) -> bool:
+    """Whether `prepare` is to be trained before the loss itself."""
+    return False
+
+  @property
+  def hearing(self) -> Hearing | None:
+    """What `hear` gives, if it is all that the loss hears of the teachers; it can be cached."""
+    return None
+
+  @nn.nowrap
+  def hear(self, lesson: Lesson) -> jax.Array:
+    """The rows of `hearing`, [batch, numbers]."""
+    if lesson.heard is not None:
+      return lesson.heard
+    return self.hearing.rows(lesson.teacher, lesson.members, lesson.weights)  # type: ignore
+
+  @property
+  def needs_train_labels(self) -> bool:
+    """Whether it reads `Lesson.train_labels`."""
+    return False
+
+  @property
+  def couples(self) -> bool:
+    """Whether the loss of an image depends on the others of its batch, which then cannot be cut
+    into parts."""
+    return False
+
+  @property
+  def assistants(self) -> tuple[str, ...]:
+    """Names of models that are taught one after the other, each by the one before and the first
+    by the teacher, until the last one teaches the student."""
+    return ()
+
+  @nn.nowrap
+  def check(self) -> None:
+    """Raises ValueError where an option is wrong, with a line that begins with its name."""
+
+  def __call__(self, lesson: Lesson) -> jax.Array:
+    """The loss: [batch], or a scalar where it couples the images of a batch.
+
+    Raises:
+      ValueError: this teacher cannot teach this student so; the reason.
+    """
+    raise NotImplementedError
+
+  def prepare(self, lesson: Lesson) -> jax.Array:
+    """The loss of the phase before; as `__call__`."""
+    raise NotImplementedError
+
+
+class FeatureMethod(Method):
+  """Cross-entropy and a term that compares what lies before the logits.
+
+      cross_entropy * CE(z, y) + weight * term
+
+  Attributes:
+    cross_entropy: weight of the labels, 0 or more.
+    weight: of the term, above 0.
+  """
+
+  cross_entropy: float
+  weight: float
+
+  @nn.nowrap
+  def check(self) -> None:
+    """See `Method.check`; whoever overrides it calls this one too."""
+    if not self.cross_entropy >= 0:
+      raise ValueError(f'cross_entropy: {self.cross_entropy} is below 0; 1 is usual')
+    if not 0 < self.weight < float('inf'):
+      raise ValueError(f'weight: {self.weight} is not above 0')
+
+  def term(self, lesson: Lesson) -> jax.Array:
+    """The unweighted term: [batch] or scalar; see `Method.__call__`."""
+    raise NotImplementedError
+
+  def __call__(self, lesson: Lesson) -> jax.Array:
+    """[batch] or scalar; see `Method.__call__`."""
+    label_loss = losses.cross_entropy(lesson.student.logits, lesson.labels)
+    return self.cross_entropy * label_loss.mean() + self.weight * self.term(lesson).mean()

@@ -1,0 +1,69 @@
+"""The image classifiers, by name: teachers and students alike.
+
+Every model is called as `model.apply(variables, images, train=...)`, images float
+[batch, H, W, C] -> float32 logits [batch, num_classes], and sows its taps `stage1` ... `stageN`,
+each [batch, height, width, channels], into the collection `intermediates`, and beside them its
+`embedding`, what its classifier reads: float32 [batch, width]. What lies before a tap's last ReLU
+is under the tap's name in the collection `preactivations`.
+"""
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kdih import errors
+from kdih.models import mobilenet, resnet, shufflenet, vgg, vit, wide_resnet
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    **resnet.MODELS, **wide_resnet.MODELS, **vgg.MODELS, **mobilenet.MODELS,
+    **shufflenet.MODELS, **vit.MODELS}
+
+
+def names() -> tuple[str, ...]:
+  """The registered names, sorted."""
+  return tuple(sorted(_MODELS))
+
+
+def create(name: str, num_classes: int, *, dtype: Any = jnp.float32, axis_name: str | None = None,
+           setting: str = 'model', **kwargs: Any) -> nn.Module:
+  """Makes the model `name`: a registered name, or 'my_pkg.nets:MyNet', a linen module class.
+
+  `dtype` is what it computes in, `axis_name` the axis to synchronise batch norm over; a class of
+  the user's gets each only if it has such a field. `kwargs` are further fields of the class.
+  Raises a `ConfigError` that begins with `setting`.
+  """
+  if not isinstance(name, str):
+    raise errors.unknown(setting, name, names())
+  factory = _imported(name, setting) if ':' in name else _MODELS.get(name)
+  if factory is None:
+    raise errors.unknown(setting, name, names())
+  fields = inspect.signature(factory).parameters
+  common = {'dtype': dtype, 'axis_name': axis_name}
+  kwargs = {key: value for key, value in common.items() if key in fields} | kwargs
+  kwargs['num_classes'] = num_classes
+  try:
+    inspect.signature(factory).bind(**kwargs)
+  except TypeError as error:
+    known = ', '.join(key for key in fields if key not in ('parent', 'name'))
+    raise errors.ConfigError(f'{setting}: {name!r} {error}; its fields: {known}') from error
+  return factory(**kwargs)
+
+
+def _imported(path: str, setting: str) -> type[nn.Module]:
+  """The linen module class at `path`, 'module:Class'."""
+  module_name, class_name = path.split(':', 1)
+  try:
+    module = importlib.import_module(module_name)
+  except (ImportError, TypeError, ValueError) as error:  # The last two: '.nets', ''.
+    reason = ' '.join(str(error).split())
+    raise errors.ConfigError(
+        f'{setting}: cannot import {module_name!r} ({reason}); is it on PYTHONPATH?') from error
+  if not hasattr(module, class_name):
+    raise errors.ConfigError(f'{setting}: {module_name!r} has no attribute {class_name!r}')
+  found = getattr(module, class_name)
+  if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    raise errors.ConfigError(f'{setting}: {path!r} is not a flax.linen.Module class')
+  return found

@@ -1,0 +1,187 @@
+"""Exported variables, with what they are for: the link from one phase, or run, to the next."""
+import json
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+from etils import epath
+
+from kdih import errors
+from kdih.models import registry, taps
+from kdih.phases import networks
+from kdih.phases.networks import Networks
+from kdih.runtime import devices, digests as digests_lib
+from kdih.training import checkpoints
+
+if TYPE_CHECKING:
+  import ml_collections
+
+Variables = dict[str, Any]
+
+
+def describe_model(config: 'ml_collections.ConfigDict', role: str, num_classes: int) -> dict:
+  """What exported variables of the 'teacher' or 'student' say of their model."""
+  return {'name': config[role].name, 'kwargs': config[role].kwargs.to_dict(),
+          'num_classes': num_classes}
+
+
+def describe_heads(built: Networks) -> dict:
+  """What exported variables of the heads say of their module."""
+  return {'kind': built.heads.kind, 'num_classes': built.heads.num_classes,
+          'taps': {tap: list(shape) for tap, shape in built.taps.items()}}
+
+
+def save(path: epath.PathLike, variables: Variables, meta: dict) -> None:
+  """Writes variables alone, replacing what is at `path`, with digests that loading checks.
+
+  Args:
+    path: a `variables` folder.
+    variables: of a model, or of the heads.
+    meta: JSON-able; 'model' and 'data' say what they are of, and for which images.
+  """
+  variables = devices.to_host(variables)
+  meta = {name: value for name, value in meta.items() if name != 'digests'}
+  digests = {'meta': digests_lib.of_json(meta), 'variables': digests_lib.of(variables)}
+  checkpoints.export(path, variables, {**meta, 'digests': digests})
+
+
+def load_model(
+    path: epath.PathLike, model: str | None = None
+) -> tuple[nn.Module, Variables, dict]:
+  """A trained teacher or student, to use: its module, its variables and their description.
+
+      model, variables, meta = exported.load_model('runs/digits/student/dih/variables')
+      logits = model.apply(variables, images, train=False)
+
+  Nothing that is stored is executed: a class of your own is imported only if you name it.
+
+  Args:
+    path: a `variables` folder. `meta['data']` says of which shape images must be, and by which
+      `mean` and `std` they are normalised once they are scaled to [0, 1].
+    model: the name of the model, 'my_pkg.nets:MyNet'; the stored one where it is one of kdih's.
+
+  Raises:
+    ConfigError: there are no exported variables of a model at `path`, they are damaged, or they
+      are of a class that is not kdih's own and was not named.
+  """
+  meta = _read_meta(path, 'path')
+  described = meta['model']
+  if 'name' not in described:
+    raise errors.ConfigError(f'path: {str(path)!r} holds heads, which are no model of their own')
+  name = model or described['name']
+  if not model and name not in registry.names():
+    raise errors.ConfigError(
+        f'path: {str(path)!r} holds the model {name!r}, which is none of kdih; a file does not '
+        f'choose what is imported, so name it: load_model(path, model={name!r})')
+  try:
+    module = registry.create(name, described['num_classes'], setting=f'path: {str(path)!r}',
+                             **described['kwargs'])
+    like = taps.abstract_variables(module, meta['data']['image_shape'])
+  except errors.ConfigError:
+    raise
+  except Exception as error:  # What is described may be anything.
+    raise errors.ConfigError(f'path: {str(path)!r} does not describe its model '
+                             f'({errors.first_line(error)}); export it anew') from error
+  return module, _load(path, like, 'path', meta), meta
+
+
+def load_teacher(
+    path: epath.PathLike, config: 'ml_collections.ConfigDict', built: Networks
+) -> tuple[Variables, dict]:
+  """The teacher's variables at `path`, and their description.
+
+  Raises:
+    ConfigError: there are none, they are damaged, or of another architecture or other classes.
+  """
+  setting = 'config.teacher.variables'
+  wanted = describe_model(config, 'teacher', built.spec.num_classes)
+  meta = _read_meta(path, setting)
+  _compare(setting, path, meta['model'], wanted)
+  like = taps.abstract_variables(built.teacher, built.spec.image_shape)
+  return _load(path, like, setting, meta), meta
+
+
+def load_heads(path: epath.PathLike, built: Networks, teacher: str) -> tuple[Variables, dict]:
+  """The heads' variables at `path`, and their description.
+
+  Args:
+    path: a `variables` folder.
+    built: the networks that they are for.
+    teacher: fingerprint of the teacher that they must have been trained on.
+
+  Raises:
+    ConfigError: there are none, they are damaged, or of other taps, another kind or another
+      teacher.
+  """
+  setting = 'config.heads.variables'
+  meta = _read_meta(path, setting)
+  _compare(setting, path, meta['model'], describe_heads(built))
+  if meta.get('teacher') != teacher:
+    raise errors.ConfigError(
+        f'{setting}: the heads at {str(path)!r} belong to another teacher; train heads on this '
+        'one, or set config.teacher.variables to theirs')
+  return _load(path, networks.abstract_heads(built), setting, meta), meta
+
+
+def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
+  """Exported variables of a known model, as numpy arrays.
+
+  Args:
+    path: a `variables` folder that `save` wrote.
+    like: variables of the same structure and shapes (`jax.ShapeDtypeStruct` will do).
+    setting: the config field that names it, for the error.
+
+  Raises:
+    ConfigError: there are none, they are damaged, or of another structure or other shapes.
+  """
+  return _load(path, like, setting, _read_meta(path, setting))
+
+
+def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variables:
+  """As `load`, with the description that has been read."""
+  try:
+    variables = checkpoints.restore(path)
+  except Exception as error:  # orbax and tensorstore raise many kinds.
+    raise _damaged(setting, path, errors.first_line(error)) from error
+  if digests_lib.of(variables) != meta['digests']['variables']:
+    raise _damaged(setting, path, 'they are not those that were written')
+  if _shapes(variables) != _shapes(like):
+    raise errors.ConfigError(
+        f'{setting}: the variables at {str(path)!r} are not of this model; name the model and '
+        'the classes that they were trained with')
+  return variables
+
+
+def _read_meta(path: epath.PathLike, setting: str) -> dict:
+  """The description, checked. Raises ConfigError where there is none, or it is damaged."""
+  try:
+    stored = checkpoints.read_meta(path, setting)
+    meta = {name: value for name, value in stored.items() if name != 'digests'}
+    whole = isinstance(meta['model'], dict) and 'variables' in stored['digests']
+    unchanged = stored['digests']['meta'] == digests_lib.of_json(meta)
+  except errors.ConfigError:
+    raise
+  except Exception as error:  # orbax raises many kinds, and the content may be anything.
+    raise _damaged(setting, path, errors.first_line(error)) from error
+  if not (whole and unchanged):
+    raise _damaged(setting, path, 'their description is not the one that was written')
+  return stored
+
+
+def _damaged(setting: str, path: epath.PathLike, reason: str) -> errors.ConfigError:
+  return errors.ConfigError(
+      f'{setting}: the variables at {str(path)!r} are damaged, or of an early version of kdih '
+      f'({reason}); put the folder back from a copy, or train them anew')
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {jax.tree_util.keystr(path): tuple(leaf.shape)
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _compare(setting: str, path: epath.PathLike, stored: dict, wanted: dict) -> None:
+  wanted = json.loads(json.dumps(wanted))  # As it would have been stored.
+  other = [f'{key} is {stored.get(key)!r} there and {value!r} here'
+           for key, value in wanted.items() if stored.get(key) != value]
+  if other:
+    raise errors.ConfigError(f'{setting}: {str(path)!r} holds another model: {"; ".join(other)}')

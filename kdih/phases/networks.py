@@ -1,0 +1,238 @@
+"""The networks of a run, built from the config and checked against each other by shape."""
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdih import errors, methods
+from kdih.cohort import frozen_teacher
+from kdih.cohort.head_modules import Heads
+from kdih.cohort.member_weights import RULES
+from kdih.cohort.members import FINAL
+from kdih.data.spec import DataSpec
+from kdih.distillation.lesson import Lesson
+from kdih.distillation.method import STUDENT, Context, Method
+from kdih.models import registry, taps as taps_lib
+from kdih.models.taps import Output
+from kdih.runtime import devices
+
+if TYPE_CHECKING:
+  import ml_collections
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """What a run trains and applies.
+
+  Attributes:
+    spec: of the data set.
+    teacher: its module.
+    student: its module.
+    heads: the module of all heads.
+    taps: {tap: shape of one example's feature}, those with a head, in cohort order.
+    methods: {name: how the student is taught}, the ones to run.
+    teacher_taps: those of the teacher that feature methods compare with.
+    student_taps: those of the student that feature methods compare.
+    assistants: {model: its module}, of all methods.
+    validated: whether there is a validation split.
+  """
+
+  spec: DataSpec
+  teacher: nn.Module
+  student: nn.Module
+  heads: Heads
+  taps: Shapes
+  methods: dict[str, Method]
+  teacher_taps: Shapes
+  student_taps: Shapes
+  assistants: dict[str, nn.Module]
+  validated: bool
+
+  @functools.cached_property
+  def heard_widths(self) -> dict[str, int]:
+    """{method: numbers in a row of what it hears}; 0 where it hears more than such rows."""
+    return {name: _heard_width(self, method) for name, method in self.methods.items()}
+
+
+def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Networks:
+  """Builds the networks; nothing is computed.
+
+  Raises:
+    ConfigError: an unknown model, tap or method, or one that does not fit the data set.
+    UnfitError: a method by which this teacher cannot teach this student.
+  """
+  teacher, student = (_model(config, spec, role) for role in ('teacher', 'student'))
+  taps = taps_lib.choose_taps(teacher, spec.image_shape, config.heads.taps)
+  chosen = {name: _method(config, spec, len(taps) + 1, name) for name in config.student.methods}
+  read = any(method.taught_by != 'labels' for method in chosen.values())
+  assistants = {model: _model_for_method(config, spec, model)
+                for method in chosen.values() for model in method.assistants}
+  for model in (teacher, *assistants.values()):
+    frozen_teacher.check_dtype(model, config.compute.teacher_dtype)
+  built = Networks(
+      spec, teacher, student, Heads(spec.num_classes, config.heads.kind), taps, chosen,
+      _compared(teacher, spec, config.student.teacher_taps, 'teacher_taps') if read else {},
+      _compared(student, spec, config.student.taps, 'taps') if read else {}, assistants,
+      config.data.validation_fraction > 0)
+  for name in chosen:
+    _check_pair(config, built, name)
+  return built
+
+
+def _model(config: 'ml_collections.ConfigDict', spec: DataSpec, role: str) -> nn.Module:
+  fields = config[role]
+  return _create(config, spec, fields.name, f'config.{role}.name', **fields.kwargs.to_dict())
+
+
+def _create(config, spec: DataSpec, name: str, setting: str, **kwargs) -> nn.Module:
+  model = registry.create(
+      name, spec.num_classes, dtype=jnp.dtype(config.dtype),
+      axis_name=devices.AXIS if config.sync_batch_norm else None, setting=setting, **kwargs)
+  taps_lib.check_model(model, spec.image_shape, spec.num_classes, setting)
+  return model
+
+
+def _model_for_method(config, spec: DataSpec, name: str, setting: str = 'config.methods'):
+  if name == STUDENT:
+    return _model(config, spec, 'student')
+  return _create(config, spec, name, setting)
+
+
+def _method(
+    config, spec: DataSpec, num_members: int, name: str, within: tuple[str, ...] = ()
+) -> Method:
+  if name in within:
+    raise errors.ConfigError(f'config.methods.{name}: is a part of itself; name other methods')
+  if name not in config.methods:
+    raise errors.unknown('config.methods', name, config.methods)
+  setting = f'config.methods.{name}'
+  context = Context(
+      num_members, devices.AXIS if config.sync_batch_norm else None,
+      functools.partial(_model_for_method, config, spec, setting=setting),
+      functools.partial(_method, config, spec, num_members, within=(*within, name)),
+      config.compute.mean_soft_label)
+  return methods.create(name, config.methods[name].to_dict(), context)
+
+
+def _compared(model: nn.Module, spec: DataSpec, wanted: tuple[str, ...], field: str) -> Shapes:
+  if not wanted and not taps_lib.sown(model, spec.image_shape):
+    return {}
+  return taps_lib.choose_taps(model, spec.image_shape, wanted, f'config.student.{field}')
+
+
+def _check_pair(config: 'ml_collections.ConfigDict', built: Networks, name: str) -> None:
+  """Raises UnfitError unless the method accepts this teacher and this student."""
+  parts = config.compute.accumulate
+  if parts > 1 and built.methods[name].couples:
+    raise errors.UnfitError(
+        f'config.compute.accumulate: is {parts}, and the method {name} compares the images of a '
+        'batch with each other, so that it cannot be cut into parts; set it to 1', name)
+  try:
+    abstract_method(built, name, num_examples=2)
+  except errors.ConfigError:
+    raise
+  except (TypeError, ValueError) as error:  # jax raises the former where shapes do not fit.
+    reason = errors.first_line(error)
+    raise errors.UnfitError(
+        f'config.methods.{name}: the teacher {config.teacher.name} cannot teach the student '
+        f'{config.student.name} so: {reason}', name) from error
+  except Exception as error:  # Options of a wrong type, of which flax raises many kinds.
+    raise errors.ConfigError(f'config.methods.{name}: its options cannot be used: '
+                             f'{errors.first_line(error)}') from error
+
+
+def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
+  """Fresh {'params', 'batch_stats'} of a model for images of `image_shape`."""
+  return _quickly(lambda key: taps_lib.initial(model, key, jnp.zeros((1, *image_shape))), key)
+
+
+def initialise_heads(networks: Networks, key: jax.Array) -> dict[str, Any]:
+  """Fresh {'params'} of the heads."""
+  features = {tap: jnp.zeros((1, *shape)) for tap, shape in networks.taps.items()}
+  return dict(networks.heads.init(key, features))
+
+
+def abstract_heads(networks: Networks) -> dict[str, Any]:
+  """Shapes of what `initialise_heads` returns; nothing is computed."""
+  return jax.eval_shape(lambda: initialise_heads(networks, jax.random.key(0)))
+
+
+def initialise_method(
+    built: Networks, name: str, key: jax.Array, num_examples: int
+) -> dict[str, Any]:
+  """Fresh variables of what the method `name` trains or keeps beside the student; often {}.
+
+  Args:
+    built: the networks.
+    name: of one of `built.methods`.
+    key: for the numbers.
+    num_examples: size of the train split.
+  """
+  return _quickly(lambda key: _initial(built, name, key, 2, num_examples), key)
+
+
+def abstract_method(built: Networks, name: str, num_examples: int) -> dict[str, Any]:
+  """Shapes of what `initialise_method` returns; nothing is computed."""
+  return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), 2, num_examples))
+
+
+def _heard_width(built: Networks, method: Method) -> int:
+  if method.hearing is None or method.taught_by == 'labels' or method.assistants:
+    return 0
+  lesson = _blank_lesson(built, method, 2, 2)
+  return jax.eval_shape(lambda: method.hear(lesson)).shape[-1]
+
+
+def _initial(
+    built: Networks, name: str, key: jax.Array, batch_size: int, num_examples: int
+) -> dict[str, Any]:
+  def both(method: Method, lesson: Lesson):
+    if method.prepares:
+      method.prepare(lesson)
+    return method(lesson)
+
+  lesson = _blank_lesson(built, built.methods[name], batch_size, num_examples)
+  return dict(built.methods[name].init(key, lesson, method=both))
+
+
+def _blank_lesson(built: Networks, method: Method, batch_size: int, num_examples: int) -> Lesson:
+  """A lesson of the right shapes, all zeros."""
+  images = jnp.zeros((batch_size, *built.spec.image_shape))
+  zeros = functools.partial(_zeros, images=images)
+  names = (*built.taps, FINAL) if method.taught_by == 'cohort' else ()
+  return Lesson(
+      images, jnp.zeros(batch_size, jnp.int32), zeros(built.student, taps=built.student_taps),
+      None if method.taught_by == 'labels' else zeros(built.teacher, taps=built.teacher_taps),
+      {member: jnp.zeros((batch_size, built.spec.num_classes)) for member in names},
+      {rule: jnp.ones(len(names)) for rule in RULES if names and built.validated},
+      jnp.zeros(batch_size, jnp.int32), jnp.zeros(num_examples, jnp.int32), 0.0,
+      jax.random.key(0))
+
+
+def _zeros(model: nn.Module, images: jax.Array, taps: Shapes) -> Output:
+  shapes = {}
+
+  def apply(images):
+    variables = taps_lib.initial(model, jax.random.key(0), images)
+    shapes['output'] = taps_lib.observe(model, variables, images, tuple(taps))[0]
+    return ()
+
+  jax.eval_shape(apply, images)
+
+  def blank(tree):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+  found = shapes['output']
+  return Output(blank(found.logits), {tap: blank(f) for tap, f in found.features.items()},
+                {tap: blank(f) for tap, f in found.preactivations.items()}, blank(found.embedding))
+
+
+def _quickly(init, key: jax.Array) -> dict[str, Any]:
+  # XLA's optimisation of a program that runs once takes minutes for deep models on a CPU.
+  return jax.jit(init, compiler_options={'xla_backend_optimization_level': 0})(key)

@@ -1,0 +1,110 @@
+"""A whole run: everything is checked, then the phases follow each other."""
+import ml_collections
+from etils import epath
+
+from kdih import errors
+from kdih.config import checks, fields
+from kdih.data import datasets, source
+from kdih.phases import cache_plan, exported_variables, networks
+from kdih.phases.experiment import Experiment
+from kdih.phases.heads import run_heads
+from kdih.phases.networks import Networks
+from kdih.phases.student import run_student
+from kdih.phases.teacher import run_teacher
+from kdih.runtime import devices, digests, environment
+from kdih.runtime.workdir import Workdir
+
+
+def open_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Experiment:
+  """The run of `config` in the workdir `path`, with everything checked; nothing is written there.
+
+  Args:
+    config: from a config file.
+    path: the workdir; a run that was cut off goes on.
+
+  Raises:
+    ConfigError: a setting is wrong.
+    DataError: the data set cannot be read.
+  """
+  checks.check(config)
+  workdir = Workdir(path)
+  workdir.check(config, fields.base())
+  check_devices(config)
+  builder = datasets.open_builder(config.data)
+  built = networks.build(config, datasets.describe(builder, config.data))
+  _check_phases(config, built, workdir)
+  check_existing(config, built)
+  splits = source.open_splits(builder, config.data)
+  if _left(config, built, workdir):
+    cache_plan.check(config, built, workdir.path, splits.size('train'))
+    splits.check()
+  return Experiment(config, built, workdir, splits)
+
+
+def run(experiment: Experiment) -> None:
+  """Runs the phases that the config names, one after the other; one that is finished is skipped.
+
+  The caller holds the lock of the workdir.
+
+  Raises:
+    TrainingError: the loss is not finite, or a checkpoint cannot be written.
+    PreemptedError: the process was asked to stop, and has saved.
+  """
+  config = experiment.config
+  experiment.workdir.open(config)
+  environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
+  for phase in config.phases:
+    if phase == 'teacher':
+      run_teacher(experiment)
+    elif phase == 'heads':
+      run_heads(experiment)
+    else:
+      for name in experiment.networks.methods:
+        run_student(experiment, name)
+
+
+def _left(config: ml_collections.ConfigDict, built: Networks, workdir: Workdir) -> bool:
+  """Whether there is a phase that has not ended yet."""
+  students = [f'student/{name}' for name in built.methods]
+  folders = [folder for phase in config.phases
+             for folder in (students if phase == 'student' else [phase])]
+  return not all(workdir.result(folder) for folder in folders)
+
+
+def check_devices(config: ml_collections.ConfigDict) -> None:
+  """Raises ConfigError unless every batch can be split over the devices, and cut into parts."""
+  num_devices, parts = devices.num_devices(), config.compute.accumulate
+  for name, train in checks.trainings(config):
+    batch_size = train.global_batch_size
+    if batch_size % num_devices:
+      raise errors.ConfigError(
+          f'config.{name}.global_batch_size: {batch_size} cannot be split over {num_devices} '
+          f'devices; choose a multiple of {num_devices}')
+    if batch_size // num_devices % parts:
+      raise errors.ConfigError(
+          f'config.compute.accumulate: a share of {batch_size // num_devices} images '
+          f'(config.{name}.global_batch_size over {num_devices} devices) cannot be cut into '
+          f'{parts} equal parts; choose a divisor of it')
+
+
+def _check_phases(config: ml_collections.ConfigDict, built: Networks, workdir: Workdir) -> None:
+  """Every phase must find what it stands on: an earlier phase, or variables that exist."""
+  ready = {phase for phase in ('teacher', 'heads') if workdir.result(phase)}
+  taught_by = {method.taught_by for method in built.methods.values()}
+  needs = {'teacher': set(), 'heads': {'teacher'},
+           'student': ({'teacher'} if taught_by - {'labels'} else set())
+           | ({'heads'} if 'cohort' in taught_by else set())}
+  for phase in config.phases:
+    for needed in sorted(needs[phase] - ready):
+      raise errors.ConfigError(
+          f'config.phases: {phase!r} stands on {needed!r}, which has not been run in this workdir; '
+          f'name {needed!r} before it')
+    ready.add(phase)
+
+
+def check_existing(config: ml_collections.ConfigDict, built: Networks) -> None:
+  """Raises ConfigError unless the variables that the config names, if any, fit."""
+  if config.teacher.variables:
+    teacher, _ = exported_variables.load_teacher(config.teacher.variables, config, built)
+    if config.heads.variables:
+      exported_variables.load_heads(config.heads.variables, built, digests.of(teacher))

@@ -1,0 +1,1 @@
+"""Reports: of one run, and of many compared (`python -m kdih.report`)."""

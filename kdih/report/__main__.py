@@ -1,0 +1,143 @@
+"""Compares finished runs: tables, pictures and one page, from their result files alone.
+
+  python -m kdih.report runs/sweep
+  python -m kdih.report runs/one runs/two --output=runs/comparison
+  python -m kdih.report runs/digits/results.json
+
+Folders may be runs, sweeps, or hold several of them. Of a `results.json` the table of that run is
+printed. Runs that are unfinished, broken or under another protocol are named, and the rest goes on.
+Exit codes: 0 done, 2 nothing to compare.
+"""
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+from kdih import errors
+from kdih.report import aggregate, collect, findings, tables
+from kdih.report.aggregate import Pair, Run
+from kdih.runtime import program
+from kdih.runtime.files import write_atomically
+
+_TITLE = 'Comparison of distillation methods'
+_LATEX = '% Needs \\usepackage{array, booktabs}.\n'
+
+
+def main(argv: list[str]) -> int:
+  """Runs what the command line `argv` asks for and returns the exit code."""
+  return program.main(argv, f'{__doc__}\n{_parser().format_usage()}', _run)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+      'kdih.report', usage='python -m kdih.report WORKDIR… [--output=FOLDER]', exit_on_error=False,
+      allow_abbrev=False, add_help=False)
+  parser.add_argument('paths', nargs='*')
+  parser.add_argument('--output', default='')
+  return parser
+
+
+def _run(argv: list[str]) -> int:
+  try:
+    given, unknown = _parser().parse_known_intermixed_args(argv[1:])
+  except argparse.ArgumentError as error:
+    raise errors.ConfigError(f'{error}; such as --output=runs/comparison') from error
+  if unknown:
+    raise errors.ConfigError(f'{unknown[0]!r} is not a flag; there is --output=FOLDER')
+  if not given.paths:
+    raise errors.ConfigError('which runs? such as python -m kdih.report runs/sweep')
+  if len(given.paths) == 1 and given.paths[0].endswith('.json'):
+    _print_results(given.paths[0])
+    return 0
+  folder = _output(given.output, given.paths)
+  runs, problems = collect.collect(given.paths)
+  pairs, more = aggregate.compare(runs)
+  if not pairs:
+    raise errors.ConfigError(f'{given.paths[0]}: no finished student to compare; '
+                             f'{"; ".join(problems)}; give the folder of a run or a sweep')
+  try:
+    print(write(pairs, runs, [*problems, *more], folder))
+  except OSError as error:
+    raise errors.ConfigError(f'--output: {folder} cannot be written ({error.strerror}: '
+                             f'{error.filename}); choose another folder') from error
+  return 0
+
+
+def _print_results(path: str) -> None:
+  from kdih.report import run_report  # Imports jax, which takes seconds.
+
+  try:
+    results = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    if not {'teacher', 'heads', 'student'} & results.keys():
+      raise LookupError('it names neither teacher, nor heads, nor student')
+    table = run_report.markdown_table(results)
+  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise errors.ConfigError(f'{path}: is no results.json ({errors.first_line(error)}); such as '
+                             'runs/digits/results.json') from error
+  print(table)
+
+
+def _output(wanted: str, paths: Sequence[str]) -> pathlib.Path:
+  if not wanted and len(paths) > 1:
+    raise errors.ConfigError('--output: is not set; say where the report of several folders goes')
+  folder = pathlib.Path(wanted or pathlib.Path(paths[0]) / 'comparison')
+  if not wanted and not folder.parent.is_dir():
+    raise errors.ConfigError(f'{paths[0]}: there is no such folder; give that of a run or a sweep')
+  for path in (folder / 'report.md', folder / 'index.html'):
+    if path.is_file() and _TITLE not in path.read_text(encoding='utf-8', errors='replace'):
+      raise errors.ConfigError(f'--output: {path} is not of a comparison and would be lost; choose '
+                               'another folder')
+  return folder
+
+
+def write(
+    pairs: Sequence[Pair], runs: Sequence[Run], problems: Sequence[str], folder: pathlib.Path
+) -> str:
+  """Writes all files of the report into `folder`, and returns what is to be printed.
+
+  `report.md`, `results.csv` (a method of a pair a row), `runs.csv` (a run a row), `tables.tex`,
+  `index.html`, which holds everything, and `pictures/` as PNG and SVG.
+  """
+  from kdih.report import comparison_plots, page as page_lib  # These take seconds.
+
+  pictures_folder = folder / 'pictures'
+  pictures_folder.mkdir(parents=True, exist_ok=True)
+  pictures = comparison_plots.draw(pairs, pictures_folder)
+  provenance = list(dict.fromkeys(line for run in runs for line in run.provenance))
+  said = '\n\n'.join([*_said(pairs, comparison_plots.headings(pairs)),
+                      *_section('What is missing or was left out', problems)])
+  shown = [_picture(p.name, p.section, p.title, p.text) for p in pictures]
+  files = {
+      'report.md': '\n\n'.join([f'# {_TITLE}', said, *shown,
+                                *_section('Provenance', provenance)]) + '\n',
+      'results.csv': tables.csv_of_pairs(pairs), 'runs.csv': tables.csv_of_runs(runs),
+      'tables.tex': _LATEX + '\n\n'.join(map(tables.latex, pairs)) + '\n',
+      'index.html': page_lib.page(
+          _TITLE, pairs, pictures, pictures_folder, problems, provenance)}
+  for name, content in files.items():
+    write_atomically(folder / name, content)
+  return f'{said}\n\nthe page: {folder / "index.html"}'
+
+
+def _said(pairs: Sequence[Pair], headings: Sequence[str]) -> Iterator[str]:
+  for pair, heading in zip(pairs, headings, strict=True):
+    yield f'## {tables.markdown_escaped(heading)}'
+    yield tables.markdown_escaped(tables.caption(pair))
+    yield tables.markdown(pair)
+    yield from findings.findings(pair)
+
+
+def _picture(name: str, *words: str) -> str:
+  section, title, text = map(tables.markdown_escaped, words)
+  return f'![{title}](pictures/{name}.png)\n\n{section}. **{title}.** {text}'
+
+
+def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
+  if lines:
+    yield f'## {title}'
+    yield '\n'.join(f'- {tables.markdown_escaped(line)}' for line in lines)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

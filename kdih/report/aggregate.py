@@ -1,0 +1,249 @@
+"""Methods compared: what runs of several seeds say together, pair by pair."""
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from kdih.config import method_presets
+from kdih.report import published
+from kdih.report.published import Published
+from kdih.runtime.result_schema import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One finished student, as its result files tell of it.
+
+  Attributes:
+    path: of the workdir that it was trained in.
+    data: name of the data set.
+    teacher: name of the model.
+    student: name of the model.
+    method: name of the entry of `config.methods`.
+    seed: of the run.
+    protocol: what must be the same for two runs to be compared: data, teacher's fingerprint,
+      student's kwargs and training; as JSON.
+    result: its `result.json`.
+    teacher_result: that of its teacher, or None.
+    heads_result: that of the heads of its teacher, or None.
+    provenance: lines that say by which command, code and machine it was made.
+  """
+
+  path: str
+  data: str
+  teacher: str
+  student: str
+  method: str
+  seed: int
+  protocol: str
+  result: dict
+  teacher_result: dict | None
+  heads_result: dict | None
+  provenance: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+  """The mean difference to another method over the seeds that both have, in points of top-1.
+
+  Attributes:
+    mean: of the differences.
+    standard_error: of that mean; None for one seed.
+    n: seeds.
+  """
+
+  mean: float
+  standard_error: float | None
+  n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One method on one pair. Accuracies are test top-1 in percent.
+
+  Attributes:
+    method: its name.
+    seeds: those that it was run with.
+    mean: after the last step, over the seeds.
+    std: its standard deviation (of a sample, n - 1); None for one seed.
+    best_mean: of the variables that did best on the validation split; None without one.
+    best_std: likewise.
+    gains: {method: the gain over it}, of those of `BASELINES` that were run.
+    published: numbers for this pair and method.
+    val_mean: validation top-1 of those variables; None without a validation split.
+    family: the same for all variants of a method, see `kdih.sweep.variants`.
+  """
+
+  method: str
+  seeds: tuple[int, ...]
+  mean: float
+  std: float | None
+  best_mean: float | None
+  best_std: float | None
+  gains: dict[str, Gain]
+  published: tuple[Published, ...]
+  val_mean: float | None = None
+  family: str = ''
+
+  @property
+  def n(self) -> int:
+    """The number of seeds."""
+    return len(self.seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """All methods by which one teacher taught one student under one protocol.
+
+  Attributes:
+    data: name of the data set.
+    teacher: name of the model.
+    student: name of the model.
+    protocol: see `Run.protocol`.
+    teacher_top1: test top-1 after the last step in percent, None where there is no teacher.
+    teacher_published: numbers for the teacher alone.
+    costs: {'teacher' | 'student': {'parameters', 'flops'}}, None where unknown.
+    heads: `result.json` of the heads, None where there are none.
+    rows: one a method.
+  """
+
+  data: str
+  teacher: str
+  student: str
+  protocol: str
+  teacher_top1: float | None
+  teacher_published: tuple[Published, ...]
+  costs: dict[str, dict[str, int | None]]
+  heads: dict | None
+  rows: tuple[Row, ...]
+
+
+BASELINES = ('ce', 'kd', 'kd_matched')
+_ORDER = (*BASELINES, 'kd_repdistiller', 'kd_std', 'dkd', 'dkd_std', 'takd', 'dml', 'fitnets',
+          'fitnets_one', 'at', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'ft', 'nst', 'ab', 'reviewkd',
+          'crd', 'tofd', 'mhkd', 'dih', 'dih_teacher', 'dih_mean', 'dih_once', 'dih_accuracy',
+          'dih_learnt', 'dih_std', 'dih_at', 'dih_crd')
+
+
+def compare(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
+  """What the runs say together.
+
+  Args:
+    runs: from `kdih.report.collect.collect`.
+
+  Returns:
+    Pairs in the order in which they are found, and what stands in the way of comparing, a line
+    each. Rows come with the baselines first, then known methods, then the others as found.
+  """
+  groups: dict[tuple[str, str, str], dict[str, list[Run]]] = {}
+  for run in runs:
+    protocols = groups.setdefault((run.data, run.teacher, run.student), {})
+    protocols.setdefault(run.protocol, []).append(run)
+  pairs, problems = [], []
+  for (data, teacher, student), protocols in groups.items():
+    name = f'{data}: {teacher} -> {student}'
+    if len(protocols) > 1:
+      problems.append(f'{name}: runs under {len(protocols)} protocols are not compared with each '
+                      f'other; they differ in {", ".join(_differences(protocols))}')
+    for number, found in enumerate(protocols.values(), 1):
+      which = f' (protocol {number} of {len(protocols)})' if len(protocols) > 1 else ''
+      methods = _by_method(found, name + which, problems)
+      _note_missing_seeds(methods, name + which, problems)
+      pairs.append(_pair(methods))
+  return pairs, problems
+
+
+def _differences(protocols: Iterable[str]) -> list[str]:
+  flat = [dict(flatten(json.loads(protocol))) for protocol in protocols]
+  names = sorted({name for fields in flat for name in fields})
+  return [name for name in names
+          if any(fields.get(name) != flat[0].get(name) for fields in flat)]
+
+
+def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, list[Run]]:
+  """{method: its runs by seed}. Of a method with several settings, those that most runs have."""
+  found: dict[str, list[Run]] = {}
+  for run in runs:
+    found.setdefault(run.method, []).append(run)
+  known = [method for method in _ORDER if method in found]
+  return {method: _of_one_setting(found[method], name, problems)
+          for method in dict.fromkeys((*known, *found))}
+
+
+def _of_one_setting(runs: list[Run], name: str, problems: list[str]) -> list[Run]:
+  settings: dict[str, list[Run]] = {}
+  for run in runs:
+    settings.setdefault(json.dumps(run.result['method'], sort_keys=True), []).append(run)
+  most = max(settings.values(), key=len)
+  if others := [run.seed for run in runs if run not in most]:
+    problems.append(f'{name}: {most[0].method} has other {", ".join(_differences(settings))} for '
+                    f'{_seeds(others)}, left out')
+  return sorted(most, key=lambda run: run.seed)
+
+
+def _note_missing_seeds(methods: dict[str, list[Run]], name: str, problems: list[str]) -> None:
+  seeds = {run.seed for runs in methods.values() for run in runs}
+  for method, runs in methods.items():
+    if missing := seeds - {run.seed for run in runs}:
+      problems.append(f'{name}: {method} lacks {_seeds(missing)}, which other methods have')
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+  numbers = sorted(set(seeds))
+  return f'seed{"s" if len(numbers) > 1 else ""} {", ".join(map(str, numbers))}'
+
+
+def _pair(methods: dict[str, list[Run]]) -> Pair:
+  runs = [run for found in methods.values() for run in found]
+  one = runs[0]
+  teacher = next((run.teacher_result for run in runs if run.teacher_result), None)
+  return Pair(
+      one.data, one.teacher, one.student, one.protocol,
+      teacher_top1=None if teacher is None else 100 * teacher['test_last']['top1'],
+      teacher_published=published.alone(one.data, one.teacher),
+      costs={'teacher': _costs([teacher or {}]), 'student': _costs([run.result for run in runs])},
+      heads=next((run.heads_result for run in runs if run.heads_result), None),
+      rows=tuple(_row(method, methods) for method in methods))
+
+
+def _costs(results: list[dict]) -> dict[str, int | None]:
+  """From the first result that knows them."""
+  return {cost: next((result[cost] for result in results if result.get(cost) is not None), None)
+          for cost in ('parameters', 'flops')}
+
+
+def _row(method: str, methods: dict[str, list[Run]]) -> Row:
+  runs = methods[method]
+  last = list(_last(runs).values())
+  best, val = ([100 * run.result[part]['top1'] for run in runs if run.result['val']]
+               for part in ('test_best_val', 'val'))
+  validated = len(best) == len(runs)
+  gains = {baseline: gain for baseline in BASELINES
+           if baseline != method and baseline in methods
+           and (gain := _gain(runs, methods[baseline]))}
+  return Row(
+      method, tuple(run.seed for run in runs), statistics.fmean(last), _std(last),
+      statistics.fmean(best) if validated else None, _std(best) if validated else None, gains,
+      published.taught(runs[0].data, runs[0].teacher, runs[0].student, runs[0].result['method']),
+      statistics.fmean(val) if validated else None, method_presets.family(runs[0].result['method']))
+
+
+def _last(runs: list[Run]) -> dict[int, float]:
+  """{seed: test top-1 after the last step, in percent}."""
+  return {run.seed: 100 * run.result['test_last']['top1'] for run in runs}
+
+
+def _std(values: list[float]) -> float | None:
+  return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _gain(runs: list[Run], baseline: list[Run]) -> Gain | None:
+  """None where no seed is in both."""
+  mine, other = _last(runs), _last(baseline)
+  differences = [mine[seed] - other[seed] for seed in mine if seed in other]
+  if not differences:
+    return None
+  std = _std(differences)
+  error = None if std is None else std / math.sqrt(len(differences))
+  return Gain(statistics.fmean(differences), error, len(differences))

@@ -1,0 +1,192 @@
+"""Finished students, found in the folders of runs and sweeps; result files are all that is read."""
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+
+from kdih import errors
+from kdih.report.aggregate import Run
+from kdih.runtime import files as files_lib, result_schema
+
+_PHASES = ('teacher', 'heads', 'student')
+# Fields of config.data that change no number.
+_FREE = ('data_dir', 'loader', 'eval_global_batch_size')
+
+
+def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
+  """All finished students in the given folders, and what is wrong with the others.
+
+  Args:
+    paths: each a run, a sweep, or a folder that holds several of them. A run in a sweep has the
+      teacher and the heads of the folder two above.
+
+  Returns:
+    Runs sorted by path, given path by given path, each student once; and a line for each thing
+    that is unfinished, failed, broken, or there twice with different numbers. Of the latter the
+    first one is taken. Runs under different protocols are different runs.
+  """
+  found = _Collection()
+  for path in map(pathlib.Path, paths):
+    if not path.is_dir():
+      found.note(f'{path}: there is no such folder')
+      continue
+    if not found.search(path):
+      found.note(f'{path}: holds no student')
+  return list(found.runs.values()), found.problems
+
+
+def _students(workdir: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(path for path in workdir.glob('student/*') if path.is_dir())
+
+
+class _Collection:
+  """What has been found so far.
+
+  Attributes:
+    runs: by what tells them apart.
+    problems: a line each, none twice.
+  """
+
+  def __init__(self):
+    self.runs: dict[tuple, Run] = {}
+    self.problems: list[str] = []
+
+  def note(self, problem: str) -> None:
+    """Adds a problem."""
+    problem = errors.printable(problem)
+    if problem not in self.problems:
+      self.problems.append(problem)
+
+  def search(self, path: pathlib.Path) -> bool:
+    """Adds what is in a folder, however deep; returns whether there is a workdir."""
+    is_any = False
+    for folder, names, files in os.walk(path, onerror=self._note_unreadable):
+      here = pathlib.Path(folder)
+      if 'sweep.json' in files:
+        self._read_sweep(here)
+      if 'manifest.json' in files or any(here.glob('student/*/result.json')):
+        is_any = True
+        self._read_run(here)
+        names[:] = [name for name in names if name not in _PHASES]  # They are large.
+      names[:] = sorted(name for name in names if not name.startswith('.'))
+    return is_any
+
+  def _note_unreadable(self, error: OSError) -> None:
+    self.note(f'{error.filename}: cannot be read ({error.strerror})')
+
+  def _read_sweep(self, path: pathlib.Path) -> None:
+    """Notes what a sweep was asked for and has not begun, or has left out, and why."""
+    try:
+      for asked in result_schema.read_sweep(path / 'sweep.json'):
+        for name, reason in (asked.get('left_out') or {}).items():
+          self.note(f'{path}: {name} was left out: {reason}')
+        for teacher, student, methods in asked['pairs']:
+          self._note_not_begun(path, teacher, student, methods, asked['seeds'])
+    except result_schema.Unusable as error:
+      self.note(str(error))
+
+  def _note_not_begun(
+      self, path: pathlib.Path, teacher: str, student: str, methods: list[str], seeds: list[int]
+  ) -> None:
+    folder = path / files_lib.folder_name(teacher) / files_lib.folder_name(student)
+    lacking = {method: [str(seed) for seed in seeds
+                        if not (folder / f'seed{seed}/student/{method}').is_dir()]
+               for method in methods}
+    said = [f'{method} with seed {", ".join(seeds)}' for method, seeds in lacking.items() if seeds]
+    if said:
+      self.note(f'{path}: {teacher} -> {student}: not begun: {"; ".join(said)}')
+
+  def _read_run(self, workdir: pathlib.Path) -> None:
+    """Adds the students of a workdir; that of a sweep's teacher has none itself."""
+    folders = _students(workdir)
+    if not folders:
+      if not any(workdir.glob('*/seed*')):
+        self.note(f'{workdir}: holds no student')
+      return
+    home = _home(workdir)
+    try:
+      manifest = result_schema.read(workdir / 'manifest.json', result_schema.MANIFEST)
+      teacher = self._phase(home / 'teacher', result_schema.TEACHER)
+    except result_schema.Unusable as error:
+      self.note(f'{error}; its students are left out')
+      return
+    config, heads = manifest['config'], self._heads(home / 'heads')
+    path = errors.printable(str(workdir))
+    for folder in folders:
+      if result := self._phase_if_usable(folder, result_schema.STUDENT):
+        self._add(Run(
+            path, config['data']['name'], config['teacher']['name'],
+            config['student']['name'], errors.printable(folder.name), result['seed'],
+            _protocol(config, teacher), result, teacher, heads,
+            _provenance(result.get('made_by') or manifest)))
+
+  def _phase(self, folder: pathlib.Path, keys: result_schema.Keys) -> dict | None:
+    """The result of a phase; None where there is no such phase, or it is not finished."""
+    if not folder.is_dir():
+      return None
+    if (folder / 'result.json').exists():
+      return result_schema.read_result(folder / 'result.json', keys)
+    if (folder / 'failure.json').exists():
+      failure = result_schema.read(folder / 'failure.json', result_schema.FAILURE)
+      self.note(f'{folder}: failed: {failure["error"]}')
+    else:
+      self.note(f'{folder}: is not finished, there is no result.json')
+    return None
+
+  def _heads(self, folder: pathlib.Path) -> dict | None:
+    try:
+      heads = self._phase(folder, result_schema.HEADS)
+      if heads:
+        result_schema.check_cohort(folder / 'result.json', heads)
+    except result_schema.Unusable as error:
+      self.note(f'{error}; the pictures of this cohort are left out')
+      return None
+    return heads
+
+  def _phase_if_usable(self, folder: pathlib.Path, keys: result_schema.Keys) -> dict | None:
+    try:
+      return self._phase(folder, keys)
+    except result_schema.Unusable as error:
+      self.note(str(error))
+      return None
+
+  def _add(self, run: Run) -> None:
+    known = self.runs.setdefault(
+        (run.data, run.teacher, run.student, run.method, run.seed, run.protocol), run)
+    if _numbers(known) != _numbers(run):
+      self.note(f'{run.path}: {run.method} with seed {run.seed} has other numbers than in '
+                f'{known.path}, under the same protocol; those of the latter are taken')
+
+
+def _home(workdir: pathlib.Path) -> pathlib.Path:
+  """The folder that holds the teacher and the heads of a workdir: itself, but in a sweep."""
+  where = workdir if len(workdir.parts) > 2 else workdir.absolute()
+  in_sweep = re.fullmatch(r'seed\d+', where.name) and not (where / 'teacher').is_dir()
+  return where.parent.parent if in_sweep else where
+
+
+def _protocol(config: dict, teacher: dict | None) -> str:
+  """See `Run.protocol`; the config of the heads is a part of it, for heads may teach."""
+  student = {key: value for key, value in config['student'].items() if key != 'methods'}
+  heads = {key: value for key, value in config['heads'].items() if key != 'variables'}
+  data = {key: value for key, value in config['data'].items() if key not in _FREE}
+  return json.dumps({
+      'data': data, 'student': student, 'heads': heads, 'dtype': config['dtype'],
+      'sync_batch_norm': config['sync_batch_norm'],
+      'teacher': teacher['fingerprint'] if teacher else None}, sort_keys=True)
+
+
+def _provenance(manifest: dict) -> tuple[str, ...]:
+  """Command, code and machine, of a manifest or of `made_by`; 'unknown' of what is not there."""
+  versions, devices = manifest.get('versions') or {}, manifest.get('devices') or []
+  return (
+      f'command: {manifest.get("command", "unknown")}',
+      f'git commit: {manifest.get("git_commit", "unknown")}',
+      errors.printable(f'devices: {", ".join(map(str, devices)) or "unknown"} '
+                       f'({manifest.get("platform", "unknown")})'),
+      f'versions: {", ".join(f"{name} {at}" for name, at in versions.items()) or "unknown"}')
+
+
+def _numbers(run: Run) -> list:
+  return [run.result[key] for key in ('test_last', 'test_best_val', 'val', 'method')]

@@ -1,0 +1,251 @@
+"""The pictures of a comparison. Each is saved as PNG and as SVG."""
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kdih.cohort.members import MEAN
+from kdih.report import cost_plots, tables
+from kdih.report.aggregate import BASELINES, Pair, Row
+from kdih.report.style import GREY, STUDENT, TEACHER, clean, new_figure, save, shown
+
+_ABREAST = 6  # Members of a cohort up to which its panels stand side by side.
+_LONGEST = 48  # Letters of a part of the name of a file; most file systems take 255 in all.
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A picture that was drawn.
+
+  Attributes:
+    name: of its files, `<name>.png` and `<name>.svg`.
+    section: what it belongs to: one of `headings`, or a heading of its own.
+    title: a few words.
+    text: what it shows, in words.
+  """
+
+  name: str
+  section: str
+  title: str
+  text: str
+
+
+def headings(pairs: Sequence[Pair]) -> list[str]:
+  """A name for each pair; those that differ by their protocol alone are numbered."""
+  names = [tables.title(pair) for pair in pairs]
+  return [f'{name} (protocol {names[:at].count(name) + 1} of {names.count(name)})'
+          if names.count(name) > 1 else name for at, name in enumerate(names)]
+
+
+def draw(pairs: Sequence[Pair], folder: epath.PathLike) -> list[Picture]:
+  """Draws all that there is to draw into `folder`, and says what it drew."""
+  pictures: list[Picture] = []
+  for picture, figure in _figures(pairs):
+    taken = {other.name.lower() for other in pictures}  # Some file systems fold cases.
+    endings = itertools.chain([''], (f'-{number}' for number in itertools.count(2)))
+    name = next(n for end in endings if (n := picture.name + end).lower() not in taken)
+    picture = dataclasses.replace(picture, name=name)
+    for suffix in ('png', 'svg'):
+      save(figure, epath.Path(folder) / f'{picture.name}.{suffix}')
+    pictures.append(picture)
+  return pictures
+
+
+def _figures(pairs: Sequence[Pair]) -> Iterator[tuple[Picture, Figure]]:
+  for data in dict.fromkeys(pair.data for pair in pairs):
+    if figure := cost_plots.accuracy_by_cost([pair for pair in pairs if pair.data == data]):
+      yield Picture(_file('cost', data), f'{data}: all models', 'Accuracy and cost',
+                    'Test top-1 of teachers and students, by method, against parameters and FLOPs. '
+                    'Points that would overlap stand beside each other; the grey line leads to '
+                    'their cost.'), figure
+  for pair, heading in zip(pairs, headings(pairs), strict=True):
+    if any(row.gains for row in pair.rows):
+      yield Picture(_file('gains', pair.data, pair.teacher, pair.student), heading,
+                    'Gain of every method', _gains_text(pair)), gains(pair)
+  yield from _cohort_figures(pairs)
+
+
+def _cohort_figures(pairs: Sequence[Pair]) -> Iterator[tuple[Picture, Figure]]:
+  """Each cohort once, though its teacher may teach several students."""
+  drawn: list[Any] = []
+  for pair in pairs:
+    if pair.heads is None or pair.heads in drawn:
+      continue
+    drawn.append(pair.heads)
+    section = f'{pair.data}: the cohort of {pair.teacher}'
+    for name, (title, text, figure) in _cohort_pictures(pair.heads).items():
+      yield Picture(_file(name, pair.data, pair.teacher), section, title, text), figure
+
+
+def _cohort_pictures(heads: dict) -> dict[str, tuple[str, str, Figure]]:
+  analysis = heads.get('analysis') or {}
+  pictures = {}
+  if analysis.get('members'):
+    pictures['members'] = ('Accuracy, entropy and calibration by depth',
+                           f'Members from shallow to deep: {", ".join(_members(heads))}. ECE is '
+                           'the expected calibration error.',
+                           members_by_depth(heads))
+  if analysis.get('agreement'):
+    pictures['agreement'] = ('Agreement of the members', 'Test images, in percent, of which two '
+                             'members say the same class.', agreement(**analysis['agreement']))
+  if len(analysis.get('without') or {}) > 1:
+    pictures['without'] = ('The cohort without one of its members', 'Test top-1 of the mean of '
+                           'the other members, for every member.', without(analysis['without']))
+  return pictures
+
+
+def _file(*parts: str) -> str:
+  """A name that every file system takes, whatever the parts are."""
+  return '_'.join(re.sub(r'[^\w.-]+', '-', part, flags=re.ASCII)[-_LONGEST:] for part in parts)
+
+
+def _gains_text(pair: Pair) -> str:
+  said = []
+  for baseline in _baselines(pair):
+    row = max(_with_gain(pair, baseline), key=lambda row: row.gains[baseline].mean)
+    said.append(f'the largest over {baseline} is that of {row.method}, '
+                f'{tables.signed(row.gains[baseline].mean)}')
+  single = any(gain.standard_error is None for row in pair.rows for gain in row.gains.values())
+  return ('Gains in points of test top-1, with their standard errors'
+          f'{" (hollow: one seed, which has none)" if single else ""}; {"; ".join(said)}.')
+
+
+def _baselines(pair: Pair) -> list[str]:
+  return [name for name in BASELINES if _with_gain(pair, name)]
+
+
+def _with_gain(pair: Pair, baseline: str) -> list[Row]:
+  return [row for row in pair.rows if baseline in row.gains]
+
+
+def gains(pair: Pair) -> Figure:
+  """The gain of every method over each baseline with its standard error, the best on top.
+
+  A hollow point is of one seed, which has no error.
+  """
+  baselines = _baselines(pair)
+  rows = sorted((row for row in pair.rows if row.gains), key=lambda row: row.mean)
+  figure = new_figure(1.6 + 2.9 * len(baselines), 1.0 + 0.27 * len(rows))
+  panels = figure.subplots(1, len(baselines), sharey=True, squeeze=False)[0]
+  for axes, baseline in zip(panels, baselines, strict=True):
+    axes.axvline(0, color=GREY, linewidth=1)
+    for at, row in enumerate(rows):
+      if gain := row.gains.get(baseline):
+        _draw_gain(axes, at, gain.mean, gain.standard_error)
+    axes.set_xlabel(f'gain over {baseline}, points')
+    axes.xaxis.set_major_formatter(lambda x, _: f'{x:+g}'.replace('-', '−') if x else '0')
+    axes.locator_params(axis='x', nbins=5)
+    clean(axes, 'x')
+  panels[0].set_yticks(range(len(rows)), [shown(row.method) for row in rows])
+  panels[0].set_ylim(-0.6, len(rows) - 0.4)
+  return figure
+
+
+def _draw_gain(axes: Axes, at: int, mean: float, error: float | None) -> None:
+  axes.errorbar(mean, at, xerr=error, fmt='o', color=TEACHER, markersize=5, capsize=3,
+                markerfacecolor='white' if error is None else TEACHER)
+  _write_beside(axes, at, mean)
+
+
+def _write_beside(axes: Axes, at: int, number: float) -> None:
+  axes.text(1.02, at, tables.signed(number), transform=axes.get_yaxis_transform(),
+            va='center_baseline', fontsize=9, color=GREY)
+
+
+def _members(heads: dict) -> list[str]:
+  """The members from shallow to deep; their mean is none."""
+  return [name for name in heads['members'] if name != MEAN]
+
+
+def members_by_depth(heads: dict) -> Figure:
+  """Accuracy, entropy and calibration of the members, a panel each; dashed: their mean's.
+
+  Args:
+    heads: `result.json` of the heads, with an `analysis`.
+  """
+  accuracies = {name: 100 * member['test_best_val']['top1']
+                for name, member in heads['members'].items()}
+  analysed = heads['analysis']['members']
+  panels = {'test top-1 %': (accuracies, '{:.1f}'),
+            'entropy, nats': ({n: m['entropy'] for n, m in analysed.items()}, '{:.2f}'),
+            'ECE, points':
+                ({n: 100 * m['ece'] for n, m in analysed.items()}, '{:.1f}')}
+  names = _members(heads)
+  if len(names) <= _ABREAST:
+    figure, shape = new_figure(3 * max(1.2 + 0.55 * len(names), 2.6), 3.4), (1, 3)
+  else:
+    figure, shape = new_figure(max(1.6 + 0.6 * len(names), 6), 8), (3, 1)
+  for axes, (title, (values, form)) in zip(
+      figure.subplots(*shape).flat, panels.items(), strict=True):
+    _draw_members(axes, title, names, values, form)
+  return figure
+
+
+def _draw_members(
+    axes: Axes, title: str, names: list[str], values: dict[str, float], form: str
+) -> None:
+  bars = axes.bar(range(len(names)), [values[name] for name in names], width=0.62, color=TEACHER)
+  axes.bar_label(bars, fmt=form, padding=2, fontsize=9,
+                 bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
+  axes.set_title(title, loc='left', fontsize=10)
+  if (mean := values.get(MEAN)) is not None:
+    axes.axhline(mean, color=GREY, linestyle='--', linewidth=1, zorder=0.9)
+    axes.set_title(f'- - mean {form.format(mean)}', loc='right', fontsize=9, color=GREY)
+  axes.set_xticks(range(len(names)), [shown(name) for name in names], rotation=40, ha='right',
+                  rotation_mode='anchor')
+  axes.set_xlim(-0.6, len(names) - 0.4)
+  axes.margins(y=0.12)
+  axes.set_ylim(bottom=0)  # None of these numbers can be below.
+  clean(axes)
+
+
+def agreement(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> Figure:
+  """Which share of the images two members give the same class, in percent.
+
+  Args:
+    names: of the members.
+    matrix: fractions [members, members].
+  """
+  shares, size = np.asarray(matrix), 1.5 + 0.48 * len(names)
+  figure = new_figure(size, size)
+  axes = figure.add_subplot()
+  axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  for (row, column), share in np.ndenumerate(shares):
+    axes.text(column, row, f'{100 * share:.0f}', ha='center', va='center', fontsize=9,
+              color='white' if share > 0.68 else 'black')
+  labels = [shown(name) for name in names]
+  axes.set_xticks(range(len(names)), labels, rotation=40, ha='right', rotation_mode='anchor')
+  axes.set_yticks(range(len(names)), labels)
+  axes.tick_params(length=0)
+  axes.spines[:].set_visible(False)
+  return figure
+
+
+def without(top1: dict[str, float]) -> Figure:
+  """Test top-1 of the cohort's mean when one member is left out, against that of all.
+
+  Args:
+    top1: fractions by the member that is left out; 'none' is of the whole cohort.
+  """
+  everyone = 100 * top1['none']
+  others = {name: 100 * share for name, share in top1.items() if name != 'none'}
+  figure = new_figure(5.6, 1.2 + 0.3 * len(others))
+  axes = figure.add_subplot()
+  axes.axvline(everyone, color=GREY, linewidth=1)
+  for at, value in enumerate(others.values()):
+    axes.plot([everyone, value], [at, at], color=STUDENT, linewidth=1.5)
+    axes.plot(value, at, 'o', color=STUDENT)
+    _write_beside(axes, at, value - everyone)
+  axes.set_yticks(range(len(others)), [f'without {shown(name)}' for name in others])
+  axes.set_ylim(len(others) - 0.4, -0.6)  # Shallow ones on top.
+  axes.set_xlabel('test top-1 % of the cohort\'s mean')
+  axes.locator_params(axis='x', nbins=6)
+  axes.set_title(f'all members: {everyone:.2f}', loc='left', fontsize=10, color=GREY)
+  clean(axes, 'x')
+  return figure

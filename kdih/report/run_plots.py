@@ -1,0 +1,130 @@
+"""The pictures of a report."""
+import itertools
+from typing import Any
+
+from etils import epath
+from matplotlib import ticker
+from matplotlib.axes import Axes
+
+from kdih.cohort.members import FINAL, MEAN
+from kdih.report.style import (
+  COLOURS,
+  GREY,
+  MARKERS,
+  STUDENT,
+  TEACHER,
+  clean,
+  label_point,
+  new_figure,
+  save,
+)
+
+_LINES = ('-', '--', '-.', ':')  # They go round with seven colours, so that 28 curves differ.
+
+
+def accuracy_by_depth(results: dict[str, Any], path: epath.PathLike) -> None:
+  """Draws the test accuracy of heads, teacher and cohort mean, and of the students beside them.
+
+  Args:
+    results: of a run, see `Workdir.results`; one classifier at least is needed.
+    path: of the PNG.
+  """
+  members = _accuracies(results.get('heads', {}).get('members', {}))
+  mean, final = members.pop(MEAN, None), members.pop(FINAL, None)
+  if 'teacher' in results:
+    final = _accuracies(results)['teacher']
+  depth = {**members, **({} if final is None else {'teacher': final})}
+  students = _accuracies(results.get('student', {}))
+  figure = new_figure(2.5 + 0.62 * (len(depth) + len(students)), 4.2)
+  axes = figure.add_subplot()
+  _draw_members(axes, depth)
+  _draw_students(axes, students, len(depth))
+  values = [*depth.values(), *students.values()]
+  if mean is not None:
+    axes.axhline(mean, color=GREY, linestyle='--', linewidth=1, zorder=1.5,
+                 label=f'cohort mean {mean:.1f}')
+    figure.legend(loc='outside upper right', frameon=False)
+    values.append(mean)
+  margin = max(0.12 * (max(values) - min(values)), 1)  # A point at least: noise is to look small.
+  axes.set_ylim(min(values) - margin, max(values) + margin)
+  axes.set_ylabel('test top-1 %')
+  _name_points(axes, list(depth), list(students))
+  clean(axes)
+  save(figure, path)
+
+
+def _accuracies(classifiers: dict[str, dict]) -> dict[str, float]:
+  return {name: 100 * result['test_best_val']['top1']
+          for name, result in classifiers.items() if 'test_best_val' in result}
+
+
+def _draw_members(axes: Axes, members: dict[str, float]) -> None:
+  axes.plot(range(len(members)), list(members.values()), 'o-', color=TEACHER)
+  before = 0.0
+  for at, accuracy in enumerate(members.values()):
+    falls = accuracy < before  # The label goes to the side that the line does not come from.
+    label_point(axes, at, accuracy, (4 if falls else -4, 6), 'left' if falls else 'right')
+    before = accuracy
+
+
+def _draw_students(axes: Axes, students: dict[str, float], start: int) -> None:
+  markers = itertools.cycle(MARKERS)
+  for at, (accuracy, marker) in enumerate(zip(students.values(), markers, strict=False), start):
+    axes.plot(at, accuracy, marker, color=STUDENT, markersize=8)
+    label_point(axes, at, accuracy, (0, 9), 'center')
+
+
+def _name_points(axes: Axes, members: list[str], students: list[str]) -> None:
+  names, split = members + students, len(members)
+  long = any(len(name) > 7 for name in names)
+  axes.set_xticks(range(len(names)), names, rotation=40 if long else 0,
+                  ha='right' if long else 'center', rotation_mode='anchor')
+  axes.set_xlim(-0.7, len(names) - 0.4)
+  if members and students:
+    axes.axvline(split - 0.5, color=GREY, linewidth=0.8)
+  titles = {'cohort, by depth': (split - 1) / 2 if split > 1 else None,
+            'students': (split + len(names) - 1) / 2 if students else None}
+  for title, at in titles.items():
+    if at is not None:
+      axes.text(at, 1.02, title, ha='center', color=GREY, transform=axes.get_xaxis_transform())
+
+
+def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None:
+  """Draws training loss, and validation (else training) accuracy, by step.
+
+  Args:
+    curves: {phase: the lines of its `metrics.jsonl`}.
+    path: of the PNG.
+  """
+  validated = any('val/top1' in line for lines in curves.values() for line in lines)
+  figure = new_figure(11, 4.2)
+  left, right = figure.subplots(1, 2)
+  _draw_curves(left, curves, 'train/loss', 1)
+  _draw_curves(right, curves, 'val/top1' if validated else 'train/top1', 100)
+  left.set_ylabel('training loss')
+  right.set_ylabel(f'{"validation" if validated else "training"} top-1 %')
+  if min(_values(curves, 'train/loss'), default=0) > 0:  # Losses of methods differ in scale.
+    left.set_yscale('log')
+    left.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
+    left.yaxis.set_major_formatter('{x:g}')
+    left.yaxis.set_minor_locator(ticker.NullLocator())
+  figure.legend(*left.get_legend_handles_labels(), loc='outside right upper', frameon=False)
+  save(figure, path)
+
+
+def _values(curves: dict[str, list[dict]], name: str) -> list[float]:
+  return [line[name] for lines in curves.values() for line in lines if name in line]
+
+
+def _draw_curves(axes: Axes, curves: dict[str, list[dict]], name: str, scale: int) -> None:
+  styles = zip(itertools.cycle(COLOURS), itertools.cycle(_LINES), strict=False)
+  for (phase, lines), (colour, line_style) in zip(curves.items(), styles, strict=False):
+    points = [(line['step'], scale * line[name]) for line in lines if name in line]
+    axes.plot([step for step, _ in points], [value for _, value in points], label=phase,
+              color=colour, linestyle=line_style, linewidth=1.3,
+              marker='.' if len(points) == 1 else '')
+  axes.set_xlabel('step')
+  axes.set_xlim(left=0)
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+  axes.xaxis.set_major_formatter('{x:,.0f}')
+  clean(axes)

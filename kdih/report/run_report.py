@@ -1,0 +1,247 @@
+"""What a run found, for people: a table, pictures and `report.md`; for programs: `results.json`."""
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+
+from kdih.cohort.members import FINAL, MEAN
+from kdih.models import cost, taps
+from kdih.phases import exported_variables
+from kdih.phases.networks import Networks
+from kdih.report import run_plots
+from kdih.runtime.files import read_json, write_atomically, write_json
+from kdih.runtime.progress import say
+from kdih.runtime.workdir import Workdir
+from kdih.training.metric_log import read_metrics
+
+Results = dict[str, Any]
+
+_BATCH_SIZE = 128  # Images per call when the throughput is measured.
+
+
+def _percent(share: float) -> str:
+  return f'{100 * share:.2f}'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+  """A column of the accuracy table: where in a result its value is, and how it is shown."""
+
+  title: str  # A line each in the terminal.
+  place: tuple[str, ...]
+  show: Callable[[float], str]
+  meaning: str
+
+  def cell(self, result: dict) -> str:
+    value: Any = result
+    for key in self.place:
+      value = (value or {}).get(key)
+    return '-' if value is None else self.show(value)
+
+
+_COLUMNS = (
+    _Column('test\ntop-1 %\n(last)', ('test_last', 'top1'), _percent,
+            'test images whose first choice is right, after the last step'),
+    _Column('test\ntop-1 %\n(best val)', ('test_best_val', 'top1'), _percent,
+            'the same with the variables that did best on the validation images; these variables '
+            'are the ones that are kept, and all columns to the right are about them'),
+    _Column('test\ntop-5 %', ('test_best_val', 'top5'), _percent,
+            'test images whose right class is among the first five choices'),
+    _Column('val\ntop-1 %', ('val', 'top1'), _percent,
+            'validation images, cut from the train split, whose first choice is right'),
+    _Column('test\nloss', ('test_best_val', 'loss'), lambda nats: f'{nats:.3f}',
+            'mean cross-entropy with the labels of the test images, in nats'),
+    _Column('agreement\n%', ('test_best_val', 'agreement'), _percent,
+            'test images whose first choice is the teacher\'s'),
+    _Column('parameters', ('parameters',), lambda count: f'{count:,}',
+            'numbers that the classifier has learnt; of a head, without the backbone'),
+)
+
+
+def write(workdir: Workdir, networks: Networks, config: ml_collections.ConfigDict) -> Results:
+  """Writes `results.json`, the pictures and `report.md` of the phases that are finished.
+
+  Args:
+    workdir: of the run.
+    networks: built from `config`.
+    config: of the run.
+
+  Returns:
+    What `results.json` holds: `Workdir.results`, and `compression`, {'device', 'teacher',
+    'student'}, where both are trained. Its costs are those of `cost.measure`, with the `bytes`
+    of the variables on disk and the `fingerprint` of what was measured.
+  """
+  results = workdir.results()
+  if 'teacher' in results and 'student' in results:
+    results['compression'] = _compression(workdir, networks, config, results)
+  write_json(workdir.path / 'results.json', results)
+  manifest = read_json(workdir.path / 'manifest.json')
+  text = _markdown(results, config, _draw(workdir, results), manifest)
+  write_atomically(workdir.path / 'report.md', text)
+  return results
+
+
+def _compression(
+    workdir: Workdir, networks: Networks, config: ml_collections.ConfigDict, results: Results
+) -> dict[str, Any]:
+  known = (read_json(workdir.path / 'results.json') or {}).get('compression')
+  prints = {name: result['fingerprint'] for name, result in results['student'].items()}
+  if (known and known['teacher']['fingerprint'] == results['teacher']['fingerprint']
+      and known['student']['fingerprint'] in prints.values()):
+    return known
+  say('report: measuring what teacher and student cost')
+  phases = {'teacher': 'teacher', 'student': f'student/{next(iter(prints))}'}
+  paths = {role: workdir.path / phase / 'variables' for role, phase in phases.items()}
+  like = taps.abstract_variables(networks.student, networks.spec.image_shape)
+  variables = {'teacher': exported_variables.load_teacher(paths['teacher'], config, networks)[0],
+               'student': exported_variables.load(paths['student'], like, 'config.student.name')}
+  return {'device': jax.local_devices()[0].device_kind, **{
+      role: {**cost.measure(getattr(networks, role), variables[role], networks.spec.image_shape,
+                            batch_size=_BATCH_SIZE),
+             'bytes': cost.bytes_on_disk(path),
+             'fingerprint': _phases(results)[phases[role]]['fingerprint']}
+      for role, path in paths.items()}}
+
+
+def _draw(workdir: Workdir, results: Results) -> dict[str, str]:
+  """Draws what there is to draw and returns {title: name of the file}."""
+  pictures = {}
+  if len(_classifiers(results)) > 1:
+    pictures['Accuracy by depth'] = 'accuracy_by_depth.png'
+    run_plots.accuracy_by_depth(results, workdir.path / pictures['Accuracy by depth'])
+  logs = {phase: workdir.path / phase / 'metrics.jsonl' for phase in _phases(results)}
+  if curves := {phase: lines for phase, log in logs.items() if (lines := read_metrics(log))}:
+    pictures['Training curves'] = 'training_curves.png'
+    run_plots.training_curves(curves, workdir.path / pictures['Training curves'])
+  return pictures
+
+
+def _phases(results: Results) -> dict[str, dict]:
+  """{phase: its result}, in the order in which they run."""
+  students = {f'student/{name}': result for name, result in results.get('student', {}).items()}
+  return {name: result for name, result in {**results, **students}.items()
+          if name in ('teacher', 'heads', *students)}
+
+
+def _classifiers(results: Results) -> dict[str, dict]:
+  """{row of the table: what was measured of it}."""
+  members = dict(results.get('heads', {}).get('members', {}))
+  final, mean = members.pop(FINAL, None), members.pop(MEAN, None)
+  rows = {'teacher': results.get('teacher', final),
+          **{f'head {tap}': result for tap, result in members.items()},
+          'cohort mean': mean,
+          **{f'student {name}': result for name, result in results.get('student', {}).items()}}
+  return {name: result for name, result in rows.items() if result}
+
+
+def _columns(results: Results) -> list[_Column]:
+  """Those with a value in some row; the best by validation only where there is validation."""
+  rows = _classifiers(results).values()
+  validated = any(result['val'] for result in rows)
+  return [column for column in _COLUMNS
+          if any(column.cell(result) != '-' for result in rows)
+          and (validated or '(best val)' not in column.title)]
+
+
+def _accuracy_cells(results: Results) -> list[list[str]]:
+  """Rows of cells, the header first; the first column holds names."""
+  columns = _columns(results)
+  rows = [[name, *(column.cell(result) for column in columns)]
+          for name, result in _classifiers(results).items()]
+  return [['', *(column.title for column in columns)], *rows]
+
+
+def table(results: Results) -> str:
+  """The accuracies in `results`, as `write` returns them: one classifier a line, aligned."""
+  titles, *rows = _accuracy_cells(results)
+  if not rows:
+    return 'no phase is finished yet'
+  upwards = itertools.zip_longest(*(title.split('\n')[::-1] for title in titles), fillvalue='')
+  lines = [*reversed(list(upwards)), *rows]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+  return '\n'.join('  '.join(cells).rstrip() for cells in aligned)
+
+
+def _markdown(
+    results: Results, config: ml_collections.ConfigDict, pictures: dict[str, str], manifest: Any
+) -> str:
+  parts = [f'# {config.data.name}: {config.teacher.name} → {config.student.name}']
+  if not _classifiers(results):
+    parts.append('No phase is finished yet.')
+  for part in (_accuracy_part, _compression_part, _training_part):
+    parts += part(results)
+  for title, picture in pictures.items():
+    parts += [f'## {title}', f'![{title}]({picture})']
+  return '\n\n'.join([*parts, *_provenance_part(manifest, config)]) + '\n'
+
+
+def _accuracy_part(results: Results) -> Iterator[str]:
+  if columns := _columns(results):
+    yield '## Accuracy'
+    yield _markdown_table(_accuracy_cells(results))
+    yield '\n'.join(f'- {c.title}: {c.meaning}.'.replace('\n', ' ') for c in columns)
+
+
+def _compression_part(results: Results) -> Iterator[str]:
+  if costs := results.get('compression'):
+    teacher = results['teacher']['test_best_val']['top1']
+    kept = [_compared(f'test top-1 %, {name}', teacher, result['test_best_val']['top1'], _percent)
+            for name, result in results['student'].items()]
+    yield '## Compression'
+    yield _markdown_table([['', 'teacher', 'student', 'student, % of teacher'],
+                           *_cost_rows(costs['teacher'], costs['student']), *kept])
+    yield (f'Inference on one device ({costs["device"]}). FLOPs are those of a forward pass, a '
+           'multiply-add counted as two. Times are medians.')
+
+
+def _cost_rows(teacher: dict, student: dict) -> Iterator[list[str]]:
+  for title, key, show in (
+      ('parameters', 'parameters', '{:,}'.format),
+      ('FLOPs of one image', 'flops', '{:,}'.format),
+      ('bytes on disk', 'bytes', '{:,}'.format),
+      ('latency of one image, ms', 'latency_ms', '{:.2f}'.format),
+      (f'images per second, {_BATCH_SIZE} at once', 'images_per_second', '{:,.0f}'.format)):
+    if teacher[key] is not None:
+      yield _compared(title, teacher[key], student[key], show)
+
+
+def _compared(title: str, teacher: float, student: float, show: Callable) -> list[str]:
+  share = f'{100 * student / teacher:.1f}' if teacher else '-'
+  return [title, show(teacher), show(student), share]
+
+
+def _training_part(results: Results) -> Iterator[str]:
+  rows = [[phase, f'{result["steps"]:,}', f'{result["seconds"]:,.1f}',
+           f'{result["examples_per_second"]:,.0f}'] for phase, result in _phases(results).items()]
+  if rows:
+    yield '## Training'
+    yield _markdown_table([['phase', 'steps', 'seconds', 'examples per second'], *rows])
+
+
+def _provenance_part(manifest: Any, config: ml_collections.ConfigDict) -> Iterator[str]:
+  yield '## Provenance'
+  facts = {'seed': str(config.seed)}
+  if manifest:
+    facts |= {
+        'command': f'`{manifest["command"]}`',
+        'git commit': manifest['git_commit'],
+        'devices': f'{", ".join(manifest["devices"])} ({manifest["platform"]})',
+        'XLA_FLAGS': f'`{manifest["xla_flags"]}`' if manifest['xla_flags'] else 'not set',
+        'versions': ', '.join(f'{name} {at}' for name, at in manifest['versions'].items()),
+    }
+  yield '\n'.join(f'- {name}: {fact}' for name, fact in facts.items())
+
+
+def markdown_table(results: Results) -> str:
+  """The accuracies in `results`, as `write` returns them, in Markdown."""
+  return _markdown_table(_accuracy_cells(results))
+
+
+def _markdown_table(cells: list[list[str]]) -> str:
+  header, *rows = [[cell.replace('\n', ' ') for cell in row] for row in cells]
+  rule = [':--', *('--:' for _ in header[1:])]
+  return '\n'.join(f'| {" | ".join(row)} |' for row in (header, rule, *rows))

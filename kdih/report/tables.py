@@ -1,0 +1,163 @@
+"""Comparisons as text: Markdown, LaTeX and CSV."""
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kdih.report.aggregate import BASELINES, Gain, Pair, Row, Run
+from kdih.report.published import Published
+
+_MISSING = '–'
+_LATEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
+          '<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}', '±': r'$\pm$',
+          '→': r'$\to$', '−': '$-$', '–': '--', '\ufffd': '?',
+          '[': '{[}', '*': '{*}',  # Which \\ would take for its own.
+          **{char: f'\\{char}' for char in '&%$#_{}'}}
+_RUN_NUMBERS = (('test_last', 'top1'), ('test_last', 'loss'), ('test_last', 'agreement'),
+                ('test_best_val', 'top1'), ('test_best_val', 'loss'),
+                ('test_best_val', 'agreement'), ('val', 'top1'), ('val', 'loss'))
+_RUN_FACTS = ('parameters', 'flops', 'steps', 'seconds')
+
+
+def title(pair: Pair) -> str:
+  """What a pair is called: data, teacher, student."""
+  return f'{pair.data}: {pair.teacher} → {pair.student}'
+
+
+def cells(pair: Pair) -> list[list[str]]:
+  """The table of a pair, its header first: a method a row, top-1 in percent, rounded.
+
+  A number after '±' is the standard deviation over seeds of a mean, and the standard error of a
+  gain, of which `Gain` tells more.
+  """
+  header = ['method', 'n', 'test top-1 % (last)', 'test top-1 % (best val)',
+            *(f'gain over {baseline}' for baseline in BASELINES), 'published']
+  return [header, *([
+      row.method, str(row.n), _mean(row.mean, row.std), _mean(row.best_mean, row.best_std),
+      *(_gain(row.gains.get(baseline), row.n) for baseline in BASELINES),
+      ', '.join(map(_published, row.published)) or _MISSING] for row in pair.rows)]
+
+
+def _mean(mean: float | None, std: float | None) -> str:
+  if mean is None:
+    return _MISSING
+  return f'{mean:.2f}' if std is None else f'{mean:.2f} ± {std:.2f}'
+
+
+def _gain(gain: Gain | None, seeds: int) -> str:
+  """Says over how many seeds it is, where those are not all of the row's."""
+  if gain is None:
+    return _MISSING
+  error = '' if gain.standard_error is None else f' ± {gain.standard_error:.2f}'
+  return signed(gain.mean) + error + (f' (n = {gain.n})' if gain.n < seeds else '')
+
+
+def signed(number: float) -> str:
+  """The number with its sign and two places."""
+  return f'{number:+.2f}'.replace('-', '−')
+
+
+def _published(number: Published) -> str:
+  return f'{number.top1:.2f} ({number.source}; {number.protocol})'
+
+
+def markdown(pair: Pair) -> str:
+  """The table of a pair in Markdown."""
+  header, *rows = [[markdown_escaped(cell) for cell in row] for row in cells(pair)]
+  rule = [':--', *('--:' for _ in header[2:]), ':--']
+  return '\n'.join(f'| {" | ".join(row)} |' for row in (header, rule, *rows))
+
+
+def markdown_escaped(text: str) -> str:
+  """The text with what Markdown would read as its own written as it is."""
+  return ''.join(f'\\{char}' if char in '\\|*<`[' else char for char in text)
+
+
+def latex(pair: Pair) -> str:
+  """The table of a pair in LaTeX; it needs the packages array and booktabs."""
+  names, *numbers = cells(pair)
+  header = ' & '.join(map(_latex_header, names)) + r' \\'
+  rows = [' & '.join(map(_latex_escaped, row)) + r' \\' for row in numbers]
+  columns = f'l{"r" * (len(names) - 2)}>{{\\raggedright\\arraybackslash}}p{{32mm}}'
+  return '\n'.join([
+      r'\begin{table}', r'\centering', f'\\caption{{{_latex_escaped(caption(pair))}}}',
+      r'\medskip', r'\footnotesize', r'\setlength{\tabcolsep}{3pt}',
+      f'\\begin{{tabular}}{{{columns}}}', r'\toprule', header, r'\midrule', *rows, r'\bottomrule',
+      r'\end{tabular}', r'\end{table}'])
+
+
+def caption(pair: Pair) -> str:
+  """What the numbers in the table of a pair are, and the teacher's, published ones too."""
+  teacher = ''
+  if pair.teacher_top1 is not None:
+    numbers = ', '.join(map(_published, pair.teacher_published))
+    teacher = f' (teacher {pair.teacher_top1:.2f} %{numbers and f"; published: {numbers}"})'
+  return (f'{title(pair)}{teacher}: mean ± standard deviation over n seeds; paired gains in points '
+          '± standard error.')
+
+
+def _latex_header(text: str) -> str:
+  """In two lines where it is long, so that the table fits on a page."""
+  lines = [_latex_escaped(line) for line in re.split(r' (?=\()|(?<=over) ', text)]
+  stacked = r'\\'.join(lines)
+  return rf'\shortstack[r]{{{stacked}}}' if lines[1:] else lines[0]
+
+
+def _latex_escaped(text: str) -> str:
+  return ''.join(_LATEX.get(char, char) for char in text)
+
+
+def csv_of_pairs(pairs: Iterable[Pair]) -> str:
+  """All rows of all pairs, unrounded: accuracies in percent, gains in points.
+
+  `seeds` are separated by blanks; `published` holds 'top-1 (source; protocol)', by commas.
+  """
+  gains = [f'gain_over_{baseline}{part}' for baseline in BASELINES
+           for part in ('', '_standard_error', '_n')]
+  return _csv(['data', 'teacher', 'student', 'method', 'n', 'seeds', 'top1_last_mean',
+               'top1_last_std', 'top1_best_val_mean', 'top1_best_val_std', *gains, 'published',
+               'teacher_top1_last', 'teacher_published', 'teacher_parameters', 'teacher_flops',
+               'student_parameters', 'student_flops', 'protocol'],
+              (_pair_row(pair, row) for pair in pairs for row in pair.rows))
+
+
+def _pair_row(pair: Pair, row: Row) -> list:
+  gains = [row.gains.get(baseline) for baseline in BASELINES]
+  costs = [pair.costs[role][cost] for role in ('teacher', 'student')
+           for cost in ('parameters', 'flops')]
+  return [pair.data, pair.teacher, pair.student, row.method, row.n, ' '.join(map(str, row.seeds)),
+          row.mean, row.std, row.best_mean, row.best_std,
+          *(value for gain in gains for value in (
+              (gain.mean, gain.standard_error, gain.n) if gain else (None, None, None))),
+          ', '.join(map(_published, row.published)), pair.teacher_top1,
+          ', '.join(map(_published, pair.teacher_published)), *costs, pair.protocol]
+
+
+def csv_of_runs(runs: Iterable[Run]) -> str:
+  """One row a run, unrounded: top-1 and agreement in percent, losses in nats, time in seconds.
+
+  Without a validation split there is no best by validation.
+  """
+  return _csv(['data', 'teacher', 'student', 'method', 'seed',
+               *('_'.join(place) for place in _RUN_NUMBERS), *_RUN_FACTS, 'path', 'protocol'],
+              (_run_row(run) for run in runs))
+
+
+def _run_row(run: Run) -> list:
+  return [run.data, run.teacher, run.student, run.method, run.seed,
+          *(_number(run.result, *place) for place in _RUN_NUMBERS),
+          *(run.result.get(fact) for fact in _RUN_FACTS), run.path, run.protocol]
+
+
+def _number(result: dict, variables: str, name: str) -> float | None:
+  if not result['val'] and variables != 'test_last':
+    return None
+  number = result[variables].get(name)
+  return number if number is None or name == 'loss' else 100 * number
+
+
+def _csv(header: list[str], rows: Iterable[Sequence[Any]]) -> str:
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows([header, *rows])
+  return text.getvalue()

@@ -1,0 +1,1 @@
+"""What surrounds a run: devices, processes, signals, files, environment, flags and progress."""

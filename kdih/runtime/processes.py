@@ -1,0 +1,92 @@
+"""Several processes that run as one: how a program joins them, and how it leaves.
+
+Each has some of the devices. All run the same command on the same workdir and go through the same
+steps; of each batch every process reads what its own devices work on.
+"""
+import glob
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from kdih import errors
+
+if TYPE_CHECKING:
+  import ml_collections
+
+
+
+def join(fields: 'ml_collections.ConfigDict') -> None:
+  """Joins the processes that `config.distributed` names, or those of a Slurm job or a TPU slice.
+
+  To be called before jax computes anything. Alone, a process joins nobody.
+
+  Raises:
+    ConfigError: the settings do not say who is to be joined, or no one answers.
+  """
+  import jax  # Takes a second, and this module must be light.
+
+  if fields.coordinator:
+    _check(fields)
+    arguments = dict(coordinator_address=fields.coordinator, num_processes=fields.num_processes,
+                     process_id=fields.process_id)
+  elif fields.detect and _in_cluster():
+    arguments = {}
+  else:
+    return
+  # JAX ends the process itself, with a line and a stack trace, where the others do not come.
+  print(f'distributed: waits at most {fields.timeout} s for the other processes'
+        + (f' at {fields.coordinator}' if fields.coordinator else ''), file=sys.stderr)
+  try:
+    jax.distributed.initialize(
+        **arguments, initialization_timeout=fields.timeout, heartbeat_timeout_seconds=60)
+  except (RuntimeError, ValueError) as error:
+    raise errors.ConfigError(
+        f'config.distributed: the processes did not find each other ({errors.first_line(error)}); '
+        'start all of them with one --coordinator=HOST:PORT, that of process 0') from error
+
+
+def _check(fields: 'ml_collections.ConfigDict') -> None:
+  host, _, port = fields.coordinator.rpartition(':')
+  if not (host and port.isdecimal()):
+    raise errors.ConfigError(f'--coordinator: {fields.coordinator!r} is not HOST:PORT, such as '
+                             '10.0.0.2:9876')
+  if fields.num_processes < 1:
+    raise errors.ConfigError(f'--num_processes: is {fields.num_processes}; say how many processes '
+                             'the coordinator is to wait for')
+  if not 0 <= fields.process_id < fields.num_processes:
+    raise errors.ConfigError(f'--process_id: is {fields.process_id}; each process needs its own, '
+                             f'from 0 to {fields.num_processes - 1}')
+
+
+def _in_cluster() -> bool:
+  """Whether JAX can find out by itself who is to be joined."""
+  if 'SLURM_STEP_NODELIST' in os.environ:
+    return int(os.environ.get('SLURM_NTASKS', 1)) > 1
+  on_tpu = 'cpu' not in os.environ.get('JAX_PLATFORMS', '') and bool(
+      glob.glob('/dev/accel*') or glob.glob('/dev/vfio/*'))
+  return on_tpu and importlib.util.find_spec('libtpu') is not None
+
+
+def joined() -> bool:
+  """Whether this process is one of several."""
+  jax = sys.modules.get('jax')
+  return jax is not None and jax.distributed.is_initialized()
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes and speaks."""
+  return not joined() or sys.modules['jax'].process_index() == 0
+
+
+def lost(error: Exception) -> bool:
+  """Whether an error means that another of the processes is gone."""
+  return joined() and isinstance(error, sys.modules['jax'].errors.JaxRuntimeError)
+
+
+def leave(code: int) -> None:
+  """Ends this process at once if others wait for it, so that they do not wait for minutes."""
+  if joined():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

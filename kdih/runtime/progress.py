@@ -1,0 +1,60 @@
+"""What people watch: a bar on a terminal, plain lines in a log."""
+import datetime
+import sys
+
+import tqdm
+
+from kdih.runtime import processes
+
+
+class Progress:
+  """Shows phase, epoch, loss, accuracy, examples/s and the time to go, on standard error.
+
+  Args:
+    phase: for instance 'student/dih'.
+    total_steps: of the phase.
+    start_step: where this run begins.
+    steps_per_epoch: may be a fraction.
+    batch_size: global.
+  """
+
+  def __init__(self, *, phase: str, total_steps: int, start_step: int, steps_per_epoch: float,
+               batch_size: int):
+    self._phase, self._total, self._batch_size = phase, total_steps, batch_size
+    self._steps_per_epoch = steps_per_epoch
+    self._bar = None
+    if sys.stderr.isatty() and processes.is_first():
+      self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc=phase, unit='step',
+                            dynamic_ncols=True)
+
+  def update(self, step: int, metrics: dict[str, float], examples_per_second: float) -> None:
+    """Shows where the run is, after `step` updates."""
+    values = ' '.join(f'{name} {value:.4f}' for name, value in metrics.items())
+    done, total = step / self._steps_per_epoch, self._total / self._steps_per_epoch
+    epochs = f'epoch {done:.1f}/{total:.1f}'
+    speed = f'{examples_per_second:,.0f} examples/s'
+    if self._bar:
+      self._bar.n = step
+      self._bar.set_postfix_str(f'{epochs} {values} {speed}')
+    else:
+      time_to_go = self._time_to_go(step, examples_per_second)
+      say(f'{self._phase}: {epochs} {values} {speed} ETA {time_to_go}')
+
+  def _time_to_go(self, step: int, examples_per_second: float) -> str:
+    if not examples_per_second:
+      return '?'
+    rest = (self._total - step) * self._batch_size / examples_per_second
+    return str(datetime.timedelta(seconds=round(rest)))
+
+  def close(self) -> None:
+    """Ends the bar."""
+    if self._bar:
+      self._bar.close()
+
+
+def say(line: str) -> None:
+  """Prints a line for the person who watches, above the bar if there is one; once for all."""
+  if not processes.is_first():
+    return
+  tqdm.tqdm.write(line, file=sys.stderr)
+  sys.stderr.flush()

@@ -1,0 +1,139 @@
+"""The files of a run: who made it (manifest), what came out (results), never half written."""
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import filelock
+from etils import epath
+
+from kdih import errors
+from kdih.runtime import devices, files, processes, provenance, resume_check
+from kdih.runtime.files import is_remote
+
+if TYPE_CHECKING:
+  import ml_collections
+
+
+class Workdir:
+  """The folder of a run.
+
+  Args:
+    path: of the folder.
+    free: fields, or groups of them, that may change from one command to the next, beside those
+      that change no number.
+  """
+
+  def __init__(self, path: epath.PathLike, free: tuple[str, ...] = ()):
+    self.path = epath.Path(path)
+    self._free = free
+
+  def check(
+      self, config: 'ml_collections.ConfigDict', defaults: 'ml_collections.ConfigDict'
+  ) -> None:
+    """Writes nothing; raises ConfigError where `config` cannot run in this folder.
+
+    Args:
+      config: of this command.
+      defaults: every field with its default.
+    """
+    _check_writable(self.path)
+    path = self.path / 'manifest.json'
+    manifest = files.read_json(path)
+    if manifest is None:
+      return
+    if not (isinstance(manifest, dict) and isinstance(manifest.get('config'), dict)):
+      raise files.damaged(path, 'it holds no config')
+    resume_check.check(self.path, manifest['config'], resolved(config),
+                       defaults=resolved(defaults), free=self._free)
+
+  def open(self, config: 'ml_collections.ConfigDict') -> None:
+    """Makes the folder and writes `manifest.json`."""
+    self._make()
+    files.write_json(self.path / 'manifest.json',
+                     {**provenance.collect(), 'config': resolved(config)})
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """Where no other process runs in this folder; the lock ends with its process.
+
+    There are no locks on an object store: a second process would not be noticed there.
+
+    Raises:
+      ConfigError: another process does.
+    """
+    self._make()
+    if is_remote(self.path) or not processes.is_first():
+      yield
+      return
+    try:
+      with filelock.FileLock(self.path / '.lock', blocking=False):
+        yield
+    except filelock.Timeout:
+      raise errors.ConfigError(
+          f'--workdir: another process is running in {self.path}; wait for it, or choose another '
+          'folder') from None
+
+  def _make(self) -> None:
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise errors.ConfigError(f'--workdir: {self.path} cannot be made ({error.strerror}); choose '
+                               'another folder') from error
+
+  def phase(self, name: str) -> epath.Path:
+    """The folder of a phase, made where it is not there."""
+    path = self.path / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+  def result(self, phase: str) -> dict | None:
+    """What a finished phase reported, or None; the same in all processes."""
+    path = self.path / phase / 'result.json'
+    result = devices.of_first(files.read_json(path))
+    if not isinstance(result, dict | None):
+      raise files.damaged(path, 'it is no group of fields')
+    return result
+
+  def finish(self, phase: str, result: dict) -> dict:
+    """Marks the phase as finished: nothing of it is written after this."""
+    files.write_json(self.phase(phase) / 'result.json', {**result, 'made_by': provenance.collect()})
+    devices.wait_for_all(f'{phase} finished')
+    return result
+
+  def results(self) -> dict:
+    """The results of all finished phases: {'teacher', 'heads', 'student': {method: ...}}."""
+    found = {name: self.result(name) for name in ('teacher', 'heads')}
+    paths = {path.parent.name: path for path in self.path.glob('student/*/result.json')}
+    students = {name: files.read_json(paths[name]) for name in self._in_order(paths)}
+    return {**{name: result for name, result in found.items() if result},
+            **({'student': students} if students else {})}
+
+  def _in_order(self, methods: Iterable[str]) -> list[str]:
+    """As the config names them; those of an earlier command last."""
+    manifest = files.read_json(self.path / 'manifest.json')
+    order = manifest['config']['student']['methods'] if manifest else []
+    return sorted(methods, key=lambda m: (order.index(m) if m in order else len(order), m))
+
+
+def resolved(config: 'ml_collections.ConfigDict') -> dict:
+  """Every field of a config as JSON has it."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def check_shared(path: epath.PathLike) -> None:
+  """Raises ConfigError where several processes cannot work in the folder `path`."""
+  if is_remote(path):
+    raise errors.ConfigError(f'--workdir: {path} is no folder of a file system, and processes '
+                             'cannot share it safely; choose a local or mounted folder')
+
+
+def _check_writable(path: epath.Path) -> None:
+  if is_remote(path):  # Only writing tells.
+    return
+  existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+  if not existing.is_dir():
+    raise errors.ConfigError(f'--workdir: {existing} is a file; choose a folder')
+  if not os.access(existing, os.W_OK):
+    raise errors.ConfigError(f'--workdir: {existing} cannot be written to; choose another folder')

@@ -1,0 +1,1 @@
+"""Sweeps: teachers x students x methods x seeds (`python -m kdih.sweep`)."""

@@ -1,0 +1,284 @@
+"""A sweep at work: each teacher and each run once, whatever the number of processes."""
+import contextlib
+import itertools
+import time
+import traceback
+
+import filelock
+import jax
+import ml_collections
+from etils import epath
+
+from kdih import errors
+from kdih.config import checks, fields
+from kdih.data import datasets, sizes, source
+from kdih.data.spec import DataSpec, Splits
+from kdih.phases import cache_plan, networks, pipeline
+from kdih.phases.experiment import Experiment
+from kdih.phases.heads import run_heads
+from kdih.phases.networks import Networks
+from kdih.phases.student import run_student, train_together
+from kdih.phases.teacher import run_teacher
+from kdih.runtime import environment
+from kdih.runtime.files import folder_name, read_json, write_json
+from kdih.runtime.progress import say
+from kdih.runtime.workdir import Workdir, check_shared, resolved
+from kdih.sweep import estimate as estimate_lib, plan
+from kdih.sweep.plan import Job
+
+_PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
+_FREE = ('student', 'methods')  # What a teacher and its heads do not depend on.
+# In what the runs of one sweep differ.
+_VARIED = ('seed', 'teacher.name', 'teacher.kwargs', 'student.name', 'student.kwargs')
+
+_Jobs = tuple[Job, ...]  # That are done together.
+
+
+class _Sweep:
+  """What the runs share, and who does what.
+
+  Args:
+    config: unchecked.
+    path: of the workdir.
+
+  Raises:
+    ConfigError: a setting is wrong; nothing has been written.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict, path: epath.PathLike):
+    checks.check(config)
+    check_shared(path)
+    self.config, self.path = config, epath.Path(path)
+    self.builder = datasets.open_builder(config.data)
+    spec = datasets.describe(self.builder, config.data)
+    self.left_out: dict[str, str] = {}
+    self.pairs: list[plan.Pair] = []
+    self._built: dict[tuple[str, str], Networks] = {}
+    for pair in plan.pairs(config):
+      self._add(pair, spec)
+    if not self.pairs:
+      raise errors.ConfigError(next(iter(self.left_out.values())))
+    self.runs = plan.runs(config, self.pairs)
+    self._check()
+    self.begun = time.time()
+    self.failures: dict[str, str] = {}
+
+  def _add(self, pair: plan.Pair, spec: DataSpec) -> None:
+    """Takes up the pair with the methods that fit it, and notes the others."""
+    while pair.methods:
+      try:
+        self._built[pair.teacher, pair.student] = networks.build(pair.config, spec)
+        self.pairs.append(pair)
+        return
+      except errors.UnfitError as error:
+        self.left_out[f'{pair.teacher}/{pair.student}/{error.method}'] = str(error)
+        pair = pair.without(error.method)
+
+  def networks(self, pair: plan.Pair) -> Networks:
+    """Those of a pair."""
+    return self._built[pair.teacher, pair.student]
+
+  def teachers(self, pair: plan.Pair) -> Workdir:
+    """The workdir of a pair's teacher and heads."""
+    free = _FREE if pair.config.compute.cache_taps else (*_FREE, 'compute.cache')
+    return Workdir(plan.pair_folder(self.path, pair.teacher), free)
+
+  def _check(self) -> None:
+    """Raises ConfigError where the workdir holds runs of another config, or what exists does not
+    serve; writes nothing."""
+    defaults = fields.base()
+    pipeline.check_devices(self.config)
+    Workdir(self.path).check(self.config, defaults)
+    for pair in self.pairs:
+      self.teachers(pair).check(pair.config, defaults)
+      pipeline.check_existing(pair.config, self.networks(pair))
+    for run in itertools.chain.from_iterable(self.runs):
+      Workdir(run.folder(self.path)).check(run.config, defaults)
+    for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
+      Workdir(folder, _VARIED).check(self.pairs[0].config, defaults)
+
+  def check_cache(self, num_examples: int) -> None:
+    """Raises ConfigError where a cache is asked for that cannot be, for so many images."""
+    for pair in self.pairs:
+      left = [job.phase for job in self._teaching(pair) if not job.workdir.result(job.phase)]
+      config = plan.changed(pair.config, phases=(*left, 'student'))
+      cache_plan.check(config, self.networks(pair), self.teachers(pair).path, num_examples)
+
+  def jobs(self) -> list[_Jobs]:
+    """All there is to do: first teachers and heads, as far as methods ask for them."""
+    teaching = {job.name: job for pair in self.pairs for job in self._teaching(pair)}
+    names = tuple(teaching)
+    return [*((job,) for job in teaching.values()),
+            *(tuple(self._job(run, names) for run in runs) for runs in self.runs)]
+
+  def _teaching(self, pair: plan.Pair) -> list[Job]:
+    taught_by = {method.taught_by for method in self.networks(pair).methods.values()}
+    workdir, teacher, heads = self.teachers(pair), *_teaching_names(pair)
+    jobs = [Job(teacher, pair, pair.config, workdir, 'teacher')]
+    if 'cohort' in taught_by:
+      jobs.append(Job(heads, pair, pair.config, workdir, 'heads', (teacher,), (teacher,)))
+    return [] if taught_by == {'labels'} else jobs
+
+  def _job(self, run: plan.Run, teaching: tuple[str, ...]) -> Job:
+    taught_by = self.networks(run.pair).methods[run.method].taught_by
+    teacher, heads = _teaching_names(run.pair)
+    wanted = (teacher, heads) if taught_by == 'cohort' else (teacher,)
+    after = tuple(name for name in wanted if name in teaching)
+    # Labels teach without a teacher, but agreement with the one that there is gets measured.
+    return Job(run.name, run.pair, run.config, Workdir(run.folder(self.path)),
+                f'student/{run.method}', after, () if taught_by == 'labels' else after)
+
+  def experiment(self, job: Job, splits: Splits) -> Experiment:
+    """The run that a job belongs to."""
+    return Experiment(job.config, self.networks(job.pair), job.workdir, splits,
+                      self.teachers(job.pair))
+
+  def lock(self, name: str) -> filelock.BaseFileLock:
+    """Of a job, over all processes that share the workdir."""
+    folder = self.path / 'locks'
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / f'{folder_name(name)}.lock')
+
+
+def _teaching_names(pair: plan.Pair) -> tuple[str, str]:
+  return f'{pair.teacher}/teacher', f'{pair.teacher}/heads'
+
+
+def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, str]:
+  """Does what no other process does or has done, and returns {run: why it failed}.
+
+  Args:
+    config: from a config file; `config.sweep` says what to run.
+    path: the workdir. There `<teacher>/` is the workdir of a teacher and its heads, and
+      `<teacher>/<student>/seed<seed>/` that of the students with this seed, by all methods.
+
+  Raises:
+    ConfigError: a setting is wrong, or a method does not fit a pair; nothing has been written.
+  """
+  sweep = _Sweep(config, path)
+  for reason in sweep.left_out.values():
+    say(f'sweep: left out: {reason}')
+  splits = source.open_splits(sweep.builder, config.data)
+  sweep.check_cache(splits.size('train'))
+  _write_sweep(sweep)
+  environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
+  pending, waits = sweep.jobs(), False
+  while pending:
+    left = _do_those_free(sweep, pending, splits)
+    if len(left) == len(pending):
+      if not waits:
+        say('sweep: other processes are at all that can be done now; waits for them')
+      time.sleep(_PAUSE)
+    pending, waits = left, len(left) == len(pending)
+  return sweep.failures
+
+
+def _do_those_free(sweep: _Sweep, pending: list[_Jobs], splits: Splits) -> list[_Jobs]:
+  """Does the jobs that can begin and that no other process is at; returns those that are left."""
+  left: list[_Jobs] = []
+  for number, jobs in enumerate(pending):
+    waiting = {other.name for others in (*left, *pending[number:]) for other in others}
+    if waiting.intersection(jobs[0].after) or not _settle(sweep, jobs, splits):
+      left.append(jobs)
+  return left
+
+
+def _write_sweep(sweep: _Sweep) -> None:
+  """Adds to `sweep.json` what the sweep consists of, unless it is there."""
+  try:
+    sweep.path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.ConfigError(f'--workdir: {sweep.path} cannot be made ({error.strerror}); choose '
+                             'another folder') from error
+  asked = {'pairs': [[pair.teacher, pair.student, list(pair.methods)] for pair in sweep.pairs],
+           'left_out': sweep.left_out, 'seeds': list(sweep.config.sweep.seeds),
+           'config': resolved(sweep.config)}
+  with sweep.lock('sweep'):
+    before = read_json(sweep.path / 'sweep.json') or []
+    if asked not in before:
+      write_json(sweep.path / 'sweep.json', [*before, asked])
+
+
+def _settle(sweep: _Sweep, jobs: _Jobs, splits: Splits) -> bool:
+  """Does jobs together unless another process is at one of them; returns whether they are over."""
+  for needed in jobs[0].needs:
+    if needed in sweep.failures:
+      sweep.failures.update({job.name: f'{needed} failed' for job in jobs})
+      return True
+  try:
+    with contextlib.ExitStack() as stack:
+      for job in jobs:
+        stack.enter_context(sweep.lock(job.name).acquire(blocking=False))
+      left = [job for job in jobs
+              if not (job.workdir.result(job.phase) or _failed_meanwhile(sweep, job))]
+      _try_together(sweep, left, splits)
+      for job in left:
+        _try(sweep, job, splits)
+      return True
+  except filelock.Timeout:
+    return False
+  finally:
+    jax.clear_caches()
+
+
+def _try_together(sweep: _Sweep, jobs: list[Job], splits: Splits) -> None:
+  """Trains students as one program; each finds in its folder what came of it."""
+  if len(jobs) < 2:
+    return
+  say(f'sweep: {jobs[0].name} and {len(jobs) - 1} more, together')
+  for job in jobs:
+    job.workdir.open(job.config)
+  try:
+    train_together([(sweep.experiment(job, splits), job.phase.removeprefix('student/'))
+                    for job in jobs])
+  except errors.PreemptedError:
+    raise
+  except Exception as error:  # Each meets its own when it goes on alone.
+    say(f'sweep: together they failed, and go on alone: {errors.first_line(error)}')
+
+
+def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
+  """Does the job; what it fails of is written down, and the sweep goes on."""
+  say(f'sweep: {job.name}')
+  failure = job.workdir.path / job.phase / 'failure.json'
+  try:
+    job.workdir.open(job.config)
+    failure.unlink(missing_ok=True)
+    _train(job, sweep.experiment(job, splits))
+  except errors.PreemptedError:
+    raise
+  except Exception as error:  # Whatever happens to one job must not end the others.
+    reason = errors.first_line(error)
+    sweep.failures[job.name] = reason
+    failure.parent.mkdir(parents=True, exist_ok=True)
+    write_json(failure, {'error': reason, 'time': time.time(),
+                         'traceback': traceback.format_exc()})
+    say(f'sweep: {job.name} failed: {reason}')
+
+
+def _train(job: Job, experiment: Experiment) -> None:
+  if job.phase == 'teacher':
+    run_teacher(experiment)
+  elif job.phase == 'heads':
+    run_heads(experiment)
+  else:
+    run_student(experiment, job.phase.removeprefix('student/'))
+
+
+def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:
+  """Whether another process has tried the job since this one began."""
+  failure = read_json(job.workdir.path / job.phase / 'failure.json')
+  if failure is None or failure['time'] < sweep.begun:
+    return False
+  sweep.failures[job.name] = failure['error']
+  return True
+
+
+def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
+  """What the sweep would cost, as text; nothing is trained or written."""
+  sweep = _Sweep(config, path)
+  images = sizes.known(sweep.builder, config.data)
+  sweep.check_cache(images.get('train', 0) + images.get('validation', 0))
+  table = estimate_lib.describe(sweep.pairs, [sweep.networks(pair) for pair in sweep.pairs],
+                                sweep.runs, images)
+  return '\n'.join([*(f'left out: {reason}' for reason in sweep.left_out.values()), table])

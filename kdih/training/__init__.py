@@ -1,0 +1,1 @@
+"""Training and evaluation of one task: the step, the loop, the optimizer, checkpoints, metrics."""

@@ -1,0 +1,214 @@
+"""Every orbax call of the project: checkpoints to resume from, variables to keep.
+
+When they are written, the loop decides (`loop`, `loop_schedule`)."""
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from kdih import errors
+from kdih.runtime import devices, digests, processes
+from kdih.runtime.files import is_remote
+from kdih.runtime.progress import say
+from kdih.training.state import TrainState
+
+SELECTION = 'top1'  # The validation metric that chooses the best checkpoint.
+
+
+class Checkpoints:
+  """The checkpoints of a phase: the last two, and the one with the best validation accuracy.
+
+  Of equally good ones the later is the best. Each is complete or absent, whenever the process
+  dies. Each holds digests of what it consists of, for a flipped bit in an array is nothing that
+  orbax notices. Damaged ones are moved to the folder `damaged` beside them.
+
+  Args:
+    directory: theirs.
+    like: a state of the same structure and shapes.
+
+  Raises:
+    TrainingError: all of them are damaged; nothing has been changed.
+  """
+
+  def __init__(self, directory: epath.PathLike, like: TrainState):
+    self._directory = _absolute(directory)
+    self._like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    self._set_damaged_aside()
+    self._manager = _manager(self._directory)
+
+  def save(self, state: TrainState, meta: dict, metrics: dict[str, float] | None) -> None:
+    """Writes `state` and the JSON-able `meta`; `metrics` takes part in the choice of the best.
+
+    Raises:
+      TrainingError: it cannot be written; the earlier ones are still there.
+    """
+    state = devices.to_host(state)
+    step = int(state.step)
+    content = {'meta': meta, 'metrics': metrics}
+    stored = {**content, 'digests': [digests.of(state), digests.of_json(content)]}
+    try:
+      self._require_there()
+      self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(stored)))
+    except (OSError, ValueError) as error:  # Of tensorstore the latter.
+      raise errors.TrainingError(
+          f'the checkpoint of step {step} cannot be written to {self._directory} '
+          f'({_os_error(error)}); {self.last_good()}. Mend that, and the same command goes on'
+          ) from error
+
+  def _require_there(self) -> None:
+    """A folder that is deleted while its checkpoints are written may come back, without them."""
+    if is_remote(self._directory):
+      return
+    for path in (self._directory, *(self._directory / str(s) for s in self._manager.all_steps())):
+      if not path.exists():
+        raise FileNotFoundError(f'{path} is gone')
+
+  @property
+  def last_step(self) -> int | None:
+    """The step of the last checkpoint, or None where there is none."""
+    return self._manager.latest_step()
+
+  @property
+  def last_two(self) -> list[int]:
+    """Steps of the last two checkpoints; 0 stands for none before the first."""
+    return sorted({0, *self._manager.all_steps()})[-2:]
+
+  def last_good(self) -> str:
+    """Which checkpoint there is to go on from, in words."""
+    return 'there is no checkpoint yet' if self.last_step is None else (
+        f'the last good checkpoint is that of step {self.last_step}')
+
+  def restore_last(self) -> tuple[TrainState, dict] | None:
+    """The last checkpoint as (state in numpy, meta), or None where there is none."""
+    step = self._manager.latest_step()
+    return None if step is None else self._read(step)
+
+  def drop(self, step: int) -> None:
+    """Removes the checkpoint of a step, if there is one."""
+    if step in self._manager.all_steps():
+      self._manager.delete(step)
+
+  def restore_best(self) -> tuple[TrainState, dict]:
+    """The best checkpoint by validation; the last one where nothing was validated."""
+    step = self._manager.best_step()
+    return self._read(self._manager.latest_step() if step is None else step)
+
+  def _read(self, step: int) -> tuple[TrainState, dict]:
+    """Raises whatever orbax raises of damaged files, and ValueError where a digest differs."""
+    path = self._directory / str(step)
+    with _checkpointer() as checkpointer:
+      found = checkpointer.restore(path, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(self._like), meta=ocp.args.JsonRestore()))
+      content = {name: found['meta'][name] for name in ('meta', 'metrics')}
+      if [digests.of(found['state']), digests.of_json(content)] != found['meta']['digests']:
+        raise ValueError('it does not hold what was written')
+      if content['metrics'] is not None:
+        metrics = checkpointer.restore(path, args=ocp.args.Composite(
+            metrics=ocp.args.JsonRestore()))['metrics']
+        if metrics != content['metrics']:
+          raise ValueError('its metrics are not those that were written')
+    return found['state'], content['meta']
+
+  def _set_damaged_aside(self) -> None:
+    steps = sorted(ocp.utils.checkpoint_steps(self._directory))
+    damaged = {step: reason for step in steps if (reason := self._damage(step))}
+    if damaged and len(damaged) == len(steps):
+      raise errors.TrainingError(
+          f'{self._directory}: every checkpoint is damaged ({damaged[steps[-1]]}); nothing was '
+          'changed. Restore one from a copy, or remove the folder to train the phase anew')
+    aside = self._directory.with_name('damaged')
+    for step, reason in damaged.items():
+      say(f'{self._directory}: the checkpoint of step {step} is damaged ({reason}); it is moved to '
+          f'{aside}, and the last good one is that of step {max(set(steps) - damaged.keys())}')
+      if processes.is_first():
+        aside.mkdir(exist_ok=True)
+        (self._directory / str(step)).rename(_unused(aside / str(step)))
+    devices.wait_for_all('damaged checkpoints set aside')
+
+  def _damage(self, step: int) -> str:
+    """What is wrong with a checkpoint; '' if nothing is."""
+    try:
+      self._read(step)
+    except Exception as error:  # orbax and tensorstore raise many kinds.
+      return errors.first_line(error)
+    return ''
+
+
+def _manager(directory: epath.Path) -> ocp.CheckpointManager:
+  def selection(metrics):
+    return metrics[SELECTION]
+
+  policy = checkpoint_managers.AnyPreservationPolicy([
+      checkpoint_managers.LatestN(2),
+      checkpoint_managers.BestN(
+          get_metric_fn=selection, n=1, keep_checkpoints_without_metrics=False)])
+  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(
+      preservation_policy=policy, best_fn=selection, enable_async_checkpointing=False))
+
+
+def _os_error(error: Exception) -> str:
+  """The system's word for it; tensorstore's errors are long."""
+  code = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
+  return os.strerror(int(code[1] or code[2])) if code else errors.first_line(error)
+
+
+def _unused(path: epath.Path) -> epath.Path:
+  """The path, or with a number behind it the first that is free."""
+  number = 1
+  while path.exists():
+    number += 1
+    path = path.with_name(f'{path.name.partition("-")[0]}-{number}')
+  return path
+
+
+def export(path: epath.PathLike, variables: Any, meta: dict) -> None:
+  """Writes variables alone, with a JSON-able description, replacing what is at `path`."""
+  with _checkpointer() as checkpointer:
+    checkpointer.save(_absolute(path), force=True, args=ocp.args.Composite(
+        variables=ocp.args.StandardSave(devices.to_host(variables)),
+        meta=ocp.args.JsonSave(meta)))
+
+
+def read_meta(path: epath.PathLike, setting: str) -> dict:
+  """The description of exported variables.
+
+  Args:
+    path: a `variables` folder that `export` wrote.
+    setting: the config field that names it, for the error.
+
+  Raises:
+    ConfigError: there are no exported variables at `path`.
+  """
+  if not (epath.Path(path) / 'meta').exists():
+    raise errors.ConfigError(
+        f'{setting}: no exported variables at {str(path)!r}; give the `variables` folder of a '
+        'finished phase, such as runs/x/teacher/variables')
+  with _checkpointer() as checkpointer:
+    return checkpointer.restore(_absolute(path), args=ocp.args.Composite(
+        meta=ocp.args.JsonRestore()))['meta']
+
+
+def restore(path: epath.PathLike) -> Any:
+  """Exported variables, whatever they are of, as numpy arrays."""
+  with _checkpointer() as checkpointer:
+    variables = checkpointer.restore(_absolute(path), args=ocp.args.Composite(
+        variables=ocp.args.StandardRestore()))['variables']
+  return jax.tree.map(np.asarray, variables)
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+  """What orbax needs; an address such as gs://bucket/run is absolute as it is."""
+  return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
+def _checkpointer() -> ocp.Checkpointer:
+  return ocp.Checkpointer(ocp.CompositeCheckpointHandler(
+      state=ocp.StandardCheckpointHandler(), variables=ocp.StandardCheckpointHandler(),
+      meta=ocp.JsonCheckpointHandler(),
+      metrics=ocp.JsonCheckpointHandler(filename='metrics')))  # As the manager names it.

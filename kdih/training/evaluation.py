@@ -1,0 +1,68 @@
+"""Exact evaluation: every example counts once, on any number of devices."""
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdih.data import loaders, sampling
+from kdih.runtime import devices as devices_lib
+from kdih.training.step import make_eval_step, make_predict_step
+from kdih.training.task import Task
+
+Metrics = dict[str, dict[str, float]]
+
+
+class Evaluator:
+  """Measures what a task predicts on some examples of a split.
+
+  Args:
+    task: predicts.
+    loader: holds the split.
+    subset: int32 indices of the examples that count.
+    preprocess: from `kdih.data.augment.make_preprocess`.
+    batch_size: global; rounded up to a multiple of the devices.
+    num_classes: top-5 is left out where it says nothing.
+  """
+
+  def __init__(self, *, task: Task, loader: loaders.Loader, subset: np.ndarray, preprocess,
+               batch_size: int, num_classes: int):
+    self._step = make_eval_step(task=task, gather=loader.gather, preprocess=preprocess)
+    self._predict_step = make_predict_step(
+        task=task, gather=loader.gather, preprocess=preprocess)
+    self._loader, self._subset = loader, subset
+    devices = devices_lib.num_devices()
+    self._batch_size = -(-min(batch_size, len(subset)) // devices) * devices
+    self._with_top5 = num_classes > 5
+
+  def __call__(self, variables: Any, frozen: Any) -> Metrics:
+    """{name: {'top1', 'top5', 'loss', 'agreement'}}, fractions and nats, by classifier.
+
+    `agreement` is given where the task has a reference, for all but that one.
+    """
+    variables, frozen = devices_lib.replicate((variables, frozen))
+    sums = [self._step(variables, frozen, self._loader.resident, feed) for feed in self._feeds()]
+    sums = devices_lib.to_host(sums)
+    count = sum(float(s.pop('count')) for s in sums)
+    totals = {name: {key: sum(float(s[name][key]) for s in sums) for key in sums[0][name]}
+              for name in sums[0]}
+    return {name: self._means(total, count) for name, total in totals.items()}
+
+  def predict(self, variables: Any, frozen: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """({name: logits [images, classes]}, labels [images]) of the subset, in its order.
+
+    The names come sorted.
+    """
+    variables, frozen = devices_lib.replicate((variables, frozen))
+    parts = [self._predict_step(variables, frozen, self._loader.resident, feed)
+             for feed in self._feeds()]
+    logits, labels, mask = jax.tree.map(lambda *arrays: np.concatenate(arrays),
+                                        *devices_lib.to_host(parts))
+    return {name: array[mask > 0] for name, array in logits.items()}, labels[mask > 0]
+
+  def _feeds(self):
+    batches = map(devices_lib.share, sampling.eval_batches(self._subset, self._batch_size))
+    return map(devices_lib.shard, self._loader.feeds(batches))
+
+  def _means(self, totals: dict[str, float], count: float) -> dict[str, float]:
+    return {key: totals[key] / count for key in ('top1', 'top5', 'loss', 'agreement')
+            if key in totals and (key != 'top5' or self._with_top5)}

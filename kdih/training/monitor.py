@@ -1,0 +1,136 @@
+"""What is seen of a phase that trains: its metrics, checked, written and shown, and its speed."""
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kdih import errors
+from kdih.runtime import devices
+from kdih.runtime.progress import Progress, say
+from kdih.training.loop_schedule import LoopSchedule
+from kdih.training.metric_log import MetricWriter
+
+Scalars = dict[str, float]
+
+
+class _Clock:
+  """Seconds of the phase and its training speed, carried over a resume in `meta`."""
+
+  def __init__(self, meta: dict, batch_size: int):
+    self._before, self._begun = meta.get('seconds', 0.0), time.monotonic()
+    self._steps, self._training = meta.get('timed_steps', 0), meta.get('timed_seconds', 0.0)
+    self._batch_size, self._mark = batch_size, self._begun
+
+  def start(self) -> None:
+    """Training goes on from here; what came before (compilation, evaluation) does not count."""
+    self._mark = time.monotonic()
+
+  def lap(self, steps: int) -> None:
+    """Counts `steps` since the last lap or start; a lap of none counts no time either."""
+    now = time.monotonic()
+    if steps:
+      self._steps, self._training = self._steps + steps, self._training + now - self._mark
+    self._mark = now
+
+  @property
+  def examples_per_second(self) -> float:
+    return self._steps * self._batch_size / self._training if self._training else 0.0
+
+  @property
+  def meta(self) -> dict:
+    return {'seconds': self._before + time.monotonic() - self._begun,
+            'timed_steps': self._steps, 'timed_seconds': self._training}
+
+
+class Monitor:
+  """Looks at the metrics now and then: checks, writes and shows them.
+
+  Args:
+    plan: of the phase.
+    meta: of the checkpoint that it goes on from; {} at its beginning.
+    start: updates made before.
+    directory: where `metrics.jsonl` and events go.
+    events: whether there are any.
+  """
+
+  def __init__(self, plan: LoopSchedule, meta: dict, start: int, directory: Any, events: bool):
+    self._plan, self._first = plan, start + 1
+    self._pending: list[Any] = []  # Of calls, on the device.
+    self._seen = start  # Updates whose metrics are on the host.
+    self._values: list[Scalars] = []  # Of updates that no line tells of yet.
+    self._sizes: set[int] = set()
+    self._compiled = False  # Whether a pending call was the first of its size.
+    self._writer = MetricWriter(directory, start, events)
+    self._progress = Progress(
+        phase=plan.phase, total_steps=plan.total_steps, start_step=start,
+        steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
+    self.clock = _Clock(meta, plan.batch_size)
+
+  def record(self, number: int, metrics: Any) -> None:
+    """Takes the metrics, [updates] and still on the device, of the call that ends at `number`."""
+    size = len(metrics['loss'])
+    self._compiled |= size not in self._sizes
+    self._sizes.add(size)
+    self._pending.append(metrics)
+    if any(map(self._is_due, range(number - size + 1, number + 1))):
+      self._look()
+
+  def _is_due(self, number: int) -> bool:
+    """Whether a line tells of the updates up to this one."""
+    return number == self._first or not (
+        number % self._plan.evaluate_every % self._plan.log_every)
+
+  def settle(self, number: int) -> None:
+    """Makes sure that all metrics up to `number` are finite, and written."""
+    if self._pending:
+      self._look()
+    if self._values:
+      self._write(number)
+    self._writer.flush()
+
+  def validate(self, number: int, evaluate: Callable[[], Scalars | None]) -> Scalars | None:
+    """Evaluates, once all is settled."""
+    scalars = evaluate()
+    if scalars:
+      self._require_finite(number, 'validation loss', scalars['loss'])
+      self._writer.write(number, {f'val/{name}': value for name, value in scalars.items()})
+      self._writer.flush()
+      say(f'{self._plan.phase}: step {number} validation '
+          + ' '.join(f'{name} {value:.4f}' for name, value in scalars.items()))
+    return scalars
+
+  def _look(self) -> None:
+    """Fetches what is pending, and writes the lines that are due."""
+    fetched = devices.to_host(self._pending)
+    self._pending = []
+    # What compiled says nothing about speed.
+    self.clock.lap(0 if self._compiled else sum(len(metrics['loss']) for metrics in fetched))
+    self._compiled = False
+    for metrics in fetched:
+      for values in zip(*metrics.values(), strict=True):
+        self._take(dict(zip(metrics, values, strict=True)))
+
+  def _take(self, values: Scalars) -> None:
+    """The metrics of one update more."""
+    self._seen += 1
+    self._require_finite(self._seen, 'loss', values['loss'])
+    self._values.append(values)
+    if self._is_due(self._seen):
+      self._write(self._seen)
+
+  def _write(self, number: int) -> None:
+    values, self._values = self._values, []
+    means = {name: float(sum(v[name] for v in values)) / len(values) for name in values[0]}
+    speed = self.clock.examples_per_second
+    self._writer.write(number, {**{f'train/{k}': v for k, v in means.items()},
+                                'examples_per_second': speed})
+    self._progress.update(number, means, speed)
+
+  def _require_finite(self, number: int, what: str, value: float) -> None:
+    if not math.isfinite(value):
+      raise errors.NotFiniteError(f'{self._plan.phase}: the {what} is {value} at step {number}')
+
+  def close(self) -> None:
+    """Ends the files and the bar."""
+    self._writer.close()
+    self._progress.close()

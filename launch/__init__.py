@@ -1,0 +1,1 @@
+"""Scripts to launch runs elsewhere, and studies with their results."""

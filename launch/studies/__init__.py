@@ -1,0 +1,1 @@
+"""Studies of speed and cost; not installed, run as `python -m launch.studies.<name>`."""

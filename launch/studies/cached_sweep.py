@@ -1,0 +1,96 @@
+"""Times a sweep with and without the cache: kd, dih and dkd, three seeds, resnet110 to resnet8.
+
+  python -m launch.studies.cached_sweep --workdir=/tmp/cs \
+      --out=launch/results/benchmark/cached_sweep.json
+
+On a slice of CIFAR-100, in the proportion of the paper's 200 epochs: there an image of 162 views
+is shown 200 times; here, without padding, one of two views 2.47 times. Teacher and heads are made
+first and learn next to nothing, for it takes as long to ask them. Each sweep is a process, and all
+of its time counts: start, compiling, making the cache, checkpoints, validation, test.
+"""
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+_EPOCHS = 200 * 2 / 162
+_SEEDS, _METHODS = (30, 50, 67), ('kd', 'dih', 'dkd')
+
+
+def main() -> None:
+  """Does all of it, and writes the numbers."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--out', required=True, help='JSON file')
+  parser.add_argument('--workdir', required=True, help='folder; must not exist')
+  parser.add_argument('--data_dir', default='', help='of TFDS')
+  parser.add_argument('--images', type=int, default=6400, help='of the train split')
+  given = parser.parse_args()
+  workdir = pathlib.Path(given.workdir)
+  workdir.mkdir(parents=True)
+  common, seconds, results = _common(given.data_dir, given.images), {}, {}
+  _run('main', *common, f'--workdir={workdir}/made/resnet110', '--config.phases=teacher,heads')
+  for cache in ('none', 'all_views'):
+    folder = shutil.copytree(workdir / 'made', workdir / cache)
+    begun = time.perf_counter()
+    _run('sweep', *common, f'--config.compute.cache={cache}', f'--workdir={folder}',
+         f'--methods={",".join(_METHODS)}', f'--seeds={",".join(map(str, _SEEDS))}')
+    seconds[cache] = time.perf_counter() - begun
+    results[cache] = _results(folder)
+  content = {**_compared(seconds, results), 'images': given.images, 'epochs': _EPOCHS,
+             'seeds': _SEEDS, 'methods': _METHODS, 'runs': 1, 'cpus': os.cpu_count(),
+             **_machine(workdir / 'made' / 'resnet110')}
+  pathlib.Path(given.out).write_text(json.dumps(content, indent=2) + '\n')
+  print(f'{seconds["none"]:.0f} s without, {seconds["all_views"]:.0f} s with the cache: '
+        f'{content["ratio"]:.2f} times as fast; losses on the test split differ by '
+        f'{content["test_loss_apart"]:.1e} at most')
+  shutil.rmtree(workdir)
+
+
+def _common(data_dir: str, images: int) -> list[str]:
+  slow = {f'{role}.train.learning_rate': 0.01 for role in ('teacher', 'heads', 'student')}
+  fields = {
+      **slow, 'data.data_dir': data_dir, 'data.train_split': f'train[:{images}]',
+      'data.test_split': 'test[:100]', 'data.padding': 0, 'teacher.train.unit': 'steps',
+      'teacher.train.length': 20.0, 'teacher.train.milestones': '', 'heads.train.unit': 'steps',
+      'teacher.train.evaluate_every': 20.0, 'heads.train.evaluate_every': 20.0,
+      'heads.train.length': 20.0, 'heads.train.milestones': '',
+      'student.train.milestones': '', 'student.train.length': _EPOCHS}
+  return ['--config=configs/cifar100.py',
+          *(f'--config.{field}={value}' for field, value in fields.items())]
+
+
+def _run(program: str, *arguments: str) -> None:
+  subprocess.run([sys.executable, '-m', f'kdih.{program}', *arguments], check=True)
+
+
+def _results(folder: pathlib.Path) -> dict[str, dict]:
+  """{run: its result}."""
+  return {str(path.parent.relative_to(folder)): json.loads(path.read_text())
+          for path in sorted(folder.glob('*/*/seed*/student/*/result.json'))}
+
+
+def _compared(seconds: dict[str, float], results: dict[str, dict[str, dict]]) -> dict:
+  """What both sweeps took, in all and in training alone, and how far their students are apart."""
+  loss = {cache: {run: result['test_last']['loss'] for run, result in found.items()}
+          for cache, found in results.items()}
+  return {
+      'seconds': seconds, 'ratio': seconds['none'] / seconds['all_views'],
+      'training_seconds': {cache: sum(result['seconds'] for result in found.values())
+                           for cache, found in results.items()},
+      'test_loss_apart': max(abs(loss['none'][run] - loss['all_views'][run])
+                             for run in loss['none']),
+      'test_loss': loss}
+
+
+def _machine(folder: pathlib.Path) -> dict:
+  """Devices and versions, as a run wrote them down."""
+  manifest = json.loads((folder / 'manifest.json').read_text())
+  return {field: manifest[field] for field in ('devices', 'versions', 'git_commit')}
+
+
+if __name__ == '__main__':
+  main()

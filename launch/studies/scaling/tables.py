@@ -1,0 +1,177 @@
+"""The tables of the page, from the JSON file alone, and where they go in it."""
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kdih import errors
+from kdih.runtime.files import write_atomically
+from launch.studies.scaling import arithmetic, curves
+
+# For each curve, what it runs over, and the point that the others are compared with.
+AXES = {'batch': ('batch', 64), 'depth': ('teacher', 20), 'heads': ('heads', 3),
+        'classes': ('classes', 100), 'classes_gap': ('classes', 100), 'devices': ('devices', 1)}
+WEAK, STRONG = 128, 4096  # Images on a chip, whatever their number; and on all chips together.
+_MARKED = r'(<!-- scaling: {} -->\n).*?(<!-- end -->)'
+_MIB, _MB = 2**20, 1e6
+
+
+def all_tables(found: Mapping[str, Any]) -> dict[str, str]:
+  """The Markdown tables, by name, of those parts that `found` has; see `records`."""
+  made: dict[str, Callable[[Any], str]] = {
+      **{name: functools.partial(_curve, name) for name in AXES},
+      'head_sizes': _head_sizes, 'caches': _caches}
+  tables = {name: make(found[name]) for name, make in made.items() if name in found}
+  if 'compiled' in found:
+    tables |= {'memory': _memory(found['compiled']), 'chips': _chips(found['compiled'])}
+  return tables
+
+
+def fill_in(page: pathlib.Path, found: Mapping[str, Any]) -> None:
+  """Puts each table between its markers, `<!-- scaling: NAME -->` and `<!-- end -->`.
+
+  Raises:
+    ConfigError: the page has no such markers; it is left as it is.
+  """
+  text = page.read_text(encoding='utf-8')
+  for name, table in all_tables(found).items():
+    text, places = re.subn(_MARKED.format(name), rf'\g<1>{table}\n\g<2>', text, flags=re.DOTALL)
+    if not places:
+      raise errors.ConfigError(f'--out: {page} has no place for the table {name!r}; add '
+                               f'<!-- scaling: {name} --> and <!-- end -->, or move it away')
+  write_atomically(page, text)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+  lines = [header, [':--', *['--:'] * (len(header) - 1)], *rows]
+  return '\n'.join([caption, '', *(f'| {" | ".join(line)} |' for line in lines)])
+
+
+def reference(name: str, rows: Sequence[Mapping[str, Any]]) -> int:
+  """The point of a curve that the others are compared with; the first where it was not measured."""
+  wanted = AXES[name][1]
+  return wanted if any(row['at'] == wanted for row in rows) else rows[0]['at']
+
+
+def _curve(name: str, part: Mapping[str, Any]) -> str:
+  base, machine = reference(name, part['rows']), part['machine']
+  label = AXES[name][0]
+  shown = '{}'.format if label == 'teacher' else '{:,}'.format
+  header = [label, 'ms a step', 'quartiles', f'of that at {base:,}']
+  rows = [[shown(row['at']), f'{row["ms"]:.1f}', f'{row["low"]:.1f} – {row["high"]:.1f}',
+           f'{row["ratio"]:.2f}', *_extra(name, row)]
+          for row in curves.summary(part['rows'], base)]
+  more = {'batch': ['images/s'], 'depth': [], 'devices': []}.get(name, ['parameters of heads'])
+  if label == 'teacher':
+    rows = [[f'resnet{row[0]}', *row[1:]] for row in rows]
+  caption = (f'Measured: {machine["cores"]} CPU cores, jax {machine["jax"]}, medians of '
+             f'{part["repeats"]} turns, load {machine["load_before"]:.1f} before.')
+  return _markdown([*header, *more], rows, caption)
+
+
+def _extra(name: str, row: Mapping[str, float]) -> list[str]:
+  if name == 'batch':
+    return [f'{1e3 * row["at"] / row["ms"]:,.0f}']
+  return [] if name in ('depth', 'devices') else [f'{row["head_parameters"]:,}']
+
+
+def _head_sizes(part: Sequence[Mapping[str, Any]]) -> str:
+  rows = [[row['teacher'], row['kind'],
+           f'{next(iter(row["each"]))}: {next(iter(row["each"].values())):,}',
+           f'{row["parameters"]:,}', size(row['frozen_bytes']), size(row['trained_bytes'])]
+          for row in part]
+  return _markdown(['teacher', 'kind', 'parameters of the first head', 'of all heads',
+                    'frozen, float32', 'in training, with gradients and momentum'], rows,
+                   'Computed, from shapes.')
+
+
+def _caches(part: Sequence[Mapping[str, Any]]) -> str:
+  rows = [[row['data'], f'{row["images"]:,}', f'{row["classes"]:,}',
+           f'{row["views"]:,}' if row['views'] else 'no end', size(row['one']),
+           size(row['all']) if row['all'] else 'impossible'] for row in part]
+  return _markdown(['data', 'images', 'classes', 'views of an image', 'one view', 'all views'],
+                   rows, 'Computed: images × views × classes × 2 bytes (bfloat16).')
+
+
+def size(count: float) -> str:
+  """So many bytes, in the decimal unit that fits."""
+  for unit, scale in (('TB', 1e12), ('GB', 1e9), ('MB', 1e6)):
+    if count >= scale:
+      return f'{count / scale:,.1f} {unit}'
+  return f'{count / 1e3:,.1f} kB'
+
+
+def _memory(part: Sequence[Mapping[str, Any]]) -> str:
+  fields = list(part[0]['memory'])
+  rows = []
+  for row in in_order(part):
+    total = sum(row['memory'].values())
+    rows.append([row['pair'], row['chip'],
+                 f'{row["batch"]}' + (', remat' if row['remat'] else ''),
+                 *(f'{row["memory"][field] / _MIB:,.0f}' for field in fields),
+                 f'{total / _MIB:,.0f}',
+                 f'{100 * total / arithmetic.CHIPS[row["chip"]].memory:.0f} %'])
+  header = ['MiB on a chip', 'chip', 'images a chip', *fields, 'in all', 'of the chip\'s']
+  return _markdown(header, rows, _compiled_by(part))
+
+
+def in_order(part: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """What was compiled, by pair, chip and images on a chip."""
+  return sorted(part, key=lambda row: (row['pair'], row['chip'], row['batch'], row['remat']))
+
+
+def _compiled_by(part: Sequence[Mapping[str, Any]]) -> str:
+  versions = part[0]['versions']
+  return (f'Computed: by XLA\'s compiler for the TPU (libtpu {versions["libtpu"]}, '
+          f'jax {versions["jax"]}), for eight chips; bfloat16, gap heads.')
+
+
+def scaled(part: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """For each pair, chip, number of them and kind of scaling compiled for, what the model says.
+
+  'weak' has `WEAK` images on each chip, 'strong' `STRONG` on all. An efficiency is the images a
+  second of a chip over those of one chip alone with `WEAK`.
+  """
+  plain = {(row['pair'], row['chip'], row['batch']): row
+           for row in in_order(part) if not row['remat']}
+  rows = []
+  for pair, chip in dict.fromkeys((pair, chip) for pair, chip, batch in plain if batch == WEAK):
+    alone, figures = plain[pair, chip, WEAK], arithmetic.CHIPS[chip]
+    for kind, chips in ((kind, chips) for kind in ('weak', 'strong') for chips in figures.slices):
+      batch = WEAK if kind == 'weak' else STRONG // chips
+      if one := plain.get((pair, chip, batch)):
+        rows.append({'pair': pair, 'chip': chip, 'kind': kind, 'chips': chips, 'batch': batch,
+                     **_scaled(one, alone, figures, chips)})
+  return rows
+
+
+def _scaled(
+    row: Mapping[str, Any], alone: Mapping[str, Any], chip: arithmetic.Chip, chips: int
+) -> dict[str, float]:
+  fields = ('flops', 'bytes_moved', 'gradient_bytes', 'all_reduce_bytes', 'all_reduces')
+  step = arithmetic.step(chip, chips, **{field: row[field] for field in fields})
+  best = arithmetic.roofline(chip, alone['flops'], alone['bytes_moved']) / alone['batch']
+  images = arithmetic.input_rate(chips, chip.per_host, row['batch'], step.overlapped)
+  return {'compute': step.compute, 'apart': best * row['batch'] / step.apart,
+          'overlapped': best * row['batch'] / step.overlapped, 'images_per_host': images,
+          'sent': arithmetic.ring_bytes(row['all_reduce_bytes'], chips),
+          'all_reduce_bytes': row['all_reduce_bytes'], 'all_reduces': row['all_reduces'],
+          'seconds': step.overlapped}
+
+
+def _chips(part: Sequence[Mapping[str, Any]]) -> str:
+  rows = [[row['pair'], f'{row["chips"]:,} × {row["chip"]}', f'{row["batch"]:,}',
+           f'{row["batch"] * row["chips"]:,}', f'{1e3 * row["compute"]:.1f}',
+           f'{1e3 * row["seconds"]:.1f}', f'{100 * row["apart"]:.0f} %',
+           f'{100 * row["overlapped"]:.0f} %', f'{row["all_reduce_bytes"] / _MB:.1f}',
+           f'{row["sent"] / _MB:.1f}', f'{row["all_reduces"]}',
+           f'{row["images_per_host"]:,.0f}',
+           f'{row["images_per_host"] * arithmetic.image_bytes(224) / _MB:,.0f}',
+           f'{row["images_per_host"] * arithmetic.JPEG_BYTES / _MB:,.0f}']
+          for row in scaled(part)]
+  return _markdown(
+      ['pair', 'chips', 'images a chip', 'batch', 'compute ms', 'step ms', 'efficiency, apart',
+       'overlapped', 'all-reduced MB', 'sent by a chip MB', 'all-reduces', 'images/s a host',
+       'MB/s decoded', 'MB/s as JPEG'], rows,
+      _compiled_by(part) + ' Times and rates by the model below, not measured.')

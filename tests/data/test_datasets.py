@@ -1,0 +1,32 @@
+"""Data sets that cannot be prepared: one line with the reason and what to do, at once."""
+import time
+
+import tensorflow_datasets as tfds
+
+from kdih import errors
+from kdih.data import datasets
+from kdih.data.spec import DataSpec
+from tests.helpers.made_data import Small, make_config, message
+
+
+def test_data_that_cannot_be_downloaded_are_described_but_refused_at_once(tmp_path, monkeypatch):
+  config = make_config(name='cifar10', data_dir=str(tmp_path))
+  builder = datasets.open_builder(config)
+  assert datasets.describe(builder, config) == DataSpec('cifar10', (32, 32, 3), 10)
+  monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+  monkeypatch.setattr(type(builder), 'url_infos', {
+      'http://127.0.0.1:9/x': tfds.core.download.checksums.UrlInfo(1, '0', 'x.zip')})
+  started = time.monotonic()
+  found = message(datasets.prepare, builder, kind=errors.DataError)
+  assert time.monotonic() - started < 10
+  assert found.startswith(f'config.data.name: cifar10 is not prepared in {tmp_path} and '
+                          f'http://127.0.0.1:9/x does not answer; put x.zip into {tmp_path}'
+                          '/downloads/manual, or prepare it where there is a network with ')
+  assert "tfds.builder('cifar10', data_dir=" in found and 'download_and_prepare()' in found
+
+
+def test_data_that_cannot_be_prepared_are_refused_with_the_reason(tmp_path, monkeypatch):
+  monkeypatch.setattr(Small, '_generate_examples', lambda *_: 1 / 0)
+  found = message(datasets.prepare, Small(data_dir=str(tmp_path)), kind=errors.DataError)
+  assert found == ('config.data.name: TFDS could not prepare small (division by zero); '
+                   f'config.data.data_dir chooses another folder than {tmp_path} to write it to')

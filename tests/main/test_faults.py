@@ -1,0 +1,164 @@
+"""What happens to a run when the machine or the numbers fail it: each for real."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from kdih import errors, main
+from kdih.runtime import preemption
+from kdih.training import metric_log
+from tests.helpers.runs import read_config, tiny_command
+from tests.helpers.started import RESUME, assert_bit_identical, finish, start, wait_for_step
+
+ONLY_TEACHER = '--config.phases=teacher'
+
+
+def run_alone(workdir, digits_dir, *overrides, steps):
+  """(exit code, stdout, stderr) of one process on one device."""
+  return finish(start(workdir, digits_dir, *overrides, processes=1, steps=steps))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('loader', ['memory', 'streaming'])
+def test_sigterm_saves_at_once_and_the_same_command_goes_on(tmp_path, digits_dir, loader):
+  """In the middle of an epoch, between two evaluations, with the memory bank of CRD."""
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  options = ('--config.student.methods=crd', f'--config.data.loader={loader}',
+             '--config.student.train.evaluate_every=1000', '--config.student.train.length=3000',
+             '--config.log_every_steps=1')
+  assert run_alone(whole, digits_dir, *options, steps=6)[0] == 0
+  [process] = start(cut, digits_dir, *options, processes=1, steps=6)
+  wait_for_step(cut, 'student/crd', 10)
+  process.send_signal(signal.SIGTERM)
+  [(code, _, said)] = finish([process])
+  assert code == RESUME
+  assert 'student/crd: asked to stop, and saved at step' in said.splitlines()[-1]
+  saved = int(said.split('saved at step ')[1].split(';')[0])
+  assert 10 <= saved < 3000 and saved % 1000
+  assert (cut / 'student/crd/checkpoints' / str(saved)).is_dir()
+  code, _, said = run_alone(cut, digits_dir, *options, steps=6)
+  assert code == 0
+  assert_bit_identical(cut, whole, ('teacher', 'student/crd'))
+
+
+def test_sigterm_outside_of_training_ends_the_run_at_once(tmp_path, digits_dir):
+  preemption.listen()
+  try:
+    with pytest.raises(errors.PreemptedError, match='goes on where it was'):
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(5)
+    with pytest.raises(errors.PreemptedError), preemption.training():
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert preemption.reached()
+  finally:
+    preemption.listen()  # Forgets what was asked.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_same_workdir_is_refused(tmp_path, digits_dir):
+  [first] = start(tmp_path, digits_dir, ONLY_TEACHER, processes=1, steps=100_000)
+  wait_for_step(tmp_path, 'teacher', 2)
+  code, _, said = run_alone(tmp_path, digits_dir, ONLY_TEACHER, steps=100_000)
+  assert code == 2
+  assert said.splitlines()[-1].startswith('kdih: --workdir: another process is running in ')
+  first.send_signal(signal.SIGTERM)
+  assert finish([first])[0][0] == RESUME  # It was not disturbed.
+
+
+@pytest.mark.slow
+def test_a_loss_that_explodes_goes_back_and_lowers_the_learning_rate(tmp_path, digits_dir, capsys):
+  config = read_config(tmp_path, digits_dir, ONLY_TEACHER, '--config.on_nan=rewind',
+                       '--config.max_rewinds=60', '--config.teacher.train.learning_rate=1e9')
+  results = main.run(config, tmp_path)
+  said = [line for line in capsys.readouterr().err.splitlines() if 'back to step' in line]
+  assert results['teacher']['rewinds'] == len(said) > 1
+  assert said[0].endswith('with the learning rate x 0.5')
+  assert said[-1].endswith(f'x {2.0**-len(said):g}')
+  assert any('back to step 0 ' in line for line in said)  # The first checkpoint was no better.
+  steps = [line['step'] for line in metric_log.read_metrics(tmp_path / 'teacher' / 'metrics.jsonl')
+           if 'val/top1' in line]
+  assert steps == [2, 4, 6]
+
+
+@pytest.mark.parametrize(('options', 'rewinds'), [
+    ((), 0), (('--config.on_nan=rewind', '--config.max_rewinds=2'), 2)])
+def test_a_loss_that_stays_infinite_stops_the_run(tmp_path, digits_dir, capsys, options, rewinds):
+  code = main.main(tiny_command(
+      tmp_path, digits_dir, ONLY_TEACHER,
+      '--config.teacher.name=tests.helpers.tiny_nets:Diverging', *options))
+  *said, last = capsys.readouterr().err.splitlines()
+  assert code == 1
+  assert len([line for line in said if 'back to step' in line]) == rewinds
+  assert last.startswith('kdih: teacher: the loss is ') and ' at step ' in last
+  assert 'checkpoint' in last and 'config.on_nan=rewind' in last
+  assert not (tmp_path / 'teacher' / 'result.json').exists()
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_deleted_ends_the_run_in_one_line(tmp_path, digits_dir):
+  workdir = tmp_path / 'w'
+  [process] = start(workdir, digits_dir, ONLY_TEACHER, processes=1, steps=100_000)
+  wait_for_step(workdir, 'teacher', 4)
+  shutil.rmtree(workdir, ignore_errors=True)
+  [(code, _, said)] = finish([process])
+  assert code == 1
+  assert said.splitlines()[-1].startswith('kdih: ') and 'Traceback' not in said
+  assert not (workdir / 'teacher' / 'result.json').exists()
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_ends_the_run_and_it_goes_on_when_there_is_room(
+    tmp_path, digits_dir, finished):
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=600k', 'tmpfs', str(disk)]
+  if subprocess.run(mount, capture_output=True, check=False).returncode:
+    pytest.skip('may not mount a file system')
+  try:
+    code, _, said = run_alone(disk / 'w', digits_dir, steps=6)
+    assert code == 1
+    assert said.splitlines()[-1].startswith('kdih: ') and 'No space left' in said
+    assert 'Traceback' not in said
+    subprocess.run(['mount', '-o', 'remount,size=20m', str(disk)], check=True)
+    assert run_alone(disk / 'w', digits_dir, steps=6)[0] == 0
+    assert json.loads((disk / 'w' / 'teacher' / 'result.json').read_text())['steps'] == 6
+  finally:
+    subprocess.run(['umount', str(disk)], check=True)
+
+
+def test_a_read_only_workdir_is_refused(tmp_path, digits_dir, capsys):
+  mount = ['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', str(tmp_path)]
+  if subprocess.run(mount, capture_output=True, check=False).returncode:
+    pytest.skip('may not mount a file system')
+  try:
+    assert main.main(tiny_command(tmp_path / 'w', digits_dir)) == 2
+    assert 'cannot be written to; choose another folder' in capsys.readouterr().err
+  finally:
+    subprocess.run(['umount', str(tmp_path)], check=True)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, digits_dir, finished, monkeypatch):
+  now = iter(range(10**9, 0, -3600))
+  monkeypatch.setattr(time, 'time', lambda: float(next(now)))
+  results = main.run(read_config(tmp_path, digits_dir, ONLY_TEACHER), tmp_path)
+  assert results['teacher']['seconds'] > 0
+  assert_bit_identical(tmp_path, finished, ('teacher',))
+
+
+@pytest.mark.parametrize('name', ['manifest.json', 'teacher/result.json'])
+@pytest.mark.parametrize('content', [b'{"config": ', b'[1, 2]'])
+def test_a_damaged_file_of_the_run_is_named_and_left_as_it_is(
+    tmp_path, finished, digits_dir, capsys, name, content):
+  workdir = tmp_path / 'w'
+  shutil.copytree(finished, workdir)
+  (workdir / name).write_bytes(content)
+  assert main.main(tiny_command(workdir, digits_dir)) == 2
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last.startswith(f'kdih: --workdir: {workdir / name} is damaged (')
+  assert 'or remove it' in last
+  assert (workdir / name).read_bytes() == content

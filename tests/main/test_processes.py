@@ -1,0 +1,151 @@
+"""Several processes that run as one, each with some of the devices."""
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kdih import main
+from kdih.training import metric_log
+from tests.helpers.runs import ROOT, exported, tiny_command
+from tests.helpers.started import RESUME, finish, free_port, start, wait_for_step
+
+PHASES = ('teacher', 'heads', 'student/ce', 'student/kd', 'student/dih')
+CHAIN = ('teacher', 'heads', 'student/dih')
+ONLY_DIH = '--config.student.methods=dih'
+
+
+def run(*args, **kwargs) -> list[tuple[int, str, str]]:
+  ended = finish(start(*args, **kwargs))
+  assert [code for code, _, _ in ended] == [0] * len(ended), ended
+  return ended
+
+
+def assert_same(workdir, other, phases, tolerance=1e-5):
+  for phase in phases:
+    one, two = exported(workdir, phase), exported(other, phase)
+    assert one.keys() == two.keys()
+    for name in one:
+      np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_variables_of_one(tmp_path, finished, digits_dir):
+  """Every phase; only the first process speaks, and writes."""
+  (_, table, _), (_, silent, whispered) = run(tmp_path, digits_dir)
+  assert_same(tmp_path, finished, PHASES)
+  assert 'student dih' in table and 'teacher' not in silent  # Gloo speaks in both.
+  assert 'epoch' not in whispered and 'validation' not in whispered
+  names = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob('*')}
+  assert names == {path.relative_to(finished).parts[0] for path in finished.rglob('*')}
+  for phase in PHASES:
+    assert len(list((tmp_path / phase).glob('events.out.tfevents.*'))) == 1
+    steps = [line['step'] for line in metric_log.read_metrics(tmp_path / phase / 'metrics.jsonl')
+             if 'val/top1' in line]
+    assert steps == [2, 4, 6]
+
+
+@pytest.mark.slow
+def test_two_processes_that_stream_end_with_the_variables_of_one(tmp_path, finished, digits_dir):
+  run(tmp_path, digits_dir, ONLY_DIH, '--config.data.loader=streaming')
+  assert_same(tmp_path, finished, CHAIN)
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_slurm_job_find_each_other(tmp_path, finished, digits_dir):
+  """By what Slurm tells each task; JAX takes a port by the number of the job."""
+  job = {'SLURM_JOB_ID': str(random.randrange(10**6)), 'SLURM_STEP_NODELIST': 'localhost',
+         'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_NODES': '1'}
+  command = tiny_command(tmp_path, digits_dir, '--config.phases=teacher')[1:]
+  tasks = [subprocess.Popen(
+      [sys.executable, '-m', 'kdih.main', *command], stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True, env={
+          **os.environ, **job, 'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '2',
+          'SLURM_PROCID': str(number), 'SLURM_LOCALID': str(number)}) for number in range(2)]
+  ended = finish(tasks)
+  assert [code for code, _, _ in ended] == [0, 0], ended
+  assert 'teacher' in ended[0][1] and 'teacher' not in ended[1][1]
+  assert_same(tmp_path, finished, ('teacher',))
+
+
+@pytest.mark.slow
+def test_evaluation_is_exact_with_uneven_shares(tmp_path, finished, digits_dir):
+  """43 test images on four devices, and on one."""
+  accuracies = []
+  for number, processes in enumerate((2, 1)):
+    workdir = tmp_path / str(number)
+    shutil.copytree(finished / 'teacher' / 'variables', tmp_path / f'v{number}')
+    run(workdir, digits_dir, '--config.phases=teacher', '--config.data.test_split=test[:43]',
+        f'--config.teacher.variables={tmp_path / f"v{number}"}', processes=processes)
+    accuracies.append((workdir / 'teacher' / 'result.json').read_text())
+  assert accuracies[0].split('"seconds"')[0] == accuracies[1].split('"seconds"')[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('before', 'after'), [(2, 1), (1, 2)])
+def test_a_checkpoint_is_gone_on_from_by_another_number_of_processes(
+    tmp_path, digits_dir, before, after):
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  run(whole, digits_dir, '--config.phases=teacher', processes=after, steps=40)
+  started = start(cut, digits_dir, '--config.phases=teacher', processes=before, steps=40)
+  wait_for_step(cut, 'teacher', 8)
+  for process in started:
+    process.send_signal(signal.SIGKILL)
+  finish(started)
+  assert not (cut / 'teacher' / 'result.json').exists()
+  run(cut, digits_dir, '--config.phases=teacher', processes=after, steps=40)
+  assert_same(cut, whole, ('teacher',))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_the_others_stop_with_a_message_when_one_dies(tmp_path, digits_dir, victim):
+  started = start(tmp_path, digits_dir, '--config.phases=teacher', steps=100_000)
+  wait_for_step(tmp_path, 'teacher', 4)
+  started[victim].send_signal(signal.SIGKILL)
+  (code, _, said) = finish(started)[1 - victim]
+  ours = code == RESUME and 'kdih: another process is gone' in said and 'start all of' in said
+  # In the middle of a checkpoint JAX may be the first to notice, by a heartbeat that is missing.
+  assert ours or (code == -signal.SIGABRT and 'another task died' in said)
+
+
+@pytest.mark.slow
+def test_all_save_at_one_step_when_one_is_asked_to_stop(tmp_path, digits_dir):
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  run(whole, digits_dir, '--config.phases=teacher', steps=200)
+  started = start(cut, digits_dir, '--config.phases=teacher', steps=200)
+  wait_for_step(cut, 'teacher', 4)
+  started[1].send_signal(signal.SIGTERM)
+  ended = finish(started)
+  assert [code for code, _, _ in ended] == [RESUME] * 2
+  assert 'teacher: asked to stop, and saved at step' in ended[0][2]
+  run(cut, digits_dir, '--config.phases=teacher', steps=200)
+  assert_same(cut, whole, ('teacher',), tolerance=0.0)
+
+
+@pytest.mark.parametrize(('flags', 'words'), [
+    (('--coordinator=here',), '--coordinator: '),
+    (('--coordinator=here:1', '--num_processes=0'), '--num_processes: '),
+    (('--coordinator=here:1', '--num_processes=2', '--process_id=2'), 'from 0 to 1')])
+def test_processes_that_are_named_wrongly_are_refused(tmp_path, capsys, digits_dir, flags, words):
+  workdir = tmp_path / 'w'
+  assert main.main(tiny_command(workdir, digits_dir, *flags)) == 2
+  line = capsys.readouterr().err
+  assert words in line and line.count('\n') == 1
+  assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_in_vain_says_so(tmp_path, digits_dir):
+  command = tiny_command(tmp_path / 'w', digits_dir, '--config.distributed.timeout=3',
+                         f'--coordinator=localhost:{free_port()}', '--num_processes=2')
+  done = subprocess.run([sys.executable, '-m', 'kdih.main', *command[1:]], check=False,
+                        capture_output=True, text=True, timeout=120,
+                        env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert done.returncode
+  assert 'distributed: waits at most 3 s for the other processes at localhost:' in done.stderr
+  assert not (tmp_path / 'w').exists()

@@ -1,0 +1,152 @@
+"""What is read is never executed, and no name that is read leads out of its folder."""
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import ml_collections
+import pytest
+
+from kdih import errors, main
+from kdih.config import checks
+from kdih.phases import exported_variables
+from kdih.report import __main__ as report, collect
+from kdih.training import checkpoints
+from tests.helpers.made_workdirs import swept, write
+from tests.helpers.runs import ROOT, read_config, tiny_command
+
+MODEL = 'tests.helpers.tiny_nets:TinyNet'
+# A run with a teacher that exists, which goes on from its last checkpoint; its student is loaded.
+# Whatever is unpickled is counted by Python's own audit, and at last something is.
+AUDITED = """
+import pathlib, pickle, sys
+sys.path.insert(0, sys.argv[1])
+from kdih import main
+from kdih.phases import exported_variables
+from tests.helpers.runs import read_config
+found, (workdir, teacher, folder) = [], sys.argv[2:]
+sys.addaudithook(lambda event, args: event == 'pickle.find_class' and found.append(args))
+for loader in ('memory', 'streaming'):
+  path = pathlib.Path(workdir) / loader
+  config = read_config(path, folder, f'--config.teacher.variables={teacher}',
+                       '--config.student.methods=crd', f'--config.data.loader={loader}')
+  main.run(config, path)
+  (path / 'student/crd/result.json').unlink()
+  main.run(config, path)
+  exported_variables.load_model(
+      path / 'student/crd/variables', model='tests.helpers.tiny_nets:TinyNet')
+found_then = len(found)
+pickle.loads(pickle.dumps(pathlib.Path()))
+print(found_then, len(found) > found_then)
+"""
+
+
+@pytest.fixture
+def student(finished, tmp_path):
+  """A copy of exported variables."""
+  return shutil.copytree(finished / 'student' / 'dih' / 'variables', tmp_path / 'variables')
+
+
+def described(path, **fields):
+  """Changes what variables say of their model, as whoever made the file might have."""
+  meta = checkpoints.read_meta(path, '')
+  exported_variables.save(
+      path, checkpoints.restore(path), {**meta, 'model': {**meta['model'], **fields}})
+
+
+def test_a_file_does_not_choose_what_is_imported(student, tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(str(tmp_path))
+  (tmp_path / 'evil.py').write_text(
+      'import pathlib\npathlib.Path(__file__).with_name("done").touch()\n'
+      'from tests.helpers.tiny_nets import TinyNet as Net\n')
+  described(student, name='evil:Net')
+  with pytest.raises(errors.ConfigError) as raised:
+    exported_variables.load_model(student)
+  assert str(raised.value).endswith(
+      "holds the model 'evil:Net', which is none of kdih; a file does not choose what is imported, "
+      "so name it: load_model(path, model='evil:Net')")
+  assert 'evil' not in sys.modules and not (tmp_path / 'done').exists()
+  model, variables, _ = exported_variables.load_model(student, model=MODEL)
+  assert model.width == 2 and variables['params']
+  assert not (tmp_path / 'done').exists()
+
+
+def test_a_teacher_is_of_the_class_that_the_config_names(
+    finished, tmp_path, monkeypatch, capsys, digits_dir):
+  monkeypatch.syspath_prepend(str(tmp_path))
+  (tmp_path / 'evil.py').write_text('1 / 0')
+  teacher = shutil.copytree(finished / 'teacher' / 'variables', tmp_path / 'variables')
+  described(teacher, name='evil:Net')
+  assert main.main(tiny_command(tmp_path / 'w', digits_dir,
+                                f'--config.teacher.variables={teacher}')) == 2
+  assert f"name is 'evil:Net' there and {MODEL!r} here" in capsys.readouterr().err
+  assert 'evil' not in sys.modules and not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('name', ['../../x', '..', '.x', '/tmp/x', 'a/b', 'a\\b', '', 'x' * 101,
+                                  'a b', 'a\nb', 'é'])
+def test_a_method_that_is_named_like_a_path_is_refused(name):
+  config = read_config('unused', 'unused')
+  with config.unlocked():
+    config.methods = ml_collections.ConfigDict(
+        {**config.methods.to_dict(), name: {'kind': 'ce'}}, allow_dotted_keys=True)
+  with pytest.raises(errors.ConfigError, match='^config.methods[.].*: names a folder; give it'):
+    checks.check(config)
+
+
+PATHS = ['../../../out', '..', '../..', '/etc', 'a/../../../../b', '\0', '', '.']
+
+
+@pytest.mark.parametrize('name', PATHS)
+@pytest.mark.parametrize('place', ['teacher', 'student', 'method'])
+def test_names_in_a_sweep_lead_nowhere_else(tmp_path, monkeypatch, name, place):
+  folder = swept(tmp_path / 'in', 'ce', seeds=(30,))
+  asked = {'teacher': 'resnet110', 'student': 'resnet8', 'method': 'ce', place: name}
+  write(folder / 'sweep.json', [{'pairs': [[asked['teacher'], asked['student'], [asked['method']]]],
+                                 'left_out': {}, 'seeds': [30]}])
+  looked_at = watch(monkeypatch)
+  runs, problems = collect.collect([folder])
+  assert len(runs) == 1
+  assert len(problems) == 1
+  assert all(path.resolve().is_relative_to(folder) for path in looked_at)
+
+
+def watch(monkeypatch):
+  """Every path of which it is asked whether it is a folder."""
+  asked, is_dir = [], pathlib.Path.is_dir
+
+  def recorded(self, *args, **kwargs):
+    if '\0' not in str(self):
+      asked.append(self)
+    return is_dir(self, *args, **kwargs)
+
+  monkeypatch.setattr(pathlib.Path, 'is_dir', recorded)
+  return asked
+
+
+@pytest.mark.parametrize('seed', ['/../../../x', -1, 1.5, None])
+def test_seeds_in_a_sweep_are_numbers(tmp_path, seed):
+  folder = swept(tmp_path / 'in', 'ce', seeds=(30,))
+  write(folder / 'sweep.json', [{'pairs': [], 'left_out': {}, 'seeds': [seed]}])
+  problem, = collect.collect([folder])[1]
+  assert problem.startswith(f"{folder}/sweep.json: 'seeds' is ")
+
+
+@pytest.mark.parametrize('field', ['data', 'teacher', 'student'])
+def test_names_in_a_manifest_do_not_choose_where_the_report_writes(tmp_path, field, capsys):
+  folder = swept(tmp_path / 'in', 'ce', 'kd', **{f'{field}.name': '../../../out/<b>'})
+  assert report.main(['report', str(folder)]) == 0
+  elsewhere = {path for path in tmp_path.rglob('*') if 'comparison' not in path.parts}
+  assert {path.suffix for path in elsewhere} == {'', '.json'}
+  assert {path.name for path in tmp_path.iterdir()} == {'in'}
+  assert '<b>' not in (folder / 'comparison' / 'index.html').read_text()
+
+
+@pytest.mark.slow
+def test_nothing_is_unpickled_when_a_run_is_resumed_and_variables_are_loaded(
+    tmp_path, finished, digits_dir):
+  command = [sys.executable, '-c', AUDITED, str(ROOT), str(tmp_path),
+             str(finished / 'teacher' / 'variables'), digits_dir]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stdout.splitlines()[-1] == '0 True'

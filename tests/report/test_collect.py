@@ -1,0 +1,124 @@
+"""Finished students found on disk, in runs and sweeps."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kdih.report.aggregate import compare
+from kdih.report.collect import collect
+from tests.helpers.made_results import heads, result
+from tests.helpers.made_workdirs import found, manifest, single, student, swept, write
+from tests.helpers.runs import ROOT
+
+
+def test_a_run_is_read(tmp_path):
+  single(tmp_path / 'w', 'ce', 'kd')
+  (ce, kd), problems = collect([tmp_path / 'w'])
+  assert problems == []
+  assert (ce.data, ce.teacher, ce.student, ce.method, ce.seed) == (
+      'cifar100', 'resnet110', 'resnet8', 'ce', 3)
+  assert kd.path == str(tmp_path / 'w') and kd.method == 'kd' and kd.protocol == ce.protocol
+  assert kd.result == result(0.6, method=dict(kind='kd'))
+  assert kd.teacher_result['fingerprint'] == 't' and kd.heads_result == heads('stage1')
+  assert kd.provenance == ('command: unknown', 'git commit: unknown', 'devices: unknown (unknown)',
+                           'versions: unknown')
+
+
+def test_provenance_is_what_the_manifest_says(tmp_path):
+  single(tmp_path, 'ce')
+  path = tmp_path / 'manifest.json'
+  write(path, {**json.loads(path.read_text()), 'command': 'python -m kdih.main', 'platform': 'gpu',
+               'git_commit': 'abc', 'devices': ['H', 'I'], 'versions': {'jax': '1', 'flax': '2'}})
+  (run,), _ = collect([tmp_path])
+  assert run.provenance == ('command: python -m kdih.main', 'git commit: abc',
+                            'devices: H, I (gpu)', 'versions: jax 1, flax 2')
+
+
+def test_provenance_is_that_of_the_result_where_it_has_one(tmp_path):
+  """The manifest is of the last command, which may have added another method."""
+  single(tmp_path, 'ce', 'kd')
+  path = tmp_path / 'student' / 'kd' / 'result.json'
+  made_by = {'command': 'mine', 'git_commit': 'abc', 'devices': ['H'], 'platform': 'gpu',
+             'versions': {'jax': '1'}}
+  write(path, {**json.loads(path.read_text()), 'made_by': made_by})
+  ce, kd = collect([tmp_path])[0]
+  assert ce.provenance[0] == 'command: unknown'
+  assert kd.provenance == ('command: mine', 'git commit: abc', 'devices: H (gpu)',
+                           'versions: jax 1')
+
+
+def test_the_runs_of_a_sweep_share_its_teacher_and_heads(tmp_path):
+  swept(tmp_path / 's', 'ce', 'dih')
+  runs, problems = collect([tmp_path / 's'])
+  assert [(run.method, run.seed) for run in runs] == [
+      ('ce', 30), ('dih', 30), ('ce', 50), ('dih', 50)] and problems == []
+  assert {run.teacher_result['fingerprint'] for run in runs} == {'t'}
+  assert all(run.heads_result == heads('stage1') for run in runs)
+  assert len({run.protocol for run in runs}) == 1
+
+
+@pytest.mark.parametrize('path', ['.', 's', 's/resnet110', 's/resnet110/resnet8/seed30',
+                                  's/resnet110/resnet8/seed30/.'])
+def test_any_folder_above_a_run_may_be_given(tmp_path, monkeypatch, path):
+  swept(tmp_path / 's', 'ce', seeds=(30,))
+  monkeypatch.chdir(tmp_path)
+  (run,), problems = collect([path])
+  assert run.teacher_result is not None and problems == []
+  monkeypatch.chdir(tmp_path / path)
+  (run,), problems = collect(['.'])
+  assert run.teacher_result is not None and problems == []
+
+
+def test_a_folder_of_several_and_overlapping_folders(tmp_path):
+  swept(tmp_path / 'all/s', 'ce')
+  single(tmp_path / 'all/deep/w', 'kd')
+  expected = [('kd', 3), ('ce', 30), ('ce', 50)]
+  assert found(tmp_path / 'all') == (expected, [])
+  assert found(tmp_path / 'all', tmp_path / 'all/s', tmp_path / 'all/deep/w') == (expected, [])
+
+
+def test_assistants_and_preparations_are_no_students(tmp_path):
+  single(tmp_path, 'takd')
+  for name in ('assistant1', 'prepare'):
+    write(tmp_path / f'student/takd/{name}/result.json', result(0.5))
+  assert found(tmp_path) == ([('takd', 3)], [])
+
+
+def test_a_student_without_a_teacher_is_read(tmp_path):
+  manifest(tmp_path)
+  student(tmp_path, 'ce')
+  (run,), problems = collect([tmp_path])
+  assert (run.teacher_result, run.heads_result, problems) == (None, None, [])
+
+
+@pytest.mark.parametrize('name, value, same', [
+    ('seed', 4, True), ('data.data_dir', '/x', True), ('data.loader', 'streaming', True),
+    ('data.eval_global_batch_size', 7, True), ('student.methods', ('kd',), True),
+    ('log_every_steps', 9, True), ('methods.kd.alpha', 0.5, True), ('data.padding', 0, False),
+    ('heads.variables', 'x', True), ('heads.kind', 'gap', False), ('dtype', 'bfloat16', False),
+    ('student.train.length', 4.0, False), ('student.prepare.length', 4.0, False),
+    ('student.taps', ('stage1',), False), ('sync_batch_norm', False, False),
+])
+def test_what_a_protocol_consists_of(tmp_path, name, value, same):
+  single(tmp_path / 'a', 'ce')
+  single(tmp_path / 'b', 'ce', **{name: value})
+  runs, _ = collect([tmp_path / 'a', tmp_path / 'b'])
+  assert (len({run.protocol for run in runs}) == 1) == same
+
+
+def test_another_teacher_is_another_protocol_which_the_comparison_names(tmp_path):
+  single(tmp_path / 'a', 'ce')
+  single(tmp_path / 'b', 'ce', fingerprint='other')
+  runs, problems = collect([tmp_path])
+  assert len(runs) == 2 and problems == []
+  assert [line.rsplit(maxsplit=1)[1] for line in compare(runs)[1]] == ['teacher']
+
+
+def test_results_are_read_without_jax_and_tensorflow():
+  code = ('import sys; import kdih.report.collect, kdih.report.tables, kdih.cohort.analysis; '
+          'print([name for name in ("jax", "tensorflow", "flax") if name in sys.modules])')
+  ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                         env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert ended.stdout == '[]\n'

@@ -1,0 +1,269 @@
+"""The pictures of a comparison show the numbers of the pairs: what is drawn, read back."""
+import itertools
+
+import matplotlib.colors
+import numpy as np
+import pytest
+from matplotlib.markers import MarkerStyle
+from matplotlib.transforms import Bbox
+
+from kdih.report import comparison_plots, cost_plots
+from kdih.report.aggregate import Gain
+from tests.helpers import made_pairs
+from tests.helpers.made_pairs import METHODS, eight_pairs, heads
+
+
+def texts(labels) -> list[str]:
+  return [label.get_text() for label in labels]
+
+
+# Gains.
+
+
+def gains_drawn(axes) -> dict[float, tuple[float, float | None]]:
+  """{height: (gain, half of the bar, None without one)}, of an axes of `gains`."""
+  found = {}
+  for container in axes.containers:
+    line, _, bars = container
+    (gain,), (height,) = line.get_data()
+    half = None
+    if bars:
+      ((low, _), (high, _)), = bars[0].get_segments()
+      half = (high - low) / 2
+      assert (high + low) / 2 == pytest.approx(gain)
+    found[height] = gain, half
+  return found
+
+
+def test_gains_and_their_standard_errors_stand_in_the_row_of_their_method():
+  # 69.06, 71.65 and 70.17, from worst to best top.
+  made = made_pairs.pair(methods=('ce', 'kd', 'dih'))
+  single = made_pairs.row('at', 80.0, {}, seeds=(7,))
+  single.gains['kd'] = Gain(-1.25, None, 1)
+  made.rows[2].gains['ce'] = Gain(1.11, 0.4, 3)
+  figure = comparison_plots.gains(made_pairs.pair(rows=(*made.rows, single)))
+  ce, kd = figure.axes
+  assert (ce.get_xlabel(), kd.get_xlabel()) == ('gain over ce, points', 'gain over kd, points')
+  assert texts(ce.get_yticklabels()) == ['ce', 'dih', 'kd', 'at']
+  assert list(ce.get_yticks()) == [0, 1, 2, 3]
+  assert gains_drawn(ce) == {1: (1.11, pytest.approx(0.4)),
+                             2: (pytest.approx(2.59), pytest.approx(0.15))}
+  assert gains_drawn(kd) == {0: (pytest.approx(-2.59), pytest.approx(0.15)),
+                             1: (pytest.approx(-1.48), pytest.approx(0.15)), 3: (-1.25, None)}
+  assert [(text.get_position()[1], text.get_text()) for text in kd.texts] == [
+      (0, '−2.59'), (1, '−1.48'), (3, '−1.25')]
+  hollow = {container[0].get_ydata()[0] for container in kd.containers
+            if matplotlib.colors.same_color(container[0].get_markerfacecolor(), 'white')}
+  assert hollow == {3}
+
+
+def only_gains(methods, **others):
+  """A pair of which one picture alone is drawn."""
+  return made_pairs.pair(methods=methods, members=0, parameters=(None, None), **others)
+
+
+def test_the_text_of_the_gains_names_the_largest_and_what_is_hollow(tmp_path):
+  several, one = (
+      next(p.text for p in comparison_plots.draw([made], tmp_path) if p.name.startswith('gains'))
+      for made in (only_gains(('ce', 'kd', 'dih')), only_gains(('ce', 'kd'), seeds=(1,))))
+  assert several == ('Gains in points of test top-1, with their standard errors; the largest over '
+                     'ce is that of kd, +2.59; the largest over kd is that of dih, −1.48.')
+  assert 'standard errors (hollow: one seed, which has none); the largest' in one
+
+
+# Cohorts.
+
+
+def test_members_by_depth_are_bars_from_zero():
+  made = heads(4)
+  made['members']['stage2']['test_best_val']['top1'] = 0.1234
+  top1, entropy, ece = comparison_plots.members_by_depth(made).axes
+  assert [axes.get_title('left') for axes in (top1, entropy, ece)] == [
+      'test top-1 %', 'entropy, nats', 'ECE, points']
+  drawn = {axes: [bar.get_height() for bar in axes.patches] for axes in (top1, entropy, ece)}
+  assert drawn[top1] == pytest.approx([45, 12.34, 65, 75])
+  assert drawn[entropy] == pytest.approx([2.2, 1.95, 1.7, 1.45])
+  assert drawn[ece] == pytest.approx([21, 18.5, 16, 13.5])
+  assert texts(ece.texts) == ['21.0', '18.5', '16.0', '13.5']
+  for axes, heights in drawn.items():
+    assert texts(axes.get_xticklabels()) == ['stage1', 'stage2', 'stage3', 'final']
+    assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > max(heights)
+  assert [line.get_ydata()[0] for line in top1.lines] == [76] and not ece.lines
+  assert top1.get_title('right') == '- - mean 76.0'
+
+
+def test_members_that_are_calibrated_perfectly_begin_at_zero_too():
+  made = heads(3)
+  for member in made['analysis']['members'].values():
+    member['ece'] = 0.0
+  assert comparison_plots.members_by_depth(made).axes[2].get_ylim()[0] == 0
+
+
+def test_many_members_stand_below_each_other():
+  wide, high = (comparison_plots.members_by_depth(heads(count)).axes for count in (4, 12))
+  assert len({axes.get_position().y0 for axes in wide}) == 1
+  assert len({axes.get_position().x0 for axes in high}) == 1
+
+
+def test_the_cells_of_the_agreement_matrix():
+  matrix = [[1.0, 0.25, 0.5], [0.25, 1.0, 0.754], [0.5, 0.754, 1.0]]
+  (axes,) = comparison_plots.agreement(['a', 'b', 'final'], matrix).axes
+  (image,) = axes.images
+  assert np.array_equal(image.get_array(), matrix) and image.get_clim() == (0, 1)
+  assert {text.get_position(): text.get_text() for text in axes.texts} == {
+      (column, at): f'{100 * matrix[at][column]:.0f}' for at in range(3) for column in range(3)}
+  assert texts(axes.get_xticklabels()) == texts(axes.get_yticklabels()) == ['a', 'b', 'final']
+  white = {text.get_text() for text in axes.texts if text.get_color() == 'white'}
+  assert white == {'100', '75'}  # Which black would be hard to read on.
+
+
+def test_leave_one_out_shows_every_rest_against_all():
+  (axes,) = comparison_plots.without({'none': 0.76, 'stage1': 0.77, 'final': 0.7}).axes
+  points = {tuple(line.get_ydata()): line.get_xdata() for line in axes.lines[1:]}
+  assert points[(0,)] == pytest.approx([77]) and points[(1,)] == pytest.approx([70])
+  assert points[(1, 1)] == pytest.approx([76, 70])
+  assert list(axes.lines[0].get_xdata()) == [76, 76]
+  assert texts(axes.get_yticklabels()) == ['without stage1', 'without final']
+  assert texts(axes.texts) == ['+1.00', '−6.00'] and axes.get_title('left') == 'all members: 76.00'
+  assert axes.yaxis_inverted()  # Shallow ones on top.
+
+
+# Cost.
+
+
+def marks(axes) -> list:
+  """The lines of an axes of the cost picture that are single points."""
+  return [line for line in axes.lines if len(line.get_xdata()) == 1]
+
+
+def place(line) -> np.ndarray:
+  """Where a point stands, in typographic points."""
+  return line.get_transform().transform(line.get_xydata())[0] * 72 / line.get_figure().dpi
+
+
+def outline(line) -> Bbox:
+  """The box around a point, in typographic points."""
+  style = MarkerStyle(line.get_marker())
+  path = style.get_path().transformed(style.get_transform())
+  return Bbox(path.get_extents().get_points() * line.get_markersize() + place(line))
+
+
+def alike() -> list:
+  """Pairs whose methods all do equally well, so that their points fill the width."""
+  rows = tuple(made_pairs.row(name, 70 + at / 1000, {}) for at, name in enumerate(METHODS))
+  return [made_pairs.pair(student=f'net{size}', rows=rows, parameters=(10**7, size))
+          for size in (10**5, 10**6)]
+
+
+@pytest.fixture(scope='module', params=[lambda: [made_pairs.pair()], eight_pairs, alike],
+                ids=['one', 'eight', 'alike'])
+def cost(request):
+  """(pairs, figure) of one pair, of eight with all methods, and of two that are wide."""
+  pairs = request.param()
+  return pairs, cost_plots.accuracy_by_cost(pairs)
+
+
+def test_every_accuracy_is_drawn_once_in_every_panel(cost):
+  pairs, figure = cost
+  students = [row.mean for pair in pairs for row in pair.rows]
+  teachers = {(pair.teacher, pair.teacher_top1) for pair in pairs}
+  assert [axes.get_xlabel() for axes in figure.axes] == ['parameters', 'FLOPs of one image']
+  for axes in figure.axes:
+    drawn = sorted(line.get_ydata()[0] for line in marks(axes))
+    assert drawn == sorted([*students, *(top1 for _, top1 in teachers)])
+    low, high = axes.get_ylim()
+    assert low < drawn[0] and drawn[-1] < high
+
+
+def test_points_do_not_overlap_and_stand_within_the_axes(cost):
+  for axes in cost[1].axes:
+    outlines = [outline(line) for line in marks(axes)]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(outlines, 2))
+    left, right = axes.bbox.intervalx * 72 / cost[1].dpi
+    assert all(left < box.x0 and box.x1 < right for box in outlines)
+
+
+def test_a_line_leads_from_every_column_to_its_cost(cost):
+  pairs, figure = cost
+  for axes, kind in zip(figure.axes, ('parameters', 'flops'), strict=True):
+    guides = [line for line in axes.lines if len(line.get_xdata()) == 4]
+    starts = sorted(axes.transData.inverted().transform(axes.transAxes.transform(
+        line.get_xydata()[0]))[0] for line in guides)
+    wanted = [*{pair.teacher: pair.costs['teacher'][kind] for pair in pairs}.values(),
+              *(pair.costs['student'][kind] for pair in pairs)]
+    assert starts == pytest.approx(sorted(wanted))
+    ends = sorted(line.get_xdata()[-1] for line in guides)
+    assert sorted(text.get_position()[0] for text in axes.texts) == pytest.approx(ends)
+
+
+def test_where_there_is_room_points_stand_at_their_cost():
+  figure = cost_plots.accuracy_by_cost([made_pairs.pair(methods=('ce',))])
+  for axes, costs in zip(figure.axes, ((278324, 1736564), (147 * 278324, 147 * 1736564)),
+                         strict=True):
+    drawn = sorted(axes.transData.inverted().transform(
+        place(line) * figure.dpi / 72)[0] for line in marks(axes))
+    assert drawn == pytest.approx(costs)
+
+
+def test_every_method_looks_unlike_the_others_and_as_in_the_legend(cost):
+  pairs, figure = cost
+  methods = dict.fromkeys(row.method for pair in pairs for row in pair.rows)
+  (legend,) = figure.legends
+  assert texts(legend.get_texts()) == ['teacher', *methods]
+  looks = {name: (line.get_marker(), line.get_color())
+           for name, line in zip(['teacher', *methods], legend.get_lines(), strict=True)}
+  assert len(set(looks.values())) == len(looks)
+  for axes in figure.axes:
+    drawn = sorted((line.get_ydata()[0], line.get_marker(), line.get_color())
+                   for line in marks(axes) if line.get_marker() != 'o')
+    assert drawn == sorted((row.mean, *looks[row.method]) for pair in pairs for row in pair.rows)
+
+
+def test_a_method_may_be_called_teacher_and_names_may_be_long():
+  names = ['teacher', 'kd_of_the_very_much_longer_name', 'at_of_the_very_much_longer_name',
+           '$x$']
+  figure = cost_plots.accuracy_by_cost([made_pairs.pair(methods=names)])
+  assert texts(figure.legends[0].get_texts()) == [
+      'teacher', 'teacher', 'kd_of_the_ve…h_longer_name', 'at_of_the_ve…h_longer_name', r'\$x\$']
+
+
+def test_a_cost_that_is_unknown_has_no_panel_and_no_teacher_no_mark():
+  figure = cost_plots.accuracy_by_cost([made_pairs.pair(
+      methods=('ce',), teacher_top1=None,
+      costs={'teacher': {'parameters': 9, 'flops': None},
+             'student': {'parameters': 7, 'flops': None}})])
+  assert [axes.get_xlabel() for axes in figure.axes] == ['parameters']
+  assert texts(figure.legends[0].get_texts()) == ['ce'] and len(marks(figure.axes[0])) == 1
+  assert cost_plots.accuracy_by_cost([made_pairs.pair(parameters=(None, None))]) is None
+
+
+# Which pictures there are.
+
+
+def test_which_pictures_are_drawn_and_their_names(tmp_path):
+  long = 'a' * 300
+  two = 'ce', 'kd'
+  made = [made_pairs.pair(methods=two, members=2),
+          made_pairs.pair(methods=two, members=2, protocol='{"seed": 2}'),
+          made_pairs.pair('../x', 'b/c', methods=two, members=0),
+          made_pairs.pair(long, long + 'b', data=long, members=0, methods=two)]
+  pictures = comparison_plots.draw(made, tmp_path / '.')
+  assert [picture.name for picture in pictures] == [
+      'cost_cifar100', f'cost_{"a" * 48}', 'gains_cifar100_resnet110_resnet20',
+      'gains_cifar100_resnet110_resnet20-2', 'gains_cifar100_..-x_b-c',
+      f'gains_{"a" * 48}_{"a" * 48}_{"a" * 47}b',
+      'members_cifar100_resnet110', 'agreement_cifar100_resnet110', 'without_cifar100_resnet110']
+  assert {path.name for path in tmp_path.iterdir()} == {
+      f'{picture.name}.{suffix}' for picture in pictures for suffix in ('png', 'svg')}
+  headings = comparison_plots.headings(made)
+  assert headings[:3] == [
+      'cifar100: resnet110 → resnet20 (protocol 1 of 2)',
+      'cifar100: resnet110 → resnet20 (protocol 2 of 2)', 'cifar100: ../x → b/c']
+  assert [picture.section for picture in pictures[2:6]] == headings
+
+
+def test_names_that_differ_in_what_files_cannot_hold_have_files_of_their_own(tmp_path):
+  made = [only_gains(('ce', 'kd'), student=name) for name in ('A-b', 'a/b', 'a:b')]
+  assert [picture.name for picture in comparison_plots.draw(made, tmp_path)] == [
+      'gains_cifar100_resnet110_A-b', 'gains_cifar100_resnet110_a-b-2',
+      'gains_cifar100_resnet110_a-b-3']

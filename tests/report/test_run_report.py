@@ -1,0 +1,275 @@
+"""The table, `report.md`, `results.json` and the pictures of runs, whole and in part."""
+import json
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from kdih.cohort import head_modules
+from kdih.data.spec import DataSpec
+from kdih.models import cost, taps
+from kdih.phases import exported_variables, networks
+from kdih.report import run_report
+from kdih.runtime import digests, files
+from kdih.runtime.workdir import Workdir
+from tests.helpers.made_results import heads, read_png, result
+from tests.helpers.runs import ROOT
+
+
+class Net(nn.Module):
+  """One Dense of `width` before the classifier."""
+
+  width: int
+  num_classes: int = 10
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+    hidden = nn.relu(nn.Dense(self.width)(images.reshape(images.shape[0], -1)))
+    return nn.Dense(self.num_classes)(hidden)
+
+
+CONFIG = ml_collections.ConfigDict({
+    'data': {'name': 'digits'}, 'seed': 3, 'teacher': {'name': 'net16', 'kwargs': {}},
+    'student': {'name': 'net2', 'kwargs': {}, 'methods': ('ce', 'dih')}})
+MODULES = networks.Networks(DataSpec('digits', (4, 4, 1), 10), Net(16), Net(2),
+                            head_modules.Heads(10), {'stage1': (4, 4, 1)}, {}, {}, {}, {}, True)
+
+
+def some_results() -> dict:
+  return {'teacher': result(0.8), 'heads': heads('stage1', 'stage2'),
+          'student': {'ce': result(0.66), 'dih': result(0.6875, 0.75)}}
+
+
+def without_validation(results: dict) -> dict:
+  return json.loads(json.dumps(results), object_hook=lambda d: {**d, 'val': None}
+                    if 'val' in d else d)
+
+
+def finish(run: Workdir, phase: str, content: dict, lines: int = 3, val: bool = True) -> None:
+  """Writes what a phase leaves, but for its variables."""
+  run.finish(phase, content)
+  train = [{'step': 10 * i, 'train/loss': 2 / i, 'train/top1': 0.2 * i, 'examples_per_second': 9.0}
+           for i in range(1, lines + 1)]
+  validation = [{'step': 10, 'val/top1': 0.5, 'val/loss': 1.0}] if val else []
+  (run.phase(phase) / 'metrics.jsonl').write_text(
+      ''.join(json.dumps(line) + '\n' for line in train + validation))
+
+
+def export(run: Workdir, phase: str, role: str, seed: int) -> None:
+  """Finishes a phase, with variables that are all `seed`."""
+  shapes = taps.abstract_variables(getattr(MODULES, role), (4, 4, 1))
+  variables = jax.tree.map(lambda x: np.full(x.shape, seed, x.dtype), shapes)
+  meta = {'model': exported_variables.describe_model(CONFIG, role, 10)}
+  exported_variables.save(run.phase(phase) / 'variables', variables, meta)
+  finish(run, phase, result(0.8 - 0.1 * seed, fingerprint=digests.of(variables)))
+
+
+# The table.
+
+
+def test_table_shows_every_number_aligned():
+  assert run_report.table(some_results()).split('\n') == [
+      '                test        test',
+      '             top-1 %     top-1 %     test      val   test  agreement',
+      '              (last)  (best val)  top-5 %  top-1 %   loss          %  parameters',
+      'teacher        79.00       80.00    95.00    82.00  1.235          -       1,234',
+      'head stage1    49.00       50.00    95.00    52.00  1.235      60.00         650',
+      'head stage2    49.00       50.00    95.00    52.00  1.235      60.00         650',
+      'cohort mean    69.00       70.00    95.00    72.00  1.235      90.00           -',
+      'student ce     65.00       66.00    95.00    68.00  1.235          -       1,234',
+      'student dih    67.75       68.75    95.00    70.75  1.235      75.00       1,234']
+
+
+def test_table_without_validation_has_no_columns_about_it():
+  lines = run_report.table(without_validation(some_results())).split('\n')
+  assert lines[2].split() == ['(last)', 'top-5', '%', 'loss', '%', 'parameters']
+  assert lines[3].split() == ['teacher', '79.00', '95.00', '1.235', '-', '1,234']
+
+
+def test_table_with_few_classes_has_no_top5():
+  teacher = result(0.8)
+  for split in ('val', 'test_last', 'test_best_val'):
+    del teacher[split]['top5']
+  text = run_report.table({'teacher': teacher})
+  assert 'top-1' in text and 'top-5' not in text
+
+
+def test_table_of_heads_alone_takes_the_teacher_from_the_cohort():
+  lines = run_report.table({'heads': heads('stage1')}).split('\n')
+  assert [line[:13].strip() for line in lines[3:]] == ['teacher', 'head stage1', 'cohort mean']
+  assert '80.00' in lines[3]
+
+
+def test_table_keeps_the_order_of_depth():
+  lines = run_report.table({'heads': heads('Conv_0', 'Block_2', 'Block_10')}).split('\n')
+  assert [line.split()[1] for line in lines if line.startswith('head')] == [
+      'Conv_0', 'Block_2', 'Block_10']
+
+
+def test_table_of_nothing():
+  assert run_report.table({}) == 'no phase is finished yet'
+
+
+# What `write` leaves in a workdir.
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A workdir with all phases and real variables, its report written, and what that returned."""
+  run = Workdir(tmp_path_factory.mktemp('whole'))
+  run.open(CONFIG)
+  export(run, 'teacher', 'teacher', 0)
+  finish(run, 'heads', heads('stage1'))
+  export(run, 'student/ce', 'student', 1)
+  export(run, 'student/dih', 'student', 2)
+  return run, run_report.write(run, MODULES, CONFIG)
+
+
+def text_of(run: Workdir) -> str:
+  return (run.path / 'report.md').read_text()
+
+
+def row(text: str, name: str) -> list[str]:
+  """The cells of the one Markdown row called `name`."""
+  found, = (line for line in text.split('\n') if line.startswith(f'| {name} |'))
+  return [cell.strip() for cell in found.strip('|').split('|')][1:]
+
+
+def test_results_json_holds_what_is_returned(whole):
+  run, results = whole
+  assert json.loads((run.path / 'results.json').read_text()) == results
+  assert {key: results[key] for key in ('teacher', 'heads', 'student')} == run.results()
+
+
+def test_compression_measures_the_exported_variables(whole):
+  run, results = whole
+  teacher, student = results['compression']['teacher'], results['compression']['student']
+  assert teacher['parameters'] == 16 * 16 + 16 + 16 * 10 + 10
+  assert student['parameters'] == 16 * 2 + 2 + 2 * 10 + 10
+  assert teacher['flops'] == 2 * (16 * 16 + 16 * 10) + 16 + 16 + 10  # The relu is one each.
+  assert teacher['bytes'] == cost.bytes_on_disk(run.path / 'teacher' / 'variables') > 442 * 4
+  assert student['bytes'] == cost.bytes_on_disk(run.path / 'student' / 'ce' / 'variables')
+  assert teacher['fingerprint'] == results['teacher']['fingerprint']
+  assert student['fingerprint'] == results['student']['ce']['fingerprint']
+
+
+def test_report_compares_teacher_and_student(whole):
+  run, results = whole
+  text, costs = text_of(run), results['compression']
+  assert text.startswith('# digits: net16 → net2\n')
+  assert row(text, 'parameters') == ['442', '64', '14.5']
+  assert row(text, 'FLOPs of one image') == ['874', '118', '13.5']
+  assert row(text, 'bytes on disk')[:2] == [
+      f'{costs[role]["bytes"]:,}' for role in ('teacher', 'student')]
+  assert row(text, 'test top-1 %, ce') == ['80.00', '70.00', '87.5']
+  assert row(text, 'test top-1 %, dih') == ['80.00', '60.00', '75.0']
+  assert row(text, 'student/dih') == ['78,200', '61.2', '2,412']
+
+
+def test_report_has_the_table_of_the_terminal(whole):
+  run, results = whole
+  text = text_of(run).split('## Compression')[0]
+  for line in run_report.table(results).split('\n')[3:]:
+    name, *cells = line.rsplit(maxsplit=7)
+    assert row(text, name) == cells
+  assert '- test top-1 % (best val): ' in text and '- agreement %: ' in text
+
+
+def test_report_says_where_it_comes_from(whole):
+  run, _ = whole
+  text, manifest = text_of(run), files.read_json(run.path / 'manifest.json')
+  assert '- seed: 3\n' in text
+  assert f'- git commit: {manifest["git_commit"]}\n' in text
+  assert f'jax {jax.__version__}' in text and manifest['devices'][0] in text
+  assert f'- command: `{manifest["command"]}`\n' in text
+
+
+def test_report_shows_pictures_that_exist(whole):
+  run, _ = whole
+  for name in ('accuracy_by_depth.png', 'training_curves.png'):
+    assert f']({name})' in text_of(run)
+    assert np.ptp(read_png(run.path / name)) == 1.0
+  assert not list(run.path.glob('.*'))
+
+
+def copy_of(whole, tmp_path) -> Workdir:
+  """A workdir whose results are those of `whole`, with no variables to measure."""
+  run = Workdir(tmp_path)
+  for phase in ('teacher', 'student/ce', 'student/dih'):
+    run.finish(phase, whole[0].result(phase))
+  return run
+
+
+def test_compression_is_not_measured_twice(whole, tmp_path):
+  run, known = copy_of(whole, tmp_path), {**whole[1]['compression'], 'device': 'another'}
+  files.write_json(run.path / 'results.json', {'compression': known})
+  assert run_report.write(run, MODULES, CONFIG)['compression'] == known
+
+
+def test_compression_outlives_a_method_that_is_added(whole, tmp_path):
+  run, known = copy_of(whole, tmp_path), whole[1]['compression']
+  files.write_json(run.path / 'results.json', {'compression': known})
+  finish(run, 'student/at', result(0.5, fingerprint='new'))
+  assert run_report.write(run, MODULES, CONFIG)['compression'] == known
+
+
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+def test_compression_of_other_variables_is_measured_anew(whole, tmp_path, role):
+  run = Workdir(tmp_path)
+  export(run, 'teacher', 'teacher', 0)
+  export(run, 'student/ce', 'student', 1)
+  known = json.loads(json.dumps(whole[1]['compression']))
+  known['device'], known[role]['fingerprint'] = 'another', 'other'
+  files.write_json(run.path / 'results.json', {'compression': known})
+  results = run_report.write(run, MODULES, CONFIG)
+  assert results['compression']['device'] == jax.devices()[0].device_kind
+  assert results['compression'][role]['fingerprint'] != 'other'
+
+
+# Runs of which something is missing.
+
+
+PARTS = {
+    'nothing': ({}, (), ('Accuracy', 'Compression', 'Training', '![')),
+    'teacher': ({'teacher': result(0.8)}, ('Accuracy', 'Training', '![Training curves]'),
+                ('Compression', '![Accuracy', 'head ', 'student ', 'cohort mean')),
+    'heads': ({'heads': heads('stage1')}, ('head stage1', '![Accuracy'), ('Compression',)),
+    'student': ({'student/ce': result(0.6)}, ('student ce',), ('Compression', 'teacher |')),
+    'no students': ({'teacher': result(0.8), 'heads': heads('stage1')}, ('cohort mean',),
+                    ('Compression', '| student')),
+    'no validation': (without_validation({'teacher': result(0.8)}), ('test top-1 % (last)',),
+                      ('validation', 'best val', 'val top-1')),
+}
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_report_leaves_out_what_does_not_exist(tmp_path, part):
+  phases, there, absent = PARTS[part]
+  run = Workdir(tmp_path)
+  for phase, content in phases.items():
+    finish(run, phase, content, val=part != 'no validation')
+  assert run_report.write(run, MODULES, CONFIG) == run.results()
+  text = text_of(run)
+  assert [words for words in there if words not in text] == []
+  assert [words for words in absent if words in text] == []
+  assert '- seed: 3' in text and 'git commit' not in text
+
+
+def test_a_phase_that_was_loaded_has_no_curve(tmp_path):
+  run = Workdir(tmp_path)
+  run.finish('teacher', result(0.8, steps=0, seconds=0.0, examples_per_second=0.0))
+  run_report.write(run, MODULES, CONFIG)
+  assert row(text_of(run).split('## Training')[1], 'teacher') == ['0', '0.0', '0']
+  assert not (run.path / 'training_curves.png').exists()
+
+
+def test_the_tables_in_the_readme_are_those_that_the_results_give():
+  root = ROOT
+  readme = (root / 'README.md').read_text(encoding='utf-8')
+  digits = files.read_json(root / 'launch/results/digits.json')
+  assert f'```text\n{run_report.table(digits)}\n```' in readme
+  path = 'launch/results/cifar100_laptop.json'
+  laptop = run_report.markdown_table(files.read_json(root / path))
+  assert f'<!-- {path} -->\n{laptop}\n<!-- end -->' in readme

@@ -1,0 +1,253 @@
+"""Sweeps through the entry point: the grid, what is shared, resumed, refused, and failures."""
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from kdih import main
+from tests.helpers.runs import ROOT, exported, read_config, tiny_command
+from tests.helpers.sweeps import MODEL, NETS, PAIR, results, run
+
+
+def files(workdir) -> dict[str, tuple[int, bytes]]:
+  """{path: when it was written, and what}, of all files but locks."""
+  return {str(path.relative_to(workdir)): (path.stat().st_mtime_ns, path.read_bytes())
+          for path in pathlib.Path(workdir).rglob('*')
+          if path.is_file() and path.parent.name != 'locks'}
+
+
+@pytest.fixture(scope='module')
+def swept(tmp_path_factory, digits_dir):
+  """The workdir of a sweep of two methods and two seeds. Tests must not change it."""
+  workdir = tmp_path_factory.mktemp('swept')
+  assert run(workdir, digits_dir, '--methods=ce,dih', '--seeds=1,2') == 0
+  return workdir
+
+
+@pytest.fixture
+def copy(swept, tmp_path):
+  """A copy of that workdir."""
+  return shutil.copytree(swept, tmp_path / 'copy', copy_function=shutil.copy2)
+
+
+def test_a_sweep_trains_one_teacher_and_every_combination(swept):
+  assert results(swept) == {
+      f'{NETS}.TinyNet/teacher/result.json', f'{NETS}.TinyNet/heads/result.json',
+      *(f'{PAIR}/seed{seed}/student/{method}/result.json'
+        for seed in (1, 2) for method in ('ce', 'dih'))}
+  asked, = json.loads((swept / 'sweep.json').read_text())
+  assert (asked['pairs'], asked['seeds']) == ([[MODEL, MODEL, ['ce', 'dih']]], [1, 2])
+
+
+@pytest.mark.slow
+def test_a_run_of_a_sweep_is_the_run_of_the_same_seed_alone(swept, tmp_path, digits_dir):
+  teacher = swept / f'{NETS}.TinyNet/teacher/variables'
+  heads = swept / f'{NETS}.TinyNet/heads/variables'
+  main.run(read_config(
+      tmp_path, digits_dir, '--config.seed=2', '--config.student.methods=dih',
+      f'--config.teacher.variables={teacher}', f'--config.heads.variables={heads}'), tmp_path)
+  alone, one = exported(tmp_path, 'student/dih'), exported(swept / PAIR / 'seed2', 'student/dih')
+  other = exported(swept / PAIR / 'seed1', 'student/dih')
+  for path, array in alone.items():
+    np.testing.assert_array_equal(array, one[path])
+  assert any((array != other[path]).any() for path, array in alone.items())
+
+
+def test_the_same_command_changes_no_file_and_another_adds_to_them(copy, digits_dir):
+  before = files(copy)
+  assert run(copy, digits_dir, '--methods=ce,dih', '--seeds=1,2') == 0
+  assert files(copy) == before
+  assert run(copy, digits_dir, '--methods=ce', '--seeds=3') == 0
+  after = files(copy)
+  folder = f'{PAIR}/seed3/'
+  assert {path for path in before if after[path] != before[path]} == {'sweep.json'}
+  assert all(path.startswith(folder) for path in set(after) - set(before))
+  assert f'{folder}student/ce/result.json' in after
+  first, second = json.loads(after['sweep.json'][1])
+  assert [first] == json.loads(before['sweep.json'][1]) and second['seeds'] == [3]
+
+
+@pytest.mark.slow
+def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
+  assert run(copy, digits_dir, '--methods=kd,kd_matched', '--seeds=1',
+             '--config.methods.kd.gain=1e38') == 1
+  error = capsys.readouterr().err
+  assert f'failed: {MODEL}/{MODEL}/kd/seed1: ' in error
+  assert error.endswith('kdih: 1 failed; the same command tries them again\n')
+  folder = copy / PAIR / 'seed1/student'
+  assert 'NotFiniteError' in json.loads((folder / 'kd/failure.json').read_text())['traceback']
+  assert not (folder / 'kd/result.json').exists()
+  assert (folder / 'kd_matched/result.json').exists()
+
+
+@pytest.mark.slow
+def test_what_failed_is_tried_again_unless_another_process_did_so_meanwhile(
+    copy, digits_dir, capsys):
+  folder = copy / PAIR / 'seed1/student/kd'
+  folder.mkdir()
+  failure = {'error': 'its machine is broken', 'time': time.time() + 1000}
+  (folder / 'failure.json').write_text(json.dumps(failure))
+  assert run(copy, digits_dir, '--methods=kd', '--seeds=1') == 1
+  assert 'kd/seed1: its machine is broken' in capsys.readouterr().err
+  assert [path.name for path in folder.iterdir()] == ['failure.json']
+  (folder / 'failure.json').write_text(json.dumps({**failure, 'time': time.time()}))
+  assert run(copy, digits_dir, '--methods=kd', '--seeds=1') == 0
+  assert (folder / 'result.json').exists() and not (folder / 'failure.json').exists()
+
+
+@pytest.mark.slow
+def test_a_teacher_that_fails_takes_only_its_pupils_along(swept, copy, digits_dir, capsys):
+  pairs = f'{NETS}:Diverging:{MODEL},{MODEL}:{MODEL}'
+  assert run(copy, digits_dir, '--methods=ce,dih', '--seeds=1', f'--pairs={pairs}') == 1
+  failed = re.findall(r'^failed: (\S+): (.*)$', capsys.readouterr().err, re.MULTILINE)
+  teacher = f'{NETS}:Diverging/teacher'
+  assert [name for name, _ in failed] == [
+      teacher, f'{NETS}:Diverging/heads', f'{NETS}:Diverging/{MODEL}/dih/seed1']
+  assert failed[0][1].startswith('teacher: the loss is')
+  assert {reason for _, reason in failed[1:]} == {f'{teacher} failed'}
+  assert (copy / f'{NETS}.Diverging/teacher/failure.json').exists()
+  assert results(copy) - results(swept) == {
+      f'{NETS}.Diverging/{NETS}.TinyNet/seed1/student/ce/result.json'}
+
+
+@pytest.mark.parametrize('overrides', [
+    ('--methods=ce', '--seeds=1'),
+    ('--methods=ce', '--seeds=3'),
+    ('--methods=ce', '--seeds=3', f'--students={NETS}:NoTaps'),
+    ('--methods=ce', '--seeds=3', f'--config.teacher.name={NETS}:Diverging'),
+])
+def test_a_workdir_of_another_config_is_refused(swept, digits_dir, capsys, overrides):
+  before = results(swept)
+  setting = '--config.student.train.weight_decay=0.1'
+  assert run(swept, digits_dir, *overrides, setting) == 2
+  error = capsys.readouterr().err
+  assert 'config.student.train.weight_decay (was 0.0005, is 0.1)' in error
+  assert error.count('\n') == 1
+  assert run(swept, digits_dir, *overrides, '--dry_run') == 0
+  assert results(swept) == before
+
+
+def test_the_options_of_a_method_are_those_of_its_runs_with_other_seeds(swept, digits_dir, capsys):
+  options = '--config.methods.dih.temperature=3.0'
+  assert run(swept, digits_dir, '--methods=dih', '--seeds=3', options) == 2
+  assert 'config.methods.dih.temperature (was 5.0, is 3.0)' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('overrides, expected', [
+    (('--methods=ce,dhi',), "config.methods: unknown 'dhi'; did you mean 'dih'?"),
+    (('--methods=ce,ce',), "config.sweep.methods: is ('ce', 'ce'); name each wanted one once"),
+    (('--students=resnet8,resnet8',), "config.sweep.students: is ('resnet8', 'resnet8'); name "),
+    (('--methods=',), '--methods: has no value; write --methods=VALUE, or leave it out'),
+    (('--seeds', '1'), '--seeds: has no value; write --seeds=VALUE, or leave it out'),
+    (('--seeds=-1',), 'config.sweep.seeds: is -1; it must be from 0 to 4294967295'),
+    (('--seeds=x',), "config.sweep.seeds: ('x',) is not of type tuple of int"),
+    (('--students=resnet9',), "config.student.name: unknown 'resnet9'; did you mean"),
+    (('--pairs=resnet8',), "config.sweep.pairs: 'resnet8' is not 'teacher:student'"),
+    (('--pairs=resnet8:resnet8,resnet8:resnet9',), "config.student.name: unknown 'resnet9'; did"),
+    ((f'--pairs={MODEL}:resnet8,resnet8:{MODEL}x',), f"config.student.name: {NETS!r} has"),
+    (('--students=resnet8', '--pairs=resnet8:resnet8'),
+     'config.sweep.students: is set, and config.sweep.pairs too'),
+    (('--config.teacher.variables=/nowhere',), 'config.teacher.variables: no exported variables'),
+    (('--dry_run', '--config.student.train.global_batch_size=30'),
+     'config.student.train.global_batch_size: 30 cannot be split over 4 devices'),
+    (('--methods=sp', f'--students={NETS}:NoTaps'),
+     f'config.methods.sp: the teacher {NETS}:TinyNet cannot teach the student {NETS}:NoTaps '),
+])
+def test_bad_input_is_one_line_before_anything_is_written(
+    tmp_path, digits_dir, capsys, overrides, expected):
+  assert run(tmp_path / 'w', digits_dir, *overrides) == 2
+  error = capsys.readouterr().err
+  assert expected in error and error.count('\n') == 1, error
+  assert not (tmp_path / 'w').exists()
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line(digits_dir, capsys):
+  assert run('/proc/kdih', digits_dir, '--methods=ce', '--seeds=1') == 2
+  error = capsys.readouterr().err
+  assert error.startswith('kdih: --workdir: /proc') and error.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_left_out_and_said(tmp_path, digits_dir, capsys):
+  assert run(tmp_path, digits_dir, '--methods=ce,sp', f'--students={NETS}:NoTaps',
+             '--seeds=1') == 0
+  assert 'left out: config.methods.sp: the teacher' in capsys.readouterr().err
+  assert [path for path in results(tmp_path) if 'student' in path] == [
+      f'{NETS}.TinyNet/{NETS}.NoTaps/seed1/student/ce/result.json']
+
+
+def start(workdir, data_dir) -> subprocess.Popen:
+  arguments = tiny_command(workdir, data_dir, '--methods=ce,dih', '--seeds=1,2')
+  return subprocess.Popen([sys.executable, '-m', 'kdih.sweep', *arguments[1:]],
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, text=True)
+
+
+def read_to(process: subprocess.Popen, text: str) -> list[str]:
+  """The lines that the process says, up to one that begins with `text`."""
+  said = []
+  for line in process.stderr:
+    said.append(line)
+    if line.startswith(text):
+      return said
+  raise AssertionError(f'it ended without {text!r}: {"".join(said)}')
+
+
+def kill(process: subprocess.Popen) -> None:
+  process.send_signal(signal.SIGKILL)
+  process.stderr.close()
+  assert process.wait() == -signal.SIGKILL
+
+
+def taken(said: str) -> list[str]:
+  """The jobs that were begun, sorted."""
+  return sorted(re.findall(r'^sweep: (\S+)$', said, re.MULTILINE))
+
+
+JOBS = sorted([f'{MODEL}/teacher', f'{MODEL}/heads', *(
+    f'{MODEL}/{MODEL}/{method}/seed{seed}' for method in ('ce', 'dih') for seed in (1, 2))])
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_each_phase_ends_bit_identical(swept, tmp_path, digits_dir):
+  for phase in ('teacher', 'heads', 'student/ce', 'student/dih'):
+    process = start(tmp_path, digits_dir)
+    read_to(process, f'{phase}: step 2 validation')
+    kill(process)
+  assert run(tmp_path, digits_dir, '--methods=ce,dih', '--seeds=1,2') == 0
+  assert results(tmp_path) == results(swept)
+  for path in results(swept):
+    folder, phase = re.fullmatch('(.*?)/(teacher|heads|student/.*)/result.json', path).groups()
+    whole, killed = exported(swept / folder, phase), exported(tmp_path / folder, phase)
+    assert {name: value.tobytes() for name, value in whole.items()} == {
+        name: value.tobytes() for name, value in killed.items()}
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_workdir_take_each_job_once(tmp_path, digits_dir):
+  processes = [start(tmp_path, digits_dir) for _ in range(3)]
+  said = [process.communicate(timeout=300)[1] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0, 0], said
+  assert taken(''.join(said)) == JOBS
+  assert len(results(tmp_path)) == 6
+
+
+@pytest.mark.slow
+def test_what_a_process_was_at_is_waited_for_and_taken_up_when_it_dies(tmp_path, digits_dir):
+  first = start(tmp_path, digits_dir)
+  read_to(first, 'teacher: step 2 validation')
+  first.send_signal(signal.SIGSTOP)
+  second = start(tmp_path, digits_dir)
+  assert not taken(''.join(read_to(second, 'sweep: other processes')))
+  kill(first)
+  said = second.communicate(timeout=300)[1]
+  assert second.returncode == 0, said
+  assert taken(said) == JOBS

@@ -1,0 +1,129 @@
+"""Durations, learning rates by step, and SGD against an update written out as PyTorch's."""
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kdih.config import recipes
+from kdih.training import optimizer
+
+STEPS = optimizer.Duration('steps', 100.0)
+
+
+def make_train(**changes):
+  train = recipes.train('paper')
+  train.update(**changes)
+  return train
+
+
+def rates(train, duration, *steps):
+  schedule = optimizer.make_schedule(train, duration)
+  return [float(schedule(jnp.array(step))) for step in steps]
+
+
+def pytorch_sgd(parameter, gradients, rates, *, momentum, weight_decay, nesterov):
+  """torch.optim.SGD's documented algorithm, dampening 0."""
+  velocity = None
+  for gradient, rate in zip(gradients, rates, strict=True):
+    gradient = gradient + weight_decay * parameter
+    velocity = gradient if velocity is None else momentum * velocity + gradient
+    step = gradient + momentum * velocity if nesterov else velocity
+    parameter = parameter - rate * step
+  return parameter
+
+
+def updated(train, parameter, gradients):
+  duration = optimizer.Duration('steps', 1.0)
+  tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, duration))
+  params = {'w': jnp.asarray(parameter, jnp.float32)}
+  state = tx.init(params)
+  for gradient in gradients:
+    updates, state = tx.update({'w': jnp.asarray(gradient, jnp.float32)}, state, params)
+    params = optax.apply_updates(params, updates)
+  return params['w']
+
+
+@pytest.mark.parametrize('unit, steps_per_epoch, length, steps', [
+    ('epochs', 703.125, 60.0, 42188),  # 42187.5 images' worth of 64; round half to even.
+    ('epochs', 703.125, 120.0, 84375),
+    ('epochs', 0.4, 1.0, 0),
+    ('epochs', 0.75, 2.0, 2),
+    ('steps', 703.125, 60.0, 60),
+    ('steps', 703.125, 2.6, 3),
+])
+def test_a_duration_is_the_nearest_whole_number_of_steps(unit, steps_per_epoch, length, steps):
+  assert optimizer.Duration(unit, steps_per_epoch).steps(length) == steps
+
+
+def test_the_paper_recipe_decays_at_epochs_60_120_and_180():
+  steps = [s * 10 + d for s in (60, 120, 180) for d in (-1, 0)]
+  found = rates(make_train(), optimizer.Duration('epochs', 10.0), 0, *steps, 1999)
+  expected = [0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_repdistiller_recipe_decays_at_epochs_150_180_and_210():
+  duration = optimizer.Duration('epochs', 4.0)
+  found = rates(recipes.train('repdistiller'), duration, 0, 599, 600, 719, 720, 839, 840)
+  expected = [0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_two_milestones_on_one_step_both_decay():
+  train = make_train(learning_rate=1.0, decay=0.5, milestones=(1.0, 1.4))
+  found = rates(train, optimizer.Duration('epochs', 1.0), 0, 1, 2)
+  np.testing.assert_allclose(found, [1.0, 0.25, 0.25])
+
+
+def test_cosine_falls_from_the_learning_rate_to_0():
+  train = make_train(schedule='cosine', length=100.0)
+  found = rates(train, STEPS, 0, 25, 50, 100, 150)
+  expected = [0.1, 0.05 * (1 + np.cos(np.pi / 4)), 0.05, 0, 0]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_cosine_begins_where_the_warmup_ends():
+  train = make_train(schedule='cosine', length=100.0, warmup=20.0)
+  found = rates(train, STEPS, 0, 5, 10, 20, 60, 100)
+  np.testing.assert_allclose(found, [0, 0.025, 0.05, 0.1, 0.05, 0], rtol=1e-5, atol=1e-8)
+
+
+def test_warmup_rises_linearly_and_milestones_still_count_from_the_first_step():
+  train = make_train(length=100.0, warmup=4.0, milestones=(10.0,))
+  found = rates(train, STEPS, 0, 1, 2, 4, 9, 10)
+  np.testing.assert_allclose(found, [0, 0.025, 0.05, 0.1, 0.1, 0.02], rtol=1e-5)
+
+
+def test_a_warmup_in_epochs_lasts_that_many_epochs():
+  train = make_train(schedule='constant', warmup=2.0)
+  found = rates(train, optimizer.Duration('epochs', 5.0), 5, 10, 11)
+  np.testing.assert_allclose(found, [0.05, 0.1, 0.1], rtol=1e-5)
+
+
+def test_constant_stays():
+  train = make_train(schedule='constant', length=10.0)
+  np.testing.assert_allclose(rates(train, STEPS, 0, 5, 1000), [0.1] * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize('momentum, nesterov', [(0.9, True), (0.9, False), (0.0, False)])
+@pytest.mark.parametrize('weight_decay', [0.0, 0.05])
+def test_sgd_is_that_of_pytorch_also_where_the_learning_rate_falls(
+    momentum, nesterov, weight_decay):
+  rng = np.random.default_rng(0)
+  parameter, gradients = rng.normal(size=3), rng.normal(size=(3, 3))
+  settings = dict(momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+  train = make_train(unit='steps', length=3.0, milestones=(2.0,), **settings)
+  expected = pytorch_sgd(parameter, gradients, (0.1, 0.1, 0.02), **settings)
+  np.testing.assert_allclose(updated(train, parameter, gradients), expected, rtol=1e-5)
+
+
+def test_sgd_decays_every_parameter_even_one_without_a_gradient():
+  train = make_train(unit='steps', schedule='constant', momentum=0.0, nesterov=False)
+  np.testing.assert_allclose(updated(train, [2.0], [[0.0]]), [2.0 * (1 - 0.1 * 5e-4)], rtol=1e-6)
+
+
+def test_adamw_keeps_weight_decay_apart_from_the_gradient():
+  train = make_train(optimizer='adamw', schedule='constant', weight_decay=0.5)
+  # Its first step is lr * sign(g), whatever the gradient's size, and lr * decay * w beside it.
+  expected = np.array([2.0 - 0.1 - 0.1 * 0.5 * 2.0, 1.0 + 0.1 - 0.1 * 0.5 * 1.0])
+  np.testing.assert_allclose(updated(train, [2.0, 1.0], [[3.0, -0.2]]), expected, rtol=1e-5)
