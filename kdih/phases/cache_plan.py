@@ -54,7 +54,9 @@ def check(
     raise errors.ConfigError(
         f'config.compute.cache: {compute.cache!r} asks for more views than the augmentation '
         f'can show of an image, which are {preprocess.num_views}; set it to all_views')
-  _check_place(config, path)
+  if compute.cache_place == 'disk' and is_remote(path):
+    raise errors.ConfigError(f'config.compute.cache_place: {path} is on no disk of this machine; '
+                             'choose device or host, or another --workdir')
   widths = _widths(config, built)
   images = num_examples - round(config.data.validation_fraction * num_examples)
   if widths and compute.cache_place != 'disk':  # There it may exist already.
@@ -81,12 +83,6 @@ def _widths(config: 'ml_collections.ConfigDict', built: Networks) -> list[int]:
 def taps_width(built: Networks) -> int:
   """Numbers in the features of an image at all taps that carry a head."""
   return sum(math.prod(shape) for shape in built.taps.values())
-
-
-def _check_place(config: 'ml_collections.ConfigDict', path: epath.Path) -> None:
-  if config.compute.cache_place == 'disk' and is_remote(path):
-    raise errors.ConfigError(f'config.compute.cache_place: {path} is on no disk of this machine; '
-                             'choose device or host, or another --workdir')
 
 
 def hearing(built: Networks, name: str) -> Hearing:

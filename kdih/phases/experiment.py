@@ -1,6 +1,5 @@
 """What the phases of a run share: data, networks, folders, and how each trains and measures."""
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from kdih.cohort import frozen_teacher
 from kdih.cohort.members import FINAL, MEAN
 from kdih.config import choices
 from kdih.data import augment, sampling
-from kdih.data.loaders import Loader
 from kdih.data.spec import Splits
 from kdih.models import cost
 from kdih.phases import exported_variables
@@ -27,7 +25,7 @@ from kdih.training import checkpoints as checkpoints_lib, loop, optimizer, state
 from kdih.training.evaluation import Evaluator, Metrics
 from kdih.training.loop_schedule import LoopSchedule
 from kdih.training.step import make_train_step
-from kdih.training.task import Learning, Task, TeacherOutputs
+from kdih.training.task import Learning, Task
 
 if TYPE_CHECKING:
   import ml_collections
@@ -71,7 +69,7 @@ class Experiment:
                splits: Splits, teachers: Workdir | None = None):
     self.config, self.networks, self.workdir = config, networks, workdir
     self.teachers = teachers or workdir
-    self._splits = splits
+    self.splits = splits
     self._validated: tuple[Task, Evaluator] | None = None
     self.train_subset, self.validation_subset = sampling.split_validation(
         splits.size('train'), config.data.validation_fraction, config.data.validation_seed)
@@ -83,16 +81,7 @@ class Experiment:
   @property
   def train_size(self) -> int:
     """Images in the train split, those to validate with included."""
-    return self._splits.size('train')
-
-  @property
-  def _streams(self) -> bool:
-    return self.config.data.loader == 'streaming'
-
-  @property
-  def splits(self) -> Splits:
-    """The 'train' and 'test' split."""
-    return self._splits
+    return self.splits.size('train')
 
   @property
   def data_identity(self) -> dict[str, Any]:
@@ -105,8 +94,8 @@ class Experiment:
 
   def train_labels(self) -> np.ndarray:
     """int32 [size of the train split], -1 for the images that are not trained with."""
-    labels = np.full(self._splits.size('train'), -1, np.int32)
-    labels[self.train_subset] = self._splits.labels('train')[self.train_subset]
+    labels = np.full(self.splits.size('train'), -1, np.int32)
+    labels[self.train_subset] = self.splits.labels('train')[self.train_subset]
     return labels
 
   def key(self, role: int) -> jax.Array:
@@ -132,7 +121,7 @@ class Experiment:
     return self._validated[1]
 
   def _evaluator(self, task: Task, split: str, subset: np.ndarray) -> Evaluator:
-    return Evaluator(task=task, loader=self._splits.loader(split), subset=subset,
+    return Evaluator(task=task, loader=self.splits.loader(split), subset=subset,
                      preprocess=self.preprocess,
                      batch_size=self.config.data.eval_global_batch_size,
                      num_classes=self.networks.spec.num_classes)
@@ -163,19 +152,35 @@ class Experiment:
       together_by: str = 'unrolled',
   ) -> loop.Program:
     """How a phase trains; several learners, each with its learning, as `together_by` says."""
-    loader, duration = self._splits.loader('train'), self._duration(train)
-    compute, task = self.config.compute, learning[0].task
+    config, compute, task = self.config, self.config.compute, learning[0].task
+    loader, duration = self.splits.loader('train'), self._duration(train)
+    streams = config.data.loader == 'streaming'
+    cached = phase.startswith('student/') or phase == 'heads' and compute.cache_taps
     compiled = make_train_step(
         learning=learning, gather=loader.gather,
-        preprocess=self._augmentation(phase), steps_per_epoch=duration.steps_per_epoch,
-        accumulate=compute.accumulate, remat=compute.remat, together_by=together_by,
-        resident=loader.resident, table=task.table)
+        preprocess=self.student_preprocess if cached else self.preprocess,
+        steps_per_epoch=duration.steps_per_epoch, accumulate=compute.accumulate,
+        remat=compute.remat, together_by=together_by, resident=loader.resident, table=task.table)
     resident = {**loader.resident, **task.table.resident}
     frozen, validator = devices.replicate(task.frozen), self._validator(task)
-    plan = self._plan(phase, train, duration)
+    plan = LoopSchedule(
+        phase=phase, total_steps=max(duration.steps(train.length), 1),
+        evaluate_every=max(duration.steps(train.evaluate_every), 1),
+        log_every=config.log_every_steps, batch_size=train.global_batch_size,
+        steps_per_epoch=duration.steps_per_epoch,
+        max_rewinds=config.max_rewinds if config.on_nan == 'rewind' else 0,
+        per_call=steps_per_call.per_call(compute.steps_per_call, config.log_every_steps, streams))
+
+    def feeds(start: int, sizes: Sequence[int]) -> Iterator[Any]:
+      of_order = state.seed_of_order(config.seed, config.data.order_seed)
+      batches = sampling.train_batches(
+          self.train_subset, train.global_batch_size, of_order, start, start + sum(sizes))
+      fed = loader.feeds(task.table.feeds(map(devices.share, batches), of_order, start))
+      stacked = steps_per_call.stacked(map(devices.shard, fed), sizes)
+      return steps_per_call.ahead(stacked, compute.prefetch) if streams else stacked
+
     return loop.Program(
-        step=lambda states, feed: compiled(states, frozen, resident, feed),
-        feeds=functools.partial(self._feeds, loader, task.table, train.global_batch_size),
+        step=lambda states, feed: compiled(states, frozen, resident, feed), feeds=feeds,
         evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
         plan=plan, hooks=self._hooks(self.workdir.phase(phase), plan))
 
@@ -204,33 +209,7 @@ class Experiment:
 
     return optimizer.reached(loss, variables['params'])
 
-  def _augmentation(self, phase: str) -> augment.Preprocess:
-    cached = phase.startswith('student/') or phase == 'heads' and self.config.compute.cache_taps
-    return self.student_preprocess if cached else self.preprocess
-
-  def _feeds(
-      self, loader: Loader, table: TeacherOutputs, batch_size: int, start: int,
-      sizes: Sequence[int],
-  ) -> Iterator[Any]:
-    of_order = state.seed_of_order(self.config.seed, self.config.data.order_seed)
-    batches = sampling.train_batches(self.train_subset, batch_size, of_order, start,
-                                     start + sum(sizes))
-    fed = table.feeds(map(devices.share, batches), of_order, start)
-    feeds = steps_per_call.stacked(map(devices.shard, loader.feeds(fed)), sizes)
-    return steps_per_call.ahead(feeds, self.config.compute.prefetch) if self._streams else feeds
-
-  def _plan(self, phase, train, duration) -> LoopSchedule:
-    log_every = self.config.log_every_steps
-    return LoopSchedule(
-        phase=phase, total_steps=max(duration.steps(train.length), 1),
-        evaluate_every=max(duration.steps(train.evaluate_every), 1),
-        log_every=log_every, batch_size=train.global_batch_size,
-        steps_per_epoch=duration.steps_per_epoch,
-        max_rewinds=self.config.max_rewinds if self.config.on_nan == 'rewind' else 0,
-        per_call=steps_per_call.per_call(self.config.compute.steps_per_call, log_every,
-                                         self._streams))
-
-  def _hooks(self, folder, plan: LoopSchedule):
+  def _hooks(self, folder: Any, plan: LoopSchedule) -> tuple:
     if not self.config.profile:
       return ()
     from clu import periodic_actions  # Imports TensorFlow, which takes seconds.
@@ -243,7 +222,7 @@ class Experiment:
   ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Logits of every classifier and labels of the 'validation' or 'test' images, in numpy."""
     subset = (self.validation_subset if split == 'validation'
-              else np.arange(self._splits.size('test'), dtype=np.int32))
+              else np.arange(self.splits.size('test'), dtype=np.int32))
     evaluator = self._evaluator(task, 'test' if split == 'test' else 'train', subset)
     return evaluator.predict(variables, task.frozen)
 
@@ -255,7 +234,7 @@ class Experiment:
     `val` is that of the best checkpoint, None without a validation split. Here, and nowhere
     else, the test split is read; `test_task` may predict more there than `task` does.
     """
-    everything = np.arange(self._splits.size('test'), dtype=np.int32)
+    everything = np.arange(self.splits.size('test'), dtype=np.int32)
     validate, test = self._validator(task), self._evaluator(test_task or task, 'test', everything)
     val = validate(learnt.best, task.frozen) if validate else {}
     frozen = (test_task or task).frozen

@@ -99,19 +99,14 @@ def run_heads(experiment: Experiment) -> dict:
   members = {name: measured[name] for name in (*built.taps, FINAL, MEAN)}
   for tap, size in sizes.items():
     members[tap]['parameters'] = size
+  weights = {}
+  if len(experiment.validation_subset):  # Without a validation split, nothing tells who is right.
+    found = member_weights.weigh(*predict_cohort(experiment, task, learnt.best, 'validation'))
+    weights = {rule: numbers.tolist() for rule, numbers in found.items()}
   meta = {'model': exported_variables.describe_heads(built), 'teacher': owner}
   return finish(experiment, 'heads', learnt, meta, {
-      **members[MEAN], 'members': members,
-      'weights': _member_weights(experiment, task, learnt),
+      **members[MEAN], 'members': members, 'weights': weights,
       'analysis': analysis.analyse(*predict_cohort(experiment, task, learnt.best, 'test'))})
-
-
-def _member_weights(experiment: Experiment, task: Task, learnt: Learnt) -> dict:
-  """{rule: a weight for every member, in cohort order}; {} without a validation split."""
-  if not len(experiment.validation_subset):
-    return {}
-  weights = member_weights.weigh(*predict_cohort(experiment, task, learnt.best, 'validation'))
-  return {rule: numbers.tolist() for rule, numbers in weights.items()}
 
 
 def predict_cohort(

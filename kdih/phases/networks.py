@@ -57,7 +57,14 @@ class Networks:
   @functools.cached_property
   def heard_widths(self) -> dict[str, int]:
     """{method: numbers in a row of what it hears}; 0 where it hears more than such rows."""
-    return {name: _heard_width(self, method) for name, method in self.methods.items()}
+    widths = {}
+    for name, method in self.methods.items():
+      if method.hearing is None or method.taught_by == 'labels' or method.assistants:
+        widths[name] = 0
+      else:
+        lesson = _blank_lesson(self, method, 2, 2)
+        widths[name] = jax.eval_shape(functools.partial(method.hear, lesson)).shape[-1]
+    return widths
 
 
 def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Networks:
@@ -180,13 +187,6 @@ def initialise_method(
 def abstract_method(built: Networks, name: str, num_examples: int) -> dict[str, Any]:
   """Shapes of what `initialise_method` returns; nothing is computed."""
   return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), 2, num_examples))
-
-
-def _heard_width(built: Networks, method: Method) -> int:
-  if method.hearing is None or method.taught_by == 'labels' or method.assistants:
-    return 0
-  lesson = _blank_lesson(built, method, 2, 2)
-  return jax.eval_shape(lambda: method.hear(lesson)).shape[-1]
 
 
 def _initial(

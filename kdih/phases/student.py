@@ -12,7 +12,7 @@ from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import STUDENT, Method
 from kdih.models import cost, taps as taps_lib
 from kdih.phases import cache_plan, exported_variables, networks
-from kdih.phases.experiment import Experiment, Learnt, finish, overview
+from kdih.phases.experiment import Experiment, finish, overview
 from kdih.phases.teacher import load_teacher, predict_as
 from kdih.runtime import devices, digests
 from kdih.runtime.progress import say
@@ -197,7 +197,10 @@ def _run(
   task = _task(experiment, student, taps, name, teacher)
   learnt = experiment.train(
       phase, task, variables, method_presets.training(experiment.config, name))
-  measured = _measure(experiment, task, learnt)
+  compared = task  # With the teacher, where there is one, to measure how far they agree.
+  if experiment.teachers.result('teacher'):
+    compared = with_teacher(task, experiment.networks.teacher, load_teacher(experiment))
+  measured = experiment.measure(task, learnt, compared)['student']
   alone = dataclasses.replace(learnt, last=state.part(learnt.last, 'student'),
                               best=state.part(learnt.best, 'student'))
   flops = cost.forward_flops(student, alone.best, experiment.networks.spec.image_shape)
@@ -238,15 +241,6 @@ def _task(
     frozen['train_labels'] = jnp.asarray(experiment.train_labels())
   return student_task(student, taps, method, teach, frozen, preparing=preparing,
                       table=table)
-
-
-def _measure(experiment: Experiment, task: Task, learnt: Learnt) -> dict:
-  """What the trained student does, and how far it agrees with the teacher if there is one."""
-  compared = task
-  if experiment.teachers.result('teacher'):
-    compared = with_teacher(
-        task, experiment.networks.teacher, load_teacher(experiment))
-  return experiment.measure(task, learnt, compared)['student']
 
 
 def _first_teacher(experiment: Experiment, name: str) -> _Teacher:

@@ -40,7 +40,9 @@ def make_learn(tasks: Sequence[Task], each: Each, remat: bool) -> Learn:
 
       (value, (changed, logits)), slopes = jax.value_and_grad(
           frugal(loss) if remat else loss, has_aux=True)(params)
-      return slopes, {'loss': value, 'top1': _mean_top1(logits, batch['label'])}, changed
+      top1 = jnp.stack([(z.argmax(-1) == batch['label']).astype(jnp.float32).mean()
+                        for z in logits.values()]).mean()
+      return slopes, {'loss': value, 'top1': top1}, changed
 
     return each([functools.partial(alone, task) for task in tasks])(*students)
 
@@ -81,14 +83,7 @@ def frugal(function: Callable) -> Callable:
   It computes the others again, such as those of batch norms, which are the cheaper and the larger
   part.
   """
-  return jax.checkpoint(function, policy=_is_product)
+  def is_product(primitive, *_, **__):
+    return primitive.name in ('conv_general_dilated', 'dot_general')
 
-
-def _is_product(primitive: Any, *_, **__) -> bool:
-  """Whether a result is dear to compute again."""
-  return primitive.name in ('conv_general_dilated', 'dot_general')
-
-
-def _mean_top1(logits: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
-  return jnp.stack([(z.argmax(-1) == labels).astype(jnp.float32).mean()
-                    for z in logits.values()]).mean()
+  return jax.checkpoint(function, policy=is_product)

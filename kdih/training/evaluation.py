@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from kdih.data import loaders, sampling
-from kdih.runtime import devices as devices_lib
+from kdih.runtime import devices
 from kdih.training.step import make_eval_step, make_predict_step
 from kdih.training.task import Task
 
@@ -30,8 +30,8 @@ class Evaluator:
     self._predict_step = make_predict_step(
         task=task, gather=loader.gather, preprocess=preprocess)
     self._loader, self._subset = loader, subset
-    devices = devices_lib.num_devices()
-    self._batch_size = -(-min(batch_size, len(subset)) // devices) * devices
+    share = devices.num_devices()
+    self._batch_size = -(-min(batch_size, len(subset)) // share) * share
     self._with_top5 = num_classes > 5
 
   def __call__(self, variables: Any, frozen: Any) -> Metrics:
@@ -39,30 +39,28 @@ class Evaluator:
 
     `agreement` is given where the task has a reference, for all but that one.
     """
-    variables, frozen = devices_lib.replicate((variables, frozen))
+    variables, frozen = devices.replicate((variables, frozen))
     sums = [self._step(variables, frozen, self._loader.resident, feed) for feed in self._feeds()]
-    sums = devices_lib.to_host(sums)
+    sums = devices.to_host(sums)
     count = sum(float(s.pop('count')) for s in sums)
     totals = {name: {key: sum(float(s[name][key]) for s in sums) for key in sums[0][name]}
               for name in sums[0]}
-    return {name: self._means(total, count) for name, total in totals.items()}
+    shown = ('top1', *(('top5',) if self._with_top5 else ()), 'loss', 'agreement')
+    return {name: {key: total[key] / count for key in shown if key in total}
+            for name, total in totals.items()}
 
   def predict(self, variables: Any, frozen: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """({name: logits [images, classes]}, labels [images]) of the subset, in its order.
 
     The names come sorted.
     """
-    variables, frozen = devices_lib.replicate((variables, frozen))
+    variables, frozen = devices.replicate((variables, frozen))
     parts = [self._predict_step(variables, frozen, self._loader.resident, feed)
              for feed in self._feeds()]
     logits, labels, mask = jax.tree.map(lambda *arrays: np.concatenate(arrays),
-                                        *devices_lib.to_host(parts))
+                                        *devices.to_host(parts))
     return {name: array[mask > 0] for name, array in logits.items()}, labels[mask > 0]
 
   def _feeds(self):
-    batches = map(devices_lib.share, sampling.eval_batches(self._subset, self._batch_size))
-    return map(devices_lib.shard, self._loader.feeds(batches))
-
-  def _means(self, totals: dict[str, float], count: float) -> dict[str, float]:
-    return {key: totals[key] / count for key in ('top1', 'top5', 'loss', 'agreement')
-            if key in totals and (key != 'top5' or self._with_top5)}
+    batches = map(devices.share, sampling.eval_batches(self._subset, self._batch_size))
+    return map(devices.shard, self._loader.feeds(batches))

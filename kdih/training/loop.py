@@ -112,41 +112,33 @@ def train_together(
     NotFiniteError: the loss of a learner is not finite.
     PreemptedError, TrainingError: see `train`.
   """
-  start = int(begun[0][0].step)
+  plan, number = program.plan, int(begun[0][0].step)
+  states = tuple(state for state, _ in begun)
   with contextlib.ExitStack() as stack:
     monitors = []
     for learner, (_, meta) in zip(learners, begun, strict=True):
-      plan = dataclasses.replace(program.plan, phase=learner.phase)
-      monitors.append(Monitor(plan, meta, start, learner.directory, learner.events))
+      own = dataclasses.replace(plan, phase=learner.phase)
+      monitors.append(Monitor(own, meta, number, learner.directory, learner.events))
       stack.callback(monitors[-1].close)
     stack.enter_context(preemption.training())
-    states = _run(program, learners, monitors, start, tuple(state for state, _ in begun))
+    states = devices.replicate(states)
+    sizes = list(steps_per_call.sizes(
+        number, plan.total_steps, plan.evaluate_every, plan.per_call))
+    for size, feed in zip(sizes, program.feeds(number, sizes), strict=True):
+      states, metrics = program.step(states, feed)
+      number += size
+      for monitor, values in zip(monitors, metrics, strict=True):
+        monitor.record(number, values)
+      for hook in program.hooks:
+        hook(number)
+      leaving, evaluating = preemption.reached(), plan.evaluates_after(number)
+      if evaluating or leaving:
+        _save(learners, monitors, number, states, program.evaluate if evaluating else None)
+      if leaving:
+        raise errors.PreemptedError(f'{plan.phase}: asked to stop, and saved at step {number}; the '
+                                    'same command goes on from there')
   return [Outcome(state, monitor.clock.meta['seconds'], monitor.clock.examples_per_second)
           for state, monitor in zip(states, monitors, strict=True)]
-
-
-def _run(
-    program: Program, learners: Sequence[Learner], monitors: Sequence[Monitor], number: int,
-    states: tuple[TrainState, ...],
-) -> tuple[TrainState, ...]:
-  """The states, in numpy after `number` updates, at the end of the plan."""
-  plan, states = program.plan, devices.replicate(states)
-  sizes = list(steps_per_call.sizes(number, plan.total_steps, plan.evaluate_every, plan.per_call))
-  for size, feed in zip(sizes, program.feeds(number, sizes), strict=True):
-    states, metrics = program.step(states, feed)
-    number += size
-    for monitor, values in zip(monitors, metrics, strict=True):
-      monitor.record(number, values)
-    for hook in program.hooks:
-      hook(number)
-    leaving = preemption.reached()
-    evaluating = number % plan.evaluate_every == 0 or number == plan.total_steps
-    if evaluating or leaving:
-      _save(learners, monitors, number, states, program.evaluate if evaluating else None)
-    if leaving:
-      raise errors.PreemptedError(f'{plan.phase}: asked to stop, and saved at step {number}; the '
-                                  'same command goes on from there')
-  return states
 
 
 def _save(

@@ -25,3 +25,11 @@ class LoopSchedule:
   steps_per_epoch: float
   max_rewinds: int
   per_call: int = 1
+
+  def evaluates_after(self, step: int) -> bool:
+    """Whether an evaluation, and a checkpoint, follow the update number `step`."""
+    return step % self.evaluate_every == 0 or step == self.total_steps
+
+  def logs_after(self, step: int) -> bool:
+    """Whether a line of metrics tells of the updates up to number `step`."""
+    return step % self.evaluate_every % self.log_every == 0

@@ -77,8 +77,7 @@ class Monitor:
 
   def _is_due(self, number: int) -> bool:
     """Whether a line tells of the updates up to this one."""
-    return number == self._first or not (
-        number % self._plan.evaluate_every % self._plan.log_every)
+    return number == self._first or self._plan.logs_after(number)
 
   def settle(self, number: int) -> None:
     """Makes sure that all metrics up to `number` are finite, and written."""
@@ -107,16 +106,13 @@ class Monitor:
     self.clock.lap(0 if self._compiled else sum(len(metrics['loss']) for metrics in fetched))
     self._compiled = False
     for metrics in fetched:
-      for values in zip(*metrics.values(), strict=True):
-        self._take(dict(zip(metrics, values, strict=True)))
-
-  def _take(self, values: Scalars) -> None:
-    """The metrics of one update more."""
-    self._seen += 1
-    self._require_finite(self._seen, 'loss', values['loss'])
-    self._values.append(values)
-    if self._is_due(self._seen):
-      self._write(self._seen)
+      for numbers in zip(*metrics.values(), strict=True):
+        values = dict(zip(metrics, numbers, strict=True))  # Of one update.
+        self._seen += 1
+        self._require_finite(self._seen, 'loss', values['loss'])
+        self._values.append(values)
+        if self._is_due(self._seen):
+          self._write(self._seen)
 
   def _write(self, number: int) -> None:
     values, self._values = self._values, []

@@ -86,8 +86,11 @@ def _apply(
   updates, opt_state = tx.update(slopes, state.opt_state, state.params)
   updates = jax.tree.map(lambda update: update * state.pace.astype(update.dtype), updates)
   params = optax.apply_updates(state.params, updates)
-  return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state,
-                             collections=_reduce(collections)),
+  # Batch statistics become their mean; every device has the same memory already.
+  collections = {name: jax.lax.pmean(tree, devices.AXIS) if name == 'batch_stats' else tree
+                 for name, tree in collections.items()}
+  return dataclasses.replace(
+      state, step=state.step + 1, params=params, opt_state=opt_state, collections=collections),
 
 
 def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Callable:
@@ -101,11 +104,21 @@ def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Calla
     batch = gather(resident, feed)
     images = preprocess(batch['image'], batch['index'], None)
     predictions = task.predict(variables, frozen, images)
-    sums = {name: _sums(logits, batch) for name, logits in predictions.items()}
-    for name in predictions.keys() - {task.reference} if task.reference else ():
-      same = predictions[name].argmax(-1) == predictions[task.reference].argmax(-1)
-      sums[name]['agreement'] = _masked_sum(same, batch['mask'])
-    return jax.lax.psum({**sums, 'count': batch['mask'].sum()}, devices.AXIS)
+    labels, mask = batch['label'], batch['mask']
+
+    def total(per_example):
+      return jnp.where(mask > 0, per_example, 0).astype(jnp.float32).sum()
+
+    sums: dict[str, Any] = {}
+    for name, logits in predictions.items():
+      _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+      sums[name] = {'loss': total(losses.cross_entropy(logits, labels)),
+                    'top1': total(logits.argmax(-1) == labels),
+                    'top5': total((best == labels[:, None]).any(-1))}
+      if task.reference and name != task.reference:
+        same = logits.argmax(-1) == predictions[task.reference].argmax(-1)
+        sums[name]['agreement'] = total(same)
+    return jax.lax.psum({**sums, 'count': mask.sum()}, devices.AXIS)
 
   return devices.pmap_step(step)
 
@@ -122,22 +135,3 @@ def make_predict_step(*, task: Task, gather: Gather, preprocess: Callable) -> Ca
     return jax.tree.map(devices.gather, (predictions, batch['label'], batch['mask']))
 
   return devices.pmap_step(step)
-
-
-def _reduce(collections: dict[str, Any]) -> dict[str, Any]:
-  """Batch statistics become their mean; every device has the same memory already."""
-  return {name: jax.lax.pmean(tree, devices.AXIS) if name == 'batch_stats' else tree
-          for name, tree in collections.items()}
-
-
-def _sums(logits: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  labels = batch['label']
-  _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-  per_example = {'loss': losses.cross_entropy(logits, labels),
-                 'top1': logits.argmax(-1) == labels,
-                 'top5': (best == labels[:, None]).any(-1)}
-  return {name: _masked_sum(value, batch['mask']) for name, value in per_example.items()}
-
-
-def _masked_sum(per_example: jax.Array, mask: jax.Array) -> jax.Array:
-  return jnp.where(mask > 0, per_example, 0).astype(jnp.float32).sum()

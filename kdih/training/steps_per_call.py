@@ -43,12 +43,10 @@ def stacked(feeds: Iterator[Feed], numbers: Iterable[int]) -> Iterator[Feed]:
   """The feeds of each call: [devices, ...] of each update to [devices, updates, ...]."""
   for number in numbers:
     call = [next(feeds) for _ in range(number)]
-    yield {name: _stack([feed[name] for feed in call]) for name in call[0]}
-
-
-def _stack(arrays: list[np.ndarray]) -> np.ndarray:
-  # Of a single one, as large as a batch of images, no copy is made.
-  return np.stack(arrays, axis=1) if len(arrays) > 1 else arrays[0][:, None]
+    if number == 1:  # No copy is made of what may be as large as a batch of images.
+      yield {name: array[:, None] for name, array in call[0].items()}
+    else:
+      yield {name: np.stack([feed[name] for feed in call], axis=1) for name in call[0]}
 
 
 def ahead(feeds: Iterator[Feed], number: int) -> Iterator[dict[str, jax.Array]]:

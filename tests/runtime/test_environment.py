@@ -1,4 +1,5 @@
 """What is set for the whole process."""
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -40,6 +41,13 @@ def faults(keep: str) -> int:
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone')
 def test_memory_that_a_step_has_freed_serves_the_next():
   assert faults('keep') < faults('not') / 5
+
+
+def test_where_there_is_no_glibc_nothing_is_kept(monkeypatch):
+  """As on Windows, where the running program cannot be opened as a library."""
+  monkeypatch.setattr(sys, 'platform', 'win32')
+  monkeypatch.setattr(ctypes, 'CDLL', None)  # Calling it would fail.
+  environment.keep_freed_memory()
 
 
 def test_compiled_programs_are_kept_where_the_config_says(tmp_path, digits_dir, finished):

@@ -238,6 +238,9 @@ def test_processes_that_share_a_workdir_take_each_job_once(tmp_path, digits_dir)
   assert [process.returncode for process in processes] == [0, 0, 0], said
   assert taken(''.join(said)) == JOBS
   assert len(results(tmp_path)) == 6
+  for manifest in (*tmp_path.glob('*/manifest.json'), *tmp_path.glob('*/*/seed*/manifest.json')):
+    command = json.loads(manifest.read_text())['command']
+    assert command.startswith('python -m kdih.sweep --config=')
 
 
 @pytest.mark.slow
