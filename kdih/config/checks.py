@@ -29,7 +29,6 @@ _EXAMPLES = {'sweep.alphas': (0.1,), 'sweep.learning_rates': (0.1,)}  # Of defau
 _FREE_FORM = ('teacher.kwargs', 'student.kwargs', 'methods')
 _SET_ELSEWHERE = {'num_classes': 'the data set', 'dtype': 'config.dtype', 'setting': 'kdih',
                   'axis_name': 'config.sync_batch_norm', 'parent': 'flax', 'name': 'flax'}
-_METHOD_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_+=-]{0,99}')  # It names a folder.
 # Field: (what its numbers must be, in words; the test).
 _ABOVE_0 = ('above 0', lambda x: 0 < x <= sys.float_info.max)
 _FROM_0 = ('0 or more', lambda x: 0 <= x <= sys.float_info.max)
@@ -55,10 +54,15 @@ _RANGES = {
     'sweep.learning_rates': _ABOVE_0,
 }
 _TRAIN_RANGES = {
-    'length': _LASTING, 'evaluate_every': _ABOVE_0, 'global_batch_size': _LASTING,
-    'learning_rate': _ABOVE_0, 'decay': _ABOVE_0, 'momentum': ('from 0 to less than 1',
-                                                               lambda x: 0 <= x < 1),
-    'weight_decay': _FROM_0, 'warmup': _FROM_0, 'milestones': _ABOVE_0,
+    'length': _LASTING,
+    'evaluate_every': _ABOVE_0,
+    'global_batch_size': _LASTING,
+    'learning_rate': _ABOVE_0,
+    'decay': _ABOVE_0,
+    'momentum': ('from 0 to less than 1', lambda x: 0 <= x < 1),
+    'weight_decay': _FROM_0,
+    'warmup': _FROM_0,
+    'milestones': _ABOVE_0,
 }
 
 
@@ -91,7 +95,8 @@ def _check_fields(config: Any, reference: Any, prefix: str) -> None:
     name = prefix + key
     if key not in config:
       raise errors.ConfigError(f'config.{name}: is missing; its default is {_shown(default)}')
-    value, default = _read(config, key, name), _EXAMPLES.get(name, default)
+    value = _read(config, key, name)
+    default = _EXAMPLES.get(name, default)
     if isinstance(default, ml_collections.ConfigDict):
       if not isinstance(value, ml_collections.ConfigDict):
         raise errors.ConfigError(
@@ -119,7 +124,7 @@ def _check_free_forms(config: ml_collections.ConfigDict) -> None:
       _check_plain(_read(config[role].kwargs, key, setting), setting)
   for name in config.methods:
     setting = f'config.methods.{in_line(name)}'
-    if not (isinstance(name, str) and _METHOD_NAME.fullmatch(name)):
+    if not (isinstance(name, str) and re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_+=-]{0,99}', name)):
       raise errors.ConfigError(f'{setting}: names a folder; give it a name of letters, digits, and '
                                '_ + = -, 100 at most, the first one a letter or a digit')
     options = _read(config.methods, name, setting)
@@ -179,7 +184,7 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _check_range(name: str, value: Any, words: str, test: Any) -> None:
-  for number in value if isinstance(value, tuple | list) else (value,):
+  for number in _as_tuple(value):
     if not test(number):
       raise errors.ConfigError(f'config.{name}: is {_shown(number)}; it must be {words}')
 

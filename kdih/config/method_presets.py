@@ -11,93 +11,61 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   import ml_collections
 
-_STANDARDISED = dict(alpha=0.9, temperature=2.0, gain=10.0, standardise=True)
-
 
 def methods(recipe: str) -> dict[str, dict[str, Any]]:
   """Entries of `config.methods`; `kind` is a file of kdih.methods, the rest are its options."""
-  return {**_logits(recipe), **_controls(recipe), **_features(recipe), **_others(),
-          **_combinations()}
-
-
-def training(
-    config: 'ml_collections.ConfigDict', name: str
-) -> 'ml_collections.ConfigDict':
-  """How students learn by the entry `name`: `config.student.train`, at their learning rate."""
-  train = config.student.train.copy_and_resolve_references()
-  train.learning_rate = config.methods[name].get('learning_rate', train.learning_rate)
-  return train
-
-
-def _weighting(recipe: str) -> dict:
-  """How labels and a teacher's logits are weighted."""
-  return dict(alpha=0.1, temperature=5.0) if recipe == 'paper' else dict(
-      alpha=0.9, temperature=4.0)
-
-
-def _kd(recipe: str) -> dict:
-  return dict(kind='kd', **_weighting(recipe), scale='one', gain=1.0, standardise=False)
-
-
-def _dih() -> dict:
-  return dict(kind='dih', alpha=0.1, temperature=5.0, reduction='sum', cross_entropy='per_branch',
-              members='cohort', weights='equal', gain=1.0, standardise=False)
-
-
-def _dkd() -> dict:
-  return dict(kind='dkd', alpha=1.0, beta=8.0, temperature=4.0, cross_entropy=1.0,
-              warmup_epochs=20.0, standardise=False)
-
-
-def _logits(recipe: str) -> dict[str, dict]:
-  """What teaches through logits."""
+  # How labels and a teacher's logits are weighted.
+  paper = dict(alpha=0.1, temperature=5.0)
+  repdistiller = dict(alpha=0.9, temperature=4.0)
+  weighting = paper if recipe == 'paper' else repdistiller
+  # What several entries are made from.
+  kd = dict(kind='kd', **weighting, scale='one', gain=1.0, standardise=False)
+  dih = dict(kind='dih', alpha=0.1, temperature=5.0, reduction='sum', cross_entropy='per_branch',
+             members='cohort', weights='equal', gain=1.0, standardise=False)
+  dkd = dict(kind='dkd', alpha=1.0, beta=8.0, temperature=4.0, cross_entropy=1.0,
+             warmup_epochs=20.0, standardise=False)
+  standardised = dict(alpha=0.9, temperature=2.0, gain=10.0, standardise=True)
   return {
+      # --- What teaches through logits. ---
       # Cross-entropy with the labels alone.
       'ce': dict(kind='ce'),
       # The teacher's own classifier teaches.
-      'kd': _kd(recipe),
+      'kd': kd,
       # The cohort teaches: heads and the teacher's own classifier.
-      'dih': _dih(),
+      'dih': dih,
       # The cohort, weighted by validation accuracy, or by a softmax fitted to the validation split.
-      'dih_accuracy': {**_dih(), 'weights': 'accuracy'},
-      'dih_learnt': {**_dih(), 'weights': 'learnt'},
+      'dih_accuracy': {**dih, 'weights': 'accuracy'},
+      'dih_learnt': {**dih, 'weights': 'learnt'},
       # Target and non-target classes apart.
-      'dkd': _dkd(),
+      'dkd': dkd,
       # Logit standardisation, with the weights of its paper (0.1 CE + 9 T^2 KL, T 2); for the
       # cohort, the mean of that over its members.
-      'kd_std': {**_kd(recipe), **_STANDARDISED},
-      'dkd_std': {**_dkd(), 'alpha': 9.0, 'beta': 72.0, 'temperature': 2.0, 'standardise': True},
-      'dih_std': {**_dih(), **_STANDARDISED, 'reduction': 'mean'},
+      'kd_std': {**kd, **standardised},
+      'dkd_std': {**dkd, 'alpha': 9.0, 'beta': 72.0, 'temperature': 2.0, 'standardise': True},
+      'dih_std': {**dih, **standardised, 'reduction': 'mean'},
       # Through assistants, each taught by the one before.
-      'takd': dict(kind='takd', chain=('resnet20',), **_weighting(recipe)),
+      'takd': dict(kind='takd', chain=('resnet20',), **weighting),
       # Peers that learn from each other.
       'dml': dict(kind='dml', peers=('student',), alpha=0.5, temperature=1.0),
-  }
 
-
-def _controls(recipe: str) -> dict[str, dict]:
-  """What tells whether it is the heads that help."""
-  return {
+      # --- What tells whether it is the heads that help. ---
       # KD with the loss scale of DIH.
-      'kd_matched': {**_kd('paper'), 'scale': 'cohort'},
+      'kd_matched': {**kd, **paper, 'scale': 'cohort'},
       # KD as RepDistiller weights it.
-      'kd_repdistiller': _kd('repdistiller'),
+      'kd_repdistiller': {**kd, **repdistiller},
       # DIH averaged over the branches, with the cross-entropy once, with the teacher in every
       # head's place.
-      'dih_mean': {**_dih(), 'reduction': 'mean'},
-      'dih_once': {**_dih(), 'cross_entropy': 'once'},
-      'dih_teacher': {**_dih(), 'members': 'teacher'},
-  }
+      'dih_mean': {**dih, 'reduction': 'mean'},
+      'dih_once': {**dih, 'cross_entropy': 'once'},
+      'dih_teacher': {**dih, 'members': 'teacher'},
 
-
-def _features(recipe: str) -> dict[str, dict]:
-  """What compares features or embeddings: cross_entropy * CE + weight * term, as RepDistiller."""
-  return {
+      # --- What compares features or embeddings. ---
+      # All by cross_entropy * CE + weight * term, as RepDistiller.
       # One hint layer, numbered from 1: first the hint, then KD; or both terms at once.
-      'fitnets': dict(kind='fitnets', phases='two', hint=2, **_weighting(recipe),
-                      cross_entropy=1.0, weight=100.0),
-      'fitnets_one': dict(kind='fitnets', phases='one', hint=2, **_weighting(recipe),
-                          cross_entropy=1.0, weight=100.0),
+      'fitnets': dict(kind='fitnets', phases='two', hint=2, **weighting, cross_entropy=1.0,
+                      weight=100.0),
+      'fitnets_one': dict(kind='fitnets', phases='one', hint=2, **weighting, cross_entropy=1.0,
+                          weight=100.0),
       'at': dict(kind='at', cross_entropy=1.0, weight=1000.0),
       'sp': dict(kind='sp', cross_entropy=1.0, weight=3000.0),
       'cc': dict(kind='cc', width=128, cross_entropy=1.0, weight=0.02),
@@ -111,23 +79,24 @@ def _features(recipe: str) -> dict[str, dict]:
                        weight=1.0),
       'crd': dict(kind='crd', width=128, negatives=16384, temperature=0.07, momentum=0.5,
                   cross_entropy=1.0, weight=0.8),
-  }
 
-
-def _others() -> dict[str, dict]:
-  """What trains classifiers on features of both sides."""
-  return {
+      # --- What trains classifiers on features of both sides. ---
       'tofd': dict(kind='tofd', temperature=3.0, alpha=0.05, beta=0.03),
       'mhkd': dict(kind='mhkd', alpha=0.1, temperature=4.0, beta=0.5, width=256),
-  }
 
-
-def _combinations() -> dict[str, dict]:
-  """Sums of entries; a feature method brings its weighted term alone."""
-  return {
+      # --- Sums of entries; a feature method brings its weighted term alone. ---
       'dih_at': dict(kind='combined', methods=('dih', 'at'), weights=(1.0, 1.0)),
       'dih_crd': dict(kind='combined', methods=('dih', 'crd'), weights=(1.0, 1.0)),
   }
+
+
+def training(
+    config: 'ml_collections.ConfigDict', name: str
+) -> 'ml_collections.ConfigDict':
+  """How students learn by the entry `name`: `config.student.train`, at their learning rate."""
+  train = config.student.train.copy_and_resolve_references()
+  train.learning_rate = config.methods[name].get('learning_rate', train.learning_rate)
+  return train
 
 
 SHORT = {'alpha': 'alpha', 'learning_rate': 'lr'}  # In names.

@@ -2,7 +2,6 @@
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import filelock
@@ -16,11 +15,6 @@ from kdih.data import digits, image_folder, images, staging, tiny_imagenet
 from kdih.data.spec import DataSpec
 from kdih.runtime.files import is_remote
 from kdih.runtime.progress import say
-
-_OWN = tuple(builder.name for builder in (
-    digits.Digits, tiny_imagenet.TinyImagenet, image_folder.ImageFolder))
-_PREPARE = ('`python -c "import kdih.data.datasets, tensorflow_datasets as tfds; '
-            "tfds.builder('{name}', data_dir={root!r}).download_and_prepare()\"`")
 
 
 def open_builder(data: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
@@ -44,19 +38,15 @@ def open_builder(data: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder(data.name, data_dir=data_dir, try_gcs=False)
   except tfds.core.registered.DatasetNotFoundError:
-    names = tfds.list_builders(with_community_datasets=False)
-    raise _unknown_dataset(data.name, names) from None
+    close = errors.closest(data.name, tfds.list_builders(with_community_datasets=False))
+    own = (digits.Digits, tiny_imagenet.TinyImagenet, image_folder.ImageFolder)
+    raise errors.ConfigError(
+        f'config.data.name: unknown {data.name!r}; {close}give the name of a TFDS data set, such '
+        f'as cifar100, or one of {", ".join(builder.name for builder in own)}') from None
   except Exception as error:  # TFDS raises many kinds for a bad version or config name.
     raise errors.ConfigError(f'config.data.name: TFDS cannot open {data.name!r}: '
                              f'{errors.first_line(error)}; if it is prepared in '
                              'config.data.data_dir and damaged, remove it there') from error
-
-
-def _unknown_dataset(name: str, names: Sequence[str]) -> errors.ConfigError:
-  close = errors.closest(name, names)
-  return errors.ConfigError(
-      f'config.data.name: unknown {name!r}; {close}give the name of a TFDS data set, such as '
-      f'cifar100, or one of {", ".join(_OWN)}')
 
 
 def describe(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> DataSpec:
@@ -68,12 +58,19 @@ def describe(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict)
   """
   image = _feature(builder, 'image_key', data.image_key, tfds.features.Image)
   label = _feature(builder, 'label_key', data.label_key, tfds.features.ClassLabel)
-  _check_pixels(data, image)
+  height, width, channels = image.shape
+  setting = f'config.data.image_key: the images of {data.name}'
+  if image.np_dtype != np.uint8:
+    raise errors.ConfigError(f'{setting} are of {np.dtype(image.np_dtype).name}; uint8 is needed, '
+                             '0 to 255; choose another feature, or prepare such a data set')
+  if channels not in images.MODES:
+    raise errors.ConfigError(f'{setting} have {channels or "no fixed number of"} channels; '
+                             f'one of {", ".join(map(str, images.MODES))} is needed; choose '
+                             'another feature')
   if (label.num_classes or 0) < 2:
     raise errors.ConfigError(
         f'config.data.label_key: {data.label_key!r} of {data.name} has {label.num_classes or "no"} '
         'classes; at least two are needed; choose another feature')
-  height, width, channels = image.shape
   if data.image_size:
     height = width = data.image_size
   if height is None or width is None:
@@ -86,17 +83,6 @@ def describe(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict)
           f'config.data.{field}: has {len(data[field])} numbers for images of {channels} '
           f'channel{"s"[:channels > 1]}; give one for each channel, or one for all')
   return DataSpec(data.name, (height, width, channels), label.num_classes)
-
-
-def _check_pixels(data: ml_collections.ConfigDict, image: tfds.features.Image) -> None:
-  setting, channels = f'config.data.image_key: the images of {data.name}', image.shape[-1]
-  if image.np_dtype != np.uint8:
-    raise errors.ConfigError(f'{setting} are of {np.dtype(image.np_dtype).name}; uint8 is needed, '
-                             '0 to 255; choose another feature, or prepare such a data set')
-  if channels not in images.MODES:
-    raise errors.ConfigError(f'{setting} have {channels or "no fixed number of"} channels; '
-                             f'one of {", ".join(map(str, images.MODES))} is needed; choose '
-                             'another feature')
 
 
 def _feature(builder, field: str, key: str, kind: type) -> Any:
@@ -168,7 +154,8 @@ def _remedy(builder: tfds.core.DatasetBuilder) -> str:
   root = builder.data_dir_root
   if not builder.url_infos:
     return f'config.data.data_dir chooses another folder than {root} to write it to'
-  command = _PREPARE.format(name=builder.name, root=str(root))
+  command = ('`python -c "import kdih.data.datasets, tensorflow_datasets as tfds; '
+             f"tfds.builder('{builder.name}', data_dir={str(root)!r}).download_and_prepare()\"`")
   remedy = (f'prepare it where there is a network with {command} and copy {root}, or set '
             'config.data.data_dir')
   names = [info.filename for info in builder.url_infos.values() if info.filename]

@@ -52,7 +52,8 @@ def _splits(folder: pathlib.Path, field: str, split: str) -> list[str]:
   """The folders that a split such as 'train[:90%]+more' is read from."""
   if not folder.is_dir():
     raise errors.ConfigError(f'config.data.folder: {folder} is no folder; {_LAYOUT}')
-  names, folders = [part.partition('[')[0].strip() for part in split.split('+')], _folders(folder)
+  names = [part.partition('[')[0].strip() for part in split.split('+')]
+  folders = _folders(folder)
   for name in names:
     if name not in folders:
       found = ', '.join(folders[:8] + ['...'] * (len(folders) > 8)) or 'no folders'
@@ -112,23 +113,22 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
   def __init__(self, folder: pathlib.Path, files: dict[str, Classes], classes: Sequence[str],
                data_dir: str | None):
-    self._files, self._classes = files, classes
+    self._files = files
+    self._classes = classes
     config = tfds.core.BuilderConfig(
         name=_copy_name(folder, files), description=f'The images in {folder}.')
     super().__init__(config=config, data_dir=data_dir)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(
-        features=self._features(), supervised_keys=('image', 'label'))
-
-  def _features(self) -> tfds.features.FeatureConnector:
     if self.is_prepared():  # Then the sizes need not be read again.
-      return tfds.features.FeaturesDict.from_config(self.data_dir)
-    return tfds.features.FeaturesDict({
-        'image': tfds.features.Image(shape=(*_common_size(self._files), 3)),
-        'label': tfds.features.ClassLabel(names=self._classes),
-        'file': tfds.features.Text(),
-    })
+      features = tfds.features.FeaturesDict.from_config(self.data_dir)
+    else:
+      features = tfds.features.FeaturesDict({
+          'image': tfds.features.Image(shape=(*_common_size(self._files), 3)),
+          'label': tfds.features.ClassLabel(names=self._classes),
+          'file': tfds.features.Text(),
+      })
+    return self.dataset_info_from_configs(features=features, supervised_keys=('image', 'label'))
 
   def _split_generators(self, dl_manager):
     del dl_manager
@@ -147,16 +147,11 @@ def _all(files: dict[str, Classes]) -> Iterator[pathlib.Path]:
 
 def _copy_name(folder: pathlib.Path, files: dict[str, Classes]) -> str:
   name = re.sub(r'[^\w.-]', '_', folder.name)
-  return f'{name}-{_digest(files)}'
-
-
-def _digest(files: dict[str, Classes]) -> str:
-  """Of paths, which are absolute, sizes and times of modification."""
-  digest = hashlib.sha256()
+  digest = hashlib.sha256()  # Of paths, which are absolute, sizes and times of modification.
   for path in sorted(_all(files)):
     stat = _read(pathlib.Path.stat, path)
     digest.update(os.fsencode(path) + f'\0{stat.st_size} {stat.st_mtime_ns}\0'.encode())
-  return digest.hexdigest()[:12]
+  return f'{name}-{digest.hexdigest()[:12]}'
 
 
 def _common_size(files: dict[str, Classes]) -> tuple[int | None, int | None]:

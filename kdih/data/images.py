@@ -9,7 +9,6 @@ import PIL.ImageOps
 
 # PIL's name for images of so many channels.
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width.
 
 
 def _orientation(image: PIL.Image.Image) -> int:
@@ -23,7 +22,8 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
     Exception: of many kinds, where the file is no image.
   """
   with PIL.Image.open(path) as image:
-    return image.size if _orientation(image) in _TURNED else image.size[::-1]
+    turned = _orientation(image) in (5, 6, 7, 8)  # Those that swap height and width.
+    return image.size if turned else image.size[::-1]
 
 
 def to_rgb(content: bytes) -> bytes:

@@ -48,9 +48,11 @@ class MemoryLoader:
   """
 
   def __init__(self, source: Examples):
-    indices = devices.share({'index': _filled_up(len(source))})['index']
-    images, labels = (devices.put_together(part)[:len(source)]
-                      for part in source.read(indices))
+    count, processes = len(source), devices.num_processes()
+    # Of all images, the last one repeated until the processes can share them evenly.
+    indices = np.minimum(np.arange(-(-count // processes) * processes), count - 1)
+    mine = devices.share({'index': indices})['index']
+    images, labels = (devices.put_together(part)[:count] for part in source.read(mine))
     self.resident = devices.replicate({'image': images, 'label': labels})
 
   def feeds(self, batches):
@@ -60,12 +62,6 @@ class MemoryLoader:
   def gather(self, resident, feed):
     """Looks the indices up in the resident arrays."""
     return {**feed, **{name: array[feed['index']] for name, array in resident.items()}}
-
-
-def _filled_up(count: int) -> np.ndarray:
-  """Indices of all images, the last one repeated until the processes can share them evenly."""
-  return np.minimum(np.arange(-(-count // devices.num_processes()) * devices.num_processes()),
-                    count - 1)
 
 
 class StreamingLoader:

@@ -3,7 +3,8 @@ import ml_collections
 import tensorflow_datasets as tfds
 
 from kdih import errors
-from kdih.data import sampling, source
+from kdih.data import source
+from kdih.data.splits import split_validation
 
 # Images in the splits of what need not be prepared for an estimate.
 _KNOWN = {'digits': {'train': 1438, 'test': 359},
@@ -26,7 +27,7 @@ def known(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) ->
               for split, field in (('train', 'train_split'), ('test', 'test_split'))}
   else:
     return {}
-  train, validation = sampling.split_validation(
+  train, validation = split_validation(
       images['train'], data.validation_fraction, data.validation_seed)
   return {'train': len(train), 'validation': len(validation), 'test': images['test']}
 

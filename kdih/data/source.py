@@ -13,8 +13,9 @@ import PIL.ImageOps
 import tensorflow_datasets as tfds
 
 from kdih import errors
-from kdih.data import datasets, images as images_lib, sampling
-from kdih.data.spec import DataSpec, Splits
+from kdih.data import datasets, images as images_lib
+from kdih.data.spec import DataSpec
+from kdih.data.splits import Splits, split_validation
 
 
 def open_splits(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> Splits:
@@ -26,8 +27,9 @@ def open_splits(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDi
   """
   builder = datasets.prepare(builder)
   sources = {split: open_split(builder, f'{split}_split', data) for split in ('train', 'test')}
-  fraction, count = data.validation_fraction, len(sources['train'])
-  sizes = [len(part) for part in sampling.split_validation(count, fraction, 0)]
+  fraction = data.validation_fraction
+  count = len(sources['train'])
+  sizes = [len(part) for part in split_validation(count, fraction, 0)]
   if not sizes[0] or (fraction and not sizes[1]):
     raise errors.ConfigError(
         f'config.data.validation_fraction: {fraction} of {count} images leaves {sizes[0]} to train '
@@ -96,8 +98,10 @@ class Source:
   def __init__(self, examples: Sequence, folder: Any, spec: DataSpec,
                data: ml_collections.ConfigDict):
     self.spec = spec
-    self._examples, self._folder = examples, folder
-    self._image_key, self._label_key = data.image_key, data.label_key
+    self._examples = examples
+    self._folder = folder
+    self._image_key = data.image_key
+    self._label_key = data.label_key
     self._image_size = data.image_size
 
   def __len__(self) -> int:
@@ -162,7 +166,8 @@ class _TFRecords(Sequence):
 
   def __init__(self, shards: Sequence, features: tfds.features.FeaturesDict,
                decoders: dict[str, tfds.decode.Decoder]):
-    self._features, self._decoders = features, decoders
+    self._features = features
+    self._decoders = decoders
     self._records: list[tuple[mmap.mmap, int, int]] = []
     for shard in shards:
       with open(shard.filename, 'rb') as file:  # An empty one raises ValueError.
@@ -190,7 +195,8 @@ def _records(content: mmap.mmap) -> Iterator[tuple[mmap.mmap, int, int]]:
 
 def _checked(content: mmap.mmap, start: int, size: int) -> bytes:
   """Some bytes that their checksum follows. Raises ValueError where it is another's."""
-  found, checksum = content[start:start + size], content[start + size:start + size + 4]
+  found = content[start:start + size]
+  checksum = content[start + size:start + size + 4]
   crc = google_crc32c.value(found)
   masked = ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff  # As TensorFlow stores it.
   if checksum != struct.pack('<I', masked):

@@ -1,14 +1,5 @@
-"""What models need to know of a data set, and its splits as training reads them."""
+"""What models need to know of a data set."""
 import dataclasses
-from collections.abc import Mapping
-
-import numpy as np
-
-from kdih import errors
-from kdih.data import loaders
-from kdih.data.loaders import Examples, Loader
-from kdih.runtime import devices
-from kdih.runtime.progress import say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,64 +9,3 @@ class DataSpec:
   name: str
   image_shape: tuple[int, int, int]  # Height, width, channels.
   num_classes: int
-
-
-_LOOKED_AT = 256  # Examples of a split that the streaming loader reads at the start.
-
-
-class Splits:
-  """The splits of a data set, each read when first asked for and then kept.
-
-  Args:
-    sources: the 'train' and 'test' split.
-    loader: how they are read, one of `choices.LOADERS`.
-  """
-
-  def __init__(self, sources: Mapping[str, Examples], loader: str):
-    self._sources, self._loader = sources, loader
-    self._loaders: dict[str, Loader] = {}
-
-  def check(self) -> None:
-    """Reads what there is to know before training.
-
-    The in-memory loader reads every example of both splits; the streaming loader a few hundred,
-    spread evenly, and the others when their turn comes.
-
-    Raises:
-      DataError: an example is damaged, a label is none of the classes, or all images to train
-        with are of one class.
-    """
-    found = {split: self._look_at(split) for split in self._sources}
-    if _is_one(found['train']) and _is_one(self.labels('train')):
-      raise errors.DataError(
-          f'config.data.train_split: all {self.size("train"):,} images are of one class, number '
-          f'{found["train"][0]}; at least two are needed; choose more of the split')
-
-  def _look_at(self, split: str) -> np.ndarray:
-    """The labels of the examples that `check` reads."""
-    if self.loader(split).resident:
-      return self.labels(split)
-    chosen = np.linspace(0, self.size(split) - 1, min(_LOOKED_AT, self.size(split)))
-    return self._sources[split].read(chosen.astype(int))[1]
-
-  def size(self, split: str) -> int:
-    """Images in a split; validation images are counted in 'train'."""
-    return len(self._sources[split])
-
-  def loader(self, split: str) -> Loader:
-    """The loader of a split."""
-    if split not in self._loaders:
-      say(f'data: {self.size(split):,} images of the {split} split, {self._loader} loader')
-      self._loaders[split] = loaders.make_loader(self._loader, self._sources[split])
-    return self._loaders[split]
-
-  def labels(self, split: str) -> np.ndarray:
-    """int32 labels of all images of a split."""
-    resident = self.loader(split).resident
-    if 'label' in resident:
-      return devices.to_host(resident['label'])
-    return self._sources[split].labels()
-
-
-def _is_one(labels: np.ndarray) -> bool:
-  return bool((labels == labels[0]).all())

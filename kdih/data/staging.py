@@ -10,8 +10,6 @@ from etils import epath
 from kdih import errors
 from kdih.runtime.progress import say
 
-_CACHE = '~/.cache/kdih/data'
-
 
 def staged(data_dir: str, name: str) -> str:
   """The local folder that holds a copy of a data set, as TFDS keeps it in `data_dir`.
@@ -26,7 +24,7 @@ def staged(data_dir: str, name: str) -> str:
   dataset = name.replace(':', '/').partition('/')[0]
   source = epath.Path(data_dir) / dataset
   digest = hashlib.sha256(data_dir.encode()).hexdigest()[:12]
-  cache = epath.Path(_CACHE).expanduser() / digest
+  cache = epath.Path('~/.cache/kdih/data').expanduser() / digest
   cache.mkdir(parents=True, exist_ok=True)
   with filelock.FileLock(cache / '.lock'):
     if not (cache / dataset).exists():

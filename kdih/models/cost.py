@@ -38,7 +38,7 @@ def measure(
     return model.apply(variables, images, train=False)
 
   return {
-      'parameters': sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
+      'parameters': count_parameters(variables['params']),
       'flops': flops(forward, variables, np.zeros((1, *image_shape), np.float32)),
       'latency_ms': 1000 * _seconds(forward, variables, (1, *image_shape), repeats),
       'images_per_second':
@@ -82,13 +82,12 @@ def _seconds(
   """Median wall time of a call on images of `images_shape`."""
   inputs = jax.device_put((variables, jnp.zeros(images_shape)), jax.local_devices()[0])
   jax.block_until_ready(forward(*inputs))
-  return statistics.median(_timed(forward, inputs) for _ in range(repeats))
-
-
-def _timed(forward: Callable, inputs: tuple) -> float:
-  begun = time.perf_counter()
-  jax.block_until_ready(forward(*inputs))
-  return time.perf_counter() - begun
+  times = []
+  for _ in range(repeats):
+    begun = time.perf_counter()
+    jax.block_until_ready(forward(*inputs))
+    times.append(time.perf_counter() - begun)
+  return statistics.median(times)
 
 
 def bytes_on_disk(path: epath.PathLike) -> int:

@@ -87,7 +87,11 @@ class ResNet(nn.Module):
     """Images [batch, H, W, C] -> float32 logits [batch, num_classes]."""
     conv = partial(layers.conv, dtype=self.dtype)
     norm = partial(layers.batch_norm, train=train, dtype=self.dtype, axis_name=self.axis_name)
-    x = self._stem(images, conv, norm)
+    stem_size, stem_stride = (7, 2) if self.imagenet_stem else (3, 1)
+    x = conv(self.stem_width, stem_size, stride=stem_stride, name='stem')(images)
+    x = nn.relu(norm(name='stem_norm')(x))
+    if self.imagenet_stem:
+      x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     for i, (size, width) in enumerate(zip(self.stage_sizes, self.stage_widths, strict=True), 1):
       for j in range(1, size + 1):
         stride = 2 if i > 1 and j == 1 else 1
@@ -96,15 +100,6 @@ class ResNet(nn.Module):
       layers.tap(self, f'stage{i}', x, before)
     x = layers.embedding(self, x)
     return layers.dense(x.shape[-1], self.num_classes, name='classifier')(x)
-
-  def _stem(self, images: jax.Array, conv: layers.ModuleFactory, norm: layers.ModuleFactory
-            ) -> jax.Array:
-    size, stride = (7, 2) if self.imagenet_stem else (3, 1)
-    x = conv(self.stem_width, size, stride=stride, name='stem')(images)
-    x = nn.relu(norm(name='stem_norm')(x))
-    if self.imagenet_stem:
-      x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    return x
 
 
 def _cifar(depth: int) -> partial[ResNet]:

@@ -64,13 +64,14 @@ def observe(
   Returns:
     The output, and {'batch_stats'} after it where `train` is set and the model has any.
   """
-  changing = [name for name in ('batch_stats',) if train and name in variables]
+  changing = ['batch_stats'] if train and 'batch_stats' in variables else []
   with nn.intercept_methods(_shift_only):
     logits, state = model.apply(
         variables, images, train=train, mutable=['intermediates', 'preactivations', *changing],
         rngs=None if key is None else {'dropout': key},
         capture_intermediates=lambda module, _: '/'.join(module.path) in taps)
-  features, before = _flatten(state, 'intermediates'), _flatten(state, 'preactivations')
+  features = _flatten(state, 'intermediates')
+  before = _flatten(state, 'preactivations')
   output = Output(
       jnp.asarray(logits, jnp.float32), {tap: _float32(features[tap]) for tap in taps},
       {tap: _float32(before[tap]) for tap in taps if tap in before},
@@ -101,11 +102,8 @@ def _flatten(state: Any, collection: str) -> Features:
 
 def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> Variables:
   """Shapes and dtypes of the model's variables; nothing is computed."""
-  return _init_shapes(model, _one_image(image_shape))
-
-
-def _init_shapes(model: nn.Module, image: jax.ShapeDtypeStruct) -> Variables:
-  return jax.eval_shape(lambda x: initial(model, jax.random.key(0), x), image)
+  return jax.eval_shape(
+      lambda image: initial(model, jax.random.key(0), image), _one_image(image_shape))
 
 
 def initial(model: nn.Module, key: jax.Array, images: jax.Array) -> Variables:
@@ -134,17 +132,18 @@ def choose_taps(
     ConfigError: the model sows no taps and none is named, or a named one does not exist.
   """
   own, outputs = _all_taps(model, image_shape)
+  known = own | outputs
   if not own and not wanted:
     raise errors.ConfigError(
         f'{setting}: {type(model).__name__} sows no taps; name submodules instead, from: '
         + ', '.join(outputs))
   for tap in wanted:
-    if tap not in own | outputs:
+    if tap not in known:
       raise errors.ConfigError(
-          f'{setting}: unknown {tap!r}; {errors.closest(tap, own | outputs)}choose from: '
+          f'{setting}: unknown {tap!r}; {errors.closest(tap, known)}choose from: '
           f'{", ".join(sorted(own or outputs, key=_natural))}'
           + ('; or any submodule, by its path' if own else ''))
-  return {tap: (own | outputs)[tap] for tap in wanted or sorted(own, key=_natural)}
+  return {tap: known[tap] for tap in wanted or sorted(own, key=_natural)}
 
 
 def sown(model: nn.Module, image_shape: Sequence[int]) -> Shapes:
@@ -152,14 +151,15 @@ def sown(model: nn.Module, image_shape: Sequence[int]) -> Shapes:
   return _all_taps(model, image_shape)[0]
 
 
-def _all_taps(model: nn.Module, image_shape: Sequence[int]):
-  image = _one_image(image_shape)
-  variables = _init_shapes(model, image)
+def _all_taps(model: nn.Module, image_shape: Sequence[int]) -> tuple[Shapes, Shapes]:
+  """The taps that the model sows, and the outputs of its submodules."""
+  variables = abstract_variables(model, image_shape)
 
   def features(capture: bool) -> Shapes:
     _, state = jax.eval_shape(
         lambda v, x: model.apply(v, x, train=False, mutable=['intermediates'],
-                                 capture_intermediates=capture), variables, image)
+                                 capture_intermediates=capture),
+        variables, _one_image(image_shape))
     return {name: value.shape[1:] for name, value in _flatten(state, 'intermediates').items()
             if name not in (_OUTPUT[1:], EMBEDDING) and hasattr(value, 'shape')}
 

@@ -27,8 +27,10 @@ class PreActivationBlock(nn.Module):
 
   def setup(self):
     """The layers; `projection` has parameters only where it is used."""
-    self.norm1, self.norm2 = self.norm(), self.norm()
-    self.conv1, self.conv2 = self.conv(self.width, stride=self.stride), self.conv(self.width)
+    self.norm1 = self.norm()
+    self.norm2 = self.norm()
+    self.conv1 = self.conv(self.width, stride=self.stride)
+    self.conv2 = self.conv(self.width)
     self.projection = self.conv(self.width, 1, stride=self.stride)
 
   def normalise(self, inputs: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from kdih.cohort import frozen_teacher
 from kdih.cohort.members import FINAL, MEAN
 from kdih.config import choices
 from kdih.data import augment, sampling
-from kdih.data.spec import Splits
+from kdih.data.splits import Splits, split_validation
 from kdih.models import cost
 from kdih.phases import exported_variables
 from kdih.phases.networks import Networks
@@ -71,7 +71,7 @@ class Experiment:
     self.teachers = teachers or workdir
     self.splits = splits
     self._validated: tuple[Task, Evaluator] | None = None
-    self.train_subset, self.validation_subset = sampling.split_validation(
+    self.train_subset, self.validation_subset = split_validation(
         splits.size('train'), config.data.validation_fraction, config.data.validation_seed)
     self.preprocess = augment.of_config(config)
     # What students see: the same, or a few of its views.

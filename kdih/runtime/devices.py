@@ -77,9 +77,7 @@ def _sharding(*axes: str) -> NamedSharding:
 
 def split(array: np.ndarray) -> jax.Array:
   """Gives every device an equal part, by its number: [devices of this process, part, ...]."""
-  devices = np.array(jax.local_devices())
-  parts = shard(share({'': array}))['']
-  return jax.device_put(parts, NamedSharding(Mesh(devices, (AXIS,)), PartitionSpec(AXIS)))
+  return distribute(shard(share({'': array})))['']
 
 
 def look_up(part: jax.Array, position: jax.Array, column: jax.Array) -> jax.Array:

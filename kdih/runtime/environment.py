@@ -1,6 +1,7 @@
 """What is set for the whole process: environment variables, XLA's flags, kept programs and memory.
 
-The first part is for before jax is imported; nothing here changes a number."""
+The first part is for before jax is imported; nothing here changes a number.
+"""
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -13,13 +14,6 @@ from typing import Any
 from absl import logging as absl_logging
 from etils import epath
 
-_DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
-# A CPU's matrix products alone are given to YNNPACK. By XLA's default convolutions are too, which
-# makes a step a quarter slower. A flag that jaxlib does not know ends the process, or one that
-# libtpu, which reads them too, does not know.
-_QUICK = '--xla_cpu_experimental_ynn_fusion_type=individual_dot'
-_KNOW_QUICK = ('0.10', '0.13')  # From, and below.
-
 
 def set_environment(config: Mapping[str, Any]) -> None:
   """What has to be set before jax and TensorFlow are imported."""
@@ -31,23 +25,17 @@ def set_environment(config: Mapping[str, Any]) -> None:
 
 def set_xla_flags(deterministic: bool) -> None:
   """Adds to XLA_FLAGS what kdih wants, unless it is set there; before jax is imported."""
+  wanted = ['--xla_gpu_deterministic_ops=true'] if deterministic else []
+  # A CPU's matrix products alone are given to YNNPACK. By XLA's default convolutions are too, which
+  # makes a step a quarter slower. A flag that jaxlib does not know ends the process, or one that
+  # libtpu, which reads them too, does not know.
+  jaxlib = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
+  if (0, 10) <= jaxlib < (0, 13) and importlib.util.find_spec('libtpu') is None:
+    wanted.append('--xla_cpu_experimental_ynn_fusion_type=individual_dot')
   given = os.environ.get('XLA_FLAGS', '').split()
   names = {flag.partition('=')[0] for flag in given}
-  wanted = [_DETERMINISTIC] if deterministic else []
-  if _knows_quick():
-    wanted.append(_QUICK)
   os.environ['XLA_FLAGS'] = ' '.join(
       [*given, *(flag for flag in wanted if flag.partition('=')[0] not in names)])
-
-
-def _knows_quick() -> bool:
-  first, end = map(_numbers, _KNOW_QUICK)
-  return (first <= _numbers(importlib.metadata.version('jaxlib')) < end
-          and importlib.util.find_spec('libtpu') is None)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-  return tuple(int(part) for part in version.split('.')[:2])
 
 
 def _silence_orbax() -> None:
@@ -60,11 +48,6 @@ def _silence_orbax() -> None:
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   sys.unraisablehook = report
-
-
-_COMPILED = '~/.cache/kdih/compiled'
-# Parameters of glibc's mallopt, from malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 
 
 def prepare(compilation_cache: str, freed_memory: bool) -> None:
@@ -82,7 +65,7 @@ def keep_compiled(folder: str = '') -> None:
   import jax  # After the flags are set.
 
   if folder or jax.config.values['jax_compilation_cache_dir'] is None:
-    path = epath.Path(folder or _COMPILED).expanduser()
+    path = epath.Path(folder or '~/.cache/kdih/compiled').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(path))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
@@ -100,6 +83,8 @@ def keep_freed_memory() -> None:
     return
   libc = ctypes.CDLL(None)
   if jax.default_backend() == 'cpu' and hasattr(libc, 'mallopt'):
-    libc.mallopt(_MMAP_THRESHOLD, 2**30)
-    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_TOP_PAD, 2**26)
+    # Parameters of glibc's mallopt, from malloc.h.
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    libc.mallopt(mmap_threshold, 2**30)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 2**26)

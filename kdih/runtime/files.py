@@ -18,7 +18,9 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   """Writes a file so that it is either whole or as it was before; the first process does."""
   if not processes.is_first():
     return
-  path, content = epath.Path(path), content.encode() if isinstance(content, str) else content
+  path = epath.Path(path)
+  if isinstance(content, str):
+    content = content.encode()
   if is_remote(path):  # An object appears as a whole.
     path.write_bytes(content)
     return
@@ -48,6 +50,7 @@ def read_json(path: epath.PathLike) -> Any | None:
 
 
 def damaged(path: epath.Path, reason: str) -> errors.ConfigError:
+  """The error for a file of a workdir that does not hold what it should."""
   return errors.ConfigError(
       f'--workdir: {path} is damaged ({reason}); put it back from a copy, or remove it: what it '
       'tells of is then done again')

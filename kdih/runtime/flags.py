@@ -11,7 +11,7 @@ from kdih import errors
 
 _HELP = {
     'config': 'Config file, with its argument if any: configs/cifar100.py:runlocal. Set any field '
-              'with --config.field=value; kdih/config_lib.py lists them all.',
+              'with --config.field=value; kdih/config/fields.py lists them all.',
     'workdir': 'Folder for checkpoints, variables, metrics and the report.',
 }
 
@@ -35,7 +35,8 @@ def read(
     ConfigError: a flag that is missing or unknown, a config file that cannot be read or raises
       an error, an override of a field that does not exist or of another type.
   """
-  values, argv = flags.FlagValues(), [_lengthen(argument, more, group) for argument in argv]
+  argv = [_lengthen(argument, more, group) for argument in argv]
+  values = flags.FlagValues()
   flags.DEFINE_string('workdir', None, _HELP['workdir'], flag_values=values)
   try:
     config_flags.DEFINE_config_file('config', None, _HELP['config'], flag_values=values,
@@ -54,7 +55,7 @@ def read(
                                '--workdir=runs/digits')
   if type(config) is not ml_collections.ConfigDict:
     raise errors.ConfigError('--config: get_config must return a ConfigDict that can be changed; '
-                             'it begins with config = config_lib.base()')
+                             'it begins with config = fields.base()')
   return config, workdir
 
 
@@ -69,19 +70,17 @@ def _reason(error: Exception) -> str:
   text = str(error).strip()
   last = text.split('\n')[-1].strip()
   if isinstance(error, AttributeError):
-    return f'--config: there is no such field: {_field(text)}'
+    suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+    if suggestion:
+      field = f'{suggestion[2]!r}; did you mean {suggestion[1]!r}?'
+    else:
+      field = f'{text.strip(chr(34) + chr(39))!r}; kdih/config/fields.py lists all'
+    return f'--config: there is no such field: {field}'
   if isinstance(error, OSError):
     return f'--config: the config file cannot be read: {last}'
   if 'Traceback' in text:  # ml_collections puts that of the config file into the message.
     return last.removeprefix('kdih.errors.ConfigError: ')
   return text if isinstance(error, flags.Error) else f'--config: {type(error).__name__}: {text}'
-
-
-def _field(text: str) -> str:
-  suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
-  if suggestion:
-    return f'{suggestion[2]!r}; did you mean {suggestion[1]!r}?'
-  return f'{text.strip(chr(34) + chr(39))!r}; kdih/config_lib.py lists all'
 
 
 def _split_tuples(config: ml_collections.ConfigDict) -> None:

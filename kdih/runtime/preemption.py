@@ -13,7 +13,8 @@ from jax.experimental import multihost_utils
 from kdih import errors
 from kdih.runtime import devices, processes
 
-_asked, _training = threading.Event(), threading.Event()
+_asked = threading.Event()
+_training = threading.Event()
 _times = itertools.count()  # That `reached` was asked, in every process alike.
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
   import ml_collections
 
 
-
 def join(fields: 'ml_collections.ConfigDict') -> None:
   """Joins the processes that `config.distributed` names, or those of a Slurm job or a TPU slice.
 

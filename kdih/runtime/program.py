@@ -6,7 +6,6 @@ from collections.abc import Callable
 from kdih import errors
 from kdih.runtime import processes
 
-_HELP = {'--help', '-h', '-help', '--helpfull'}
 RESUME = 75  # EX_TEMPFAIL of sysexits.h; launch scripts start such a run again.
 
 
@@ -17,7 +16,7 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
   failed training, `RESUME` where the same command goes on with nothing mended, 130 for an
   interruption.
   """
-  if _HELP & set(argv):
+  if {'--help', '-h', '-help', '--helpfull'} & set(argv):
     print(help_text)
     return 0
   code = _run(argv, body)

@@ -20,8 +20,10 @@ class Progress:
 
   def __init__(self, *, phase: str, total_steps: int, start_step: int, steps_per_epoch: float,
                batch_size: int):
-    self._phase, self._total, self._batch_size = phase, total_steps, batch_size
+    self._phase = phase
+    self._total = total_steps
     self._steps_per_epoch = steps_per_epoch
+    self._batch_size = batch_size
     self._bar = None
     if sys.stderr.isatty() and processes.is_first():
       self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc=phase, unit='step',
@@ -30,7 +32,8 @@ class Progress:
   def update(self, step: int, metrics: dict[str, float], examples_per_second: float) -> None:
     """Shows where the run is, after `step` updates."""
     values = ' '.join(f'{name} {value:.4f}' for name, value in metrics.items())
-    done, total = step / self._steps_per_epoch, self._total / self._steps_per_epoch
+    done = step / self._steps_per_epoch
+    total = self._total / self._steps_per_epoch
     epochs = f'epoch {done:.1f}/{total:.1f}'
     speed = f'{examples_per_second:,.0f} examples/s'
     if self._bar:

@@ -29,7 +29,8 @@ def collect() -> dict[str, Any]:
 
 
 def _command() -> str:
-  program, package = pathlib.Path(sys.argv[0]).absolute(), pathlib.Path(kdih.__file__).parent
+  program = pathlib.Path(sys.argv[0]).absolute()
+  package = pathlib.Path(kdih.__file__).parent
   if not program.is_relative_to(package):  # A notebook, or a program of the user's own.
     return shlex.join(sys.argv)
   names = program.relative_to(package.parent).with_suffix('').parts

@@ -42,16 +42,21 @@ STUDENT = {**_MEASURED, 'seed': _COUNT, 'method.kind': _TEXT, 'made_by?': _GROUP
            'made_by?.versions?': _GROUP, 'made_by?.devices?': _LIST}
 HEADS = {**_MEASURED, 'members': _GROUP, 'analysis?': _GROUP}
 FAILURE = {'error': _TEXT}
-_SWEEP = {'pairs': Kind('[teacher, student, methods] of each pair', lambda value: (
-    type(value) is list and all(map(_is_pair, value)))),
-          'seeds': Kind('of type list, of whole numbers from 0', lambda value: (
-              type(value) is list and all(map(_COUNT.fits, value)))), 'left_out?': _GROUP}
+_SWEEP = {
+    'pairs': Kind('[teacher, student, methods] of each pair',
+                  lambda value: type(value) is list and all(map(_is_pair, value))),
+    'seeds': Kind('of type list, of whole numbers from 0',
+                  lambda value: type(value) is list and all(map(_COUNT.fits, value))),
+    'left_out?': _GROUP,
+}
 
 
 def _is_pair(value: Any) -> bool:
-  return type(value) is list and len(value) == 3 and type(value[2]) is list and all(
-      type(name) is str and _names_a_folder(name) for name in (*value[:2], *value[2])) and all(
-          '/' not in name for name in value[2])
+  if not (type(value) is list and len(value) == 3 and type(value[2]) is list):
+    return False
+  teacher, student, methods = value
+  return (all(type(name) is str and _names_a_folder(name) for name in (teacher, student, *methods))
+          and all('/' not in name for name in methods))
 
 
 def _names_a_folder(name: str) -> bool:

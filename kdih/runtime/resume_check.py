@@ -1,5 +1,4 @@
 """Whether a run may resume: which fields of its config have changed, and whether they may."""
-from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -28,22 +27,19 @@ def check(
       when the run was begun.
     free: fields, or groups of them, that may change here, beside `FREE`.
   """
-  before, now = {**dict(flatten(defaults)), **dict(flatten(stored))}, dict(flatten(config))
-  changed = sorted(_differences(path, before, now, (*FREE, *free)))
-  if changed:
-    raise errors.ConfigError(
-        f'--workdir: {path} holds a run of another config; changed: {", ".join(changed)}. Choose '
-        'another workdir, or set these back')
-
-
-def _differences(
-    path: epath.Path, before: dict[str, Any], now: dict[str, Any], free: tuple[str, ...]
-) -> Iterator[str]:
+  before = {**dict(flatten(defaults)), **dict(flatten(stored))}
+  now = dict(flatten(config))
+  changed = []
   for name in before.keys() | now.keys():
     group, *rest = name.split('.')
     if group == 'methods':  # Those of a method that was never begun here may change.
       may_change = not (path / 'student' / rest[0]).exists()
     else:
-      may_change = any(name == field or name.startswith(f'{field}.') for field in free)
+      may_change = any(
+          name == field or name.startswith(f'{field}.') for field in (*FREE, *free))
     if not may_change and before.get(name) != now.get(name):
-      yield f'config.{name} (was {before.get(name)!r}, is {now.get(name)!r})'
+      changed.append(f'config.{name} (was {before.get(name)!r}, is {now.get(name)!r})')
+  if changed:
+    raise errors.ConfigError(
+        f'--workdir: {path} holds a run of another config; changed: {", ".join(sorted(changed))}. '
+        'Choose another workdir, or set these back')

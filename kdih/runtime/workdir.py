@@ -2,7 +2,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import filelock
@@ -104,17 +104,19 @@ class Workdir:
 
   def results(self) -> dict:
     """The results of all finished phases: {'teacher', 'heads', 'student': {method: ...}}."""
-    found = {name: self.result(name) for name in ('teacher', 'heads')}
+    found: dict[str, dict] = {}
+    for name in ('teacher', 'heads'):
+      result = self.result(name)
+      if result:
+        found[name] = result
     paths = {path.parent.name: path for path in self.path.glob('student/*/result.json')}
-    students = {name: files.read_json(paths[name]) for name in self._in_order(paths)}
-    return {**{name: result for name, result in found.items() if result},
-            **({'student': students} if students else {})}
-
-  def _in_order(self, methods: Iterable[str]) -> list[str]:
-    """As the config names them; those of an earlier command last."""
+    # As the config names them; those of an earlier command last.
     manifest = files.read_json(self.path / 'manifest.json')
     order = manifest['config']['student']['methods'] if manifest else []
-    return sorted(methods, key=lambda m: (order.index(m) if m in order else len(order), m))
+    names = sorted(paths, key=lambda m: (order.index(m) if m in order else len(order), m))
+    if names:
+      found['student'] = {name: files.read_json(paths[name]) for name in names}
+    return found
 
 
 def resolved(config: 'ml_collections.ConfigDict') -> dict:

@@ -1,6 +1,7 @@
 """Every orbax call of the project: checkpoints to resume from, variables to keep.
 
-When they are written, the loop decides (`loop`, `loop_schedule`)."""
+When they are written, the loop decides (`loop`, `loop_schedule`).
+"""
 import os
 import re
 from typing import Any

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from kdih import errors, main
 from kdih.data import datasets, sampling, source as source_lib
-from kdih.data.spec import Splits
+from kdih.data.splits import Splits
 from tests.helpers.damage import empty, flip_a_bit, truncate
 from tests.helpers.made_data import FORMATS, examples, make_config, make_folder, message, pixels
 from tests.helpers.runs import read_config, tiny_command

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from kdih import errors
-from kdih.data import augment, datasets, loaders, sampling
+from kdih.data import augment, datasets, loaders, sampling, splits
 from kdih.data.source import open_split
 from tests.helpers.made_data import FORMATS, examples, make_config, message, pixels
 
@@ -94,13 +94,13 @@ def test_evaluation_shows_each_example_once_and_masks_the_filling(batch_size, ma
 
 @pytest.mark.parametrize('count, fraction, size', [(100, 0.1, 10), (1437, 0.1, 144), (50, 0.0, 0)])
 def test_the_validation_split_is_disjoint_complete_and_seeded(count, fraction, size):
-  train, held_out = sampling.split_validation(count, fraction, 0)
+  train, held_out = splits.split_validation(count, fraction, 0)
   assert len(held_out) == size and train.dtype == held_out.dtype == np.int32
   np.testing.assert_array_equal(np.sort(np.concatenate([train, held_out])), np.arange(count))
-  np.testing.assert_array_equal(sampling.split_validation(count, fraction, 0)[1], held_out)
+  np.testing.assert_array_equal(splits.split_validation(count, fraction, 0)[1], held_out)
   assert (np.diff(train) > 0).all() and (np.diff(held_out) > 0).all()
   if size:
-    assert not np.array_equal(sampling.split_validation(count, fraction, 1)[1], held_out)
+    assert not np.array_equal(splits.split_validation(count, fraction, 1)[1], held_out)
 
 
 def test_without_a_key_images_are_only_normalised():
