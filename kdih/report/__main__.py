@@ -21,7 +21,6 @@ from kdih.runtime import program
 from kdih.runtime.files import write_atomically
 
 _TITLE = 'Comparison of distillation methods'
-_LATEX = '% Needs \\usepackage{array, booktabs}.\n'
 
 
 def main(argv: list[str]) -> int:
@@ -105,32 +104,33 @@ def write(
   pictures_folder.mkdir(parents=True, exist_ok=True)
   pictures = comparison_plots.draw(pairs, pictures_folder)
   provenance = list(dict.fromkeys(line for run in runs for line in run.provenance))
-  said = '\n\n'.join([*_said(pairs, comparison_plots.headings(pairs)),
-                      *_section('What is missing or was left out', problems)])
-  shown = [_picture(p.name, p.section, p.title, p.text) for p in pictures]
+
+  parts: list[str] = []
+  for pair, heading in zip(pairs, comparison_plots.headings(pairs), strict=True):
+    parts += [f'## {tables.markdown_escaped(heading)}',
+              tables.markdown_escaped(tables.caption(pair)),
+              tables.markdown(pair),
+              *findings.findings(pair)]
+  parts += _section('What is missing or was left out', problems)
+  said = '\n\n'.join(parts)
+  shown: list[str] = []
+  for picture in pictures:
+    section, title, text = map(
+        tables.markdown_escaped, (picture.section, picture.title, picture.text))
+    shown += [f'![{title}](pictures/{picture.name}.png)', f'{section}. **{title}.** {text}']
+
   files = {
-      'report.md': '\n\n'.join([f'# {_TITLE}', said, *shown,
-                                *_section('Provenance', provenance)]) + '\n',
-      'results.csv': tables.csv_of_pairs(pairs), 'runs.csv': tables.csv_of_runs(runs),
-      'tables.tex': _LATEX + '\n\n'.join(map(tables.latex, pairs)) + '\n',
+      'report.md': '\n\n'.join(
+          [f'# {_TITLE}', said, *shown, *_section('Provenance', provenance)]) + '\n',
+      'results.csv': tables.csv_of_pairs(pairs),
+      'runs.csv': tables.csv_of_runs(runs),
+      'tables.tex': ('% Needs \\usepackage{array, booktabs}.\n'
+                     + '\n\n'.join(map(tables.latex, pairs)) + '\n'),
       'index.html': page_lib.page(
           _TITLE, pairs, pictures, pictures_folder, problems, provenance)}
   for name, content in files.items():
     write_atomically(folder / name, content)
   return f'{said}\n\nthe page: {folder / "index.html"}'
-
-
-def _said(pairs: Sequence[Pair], headings: Sequence[str]) -> Iterator[str]:
-  for pair, heading in zip(pairs, headings, strict=True):
-    yield f'## {tables.markdown_escaped(heading)}'
-    yield tables.markdown_escaped(tables.caption(pair))
-    yield tables.markdown(pair)
-    yield from findings.findings(pair)
-
-
-def _picture(name: str, *words: str) -> str:
-  section, title, text = map(tables.markdown_escaped, words)
-  return f'![{title}](pictures/{name}.png)\n\n{section}. **{title}.** {text}'
 
 
 def _section(title: str, lines: Sequence[str]) -> Iterator[str]:

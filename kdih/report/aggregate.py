@@ -72,7 +72,7 @@ class Row:
     gains: {method: the gain over it}, of those of `BASELINES` that were run.
     published: numbers for this pair and method.
     val_mean: validation top-1 of those variables; None without a validation split.
-    family: the same for all variants of a method, see `kdih.sweep.variants`.
+    family: the same for all variants of a method, see `kdih.config.method_presets`.
   """
 
   method: str
@@ -167,19 +167,17 @@ def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, lis
   for run in runs:
     found.setdefault(run.method, []).append(run)
   known = [method for method in _ORDER if method in found]
-  return {method: _of_one_setting(found[method], name, problems)
-          for method in dict.fromkeys((*known, *found))}
-
-
-def _of_one_setting(runs: list[Run], name: str, problems: list[str]) -> list[Run]:
-  settings: dict[str, list[Run]] = {}
-  for run in runs:
-    settings.setdefault(json.dumps(run.result['method'], sort_keys=True), []).append(run)
-  most = max(settings.values(), key=len)
-  if others := [run.seed for run in runs if run not in most]:
-    problems.append(f'{name}: {most[0].method} has other {", ".join(_differences(settings))} for '
-                    f'{_seeds(others)}, left out')
-  return sorted(most, key=lambda run: run.seed)
+  methods = {}
+  for method in dict.fromkeys((*known, *found)):
+    settings: dict[str, list[Run]] = {}
+    for run in found[method]:
+      settings.setdefault(json.dumps(run.result['method'], sort_keys=True), []).append(run)
+    most = max(settings.values(), key=len)
+    if others := [run.seed for run in found[method] if run not in most]:
+      problems.append(f'{name}: {method} has other {", ".join(_differences(settings))} for '
+                      f'{_seeds(others)}, left out')
+    methods[method] = sorted(most, key=lambda run: run.seed)
+  return methods
 
 
 def _note_missing_seeds(methods: dict[str, list[Run]], name: str, problems: list[str]) -> None:
@@ -216,17 +214,20 @@ def _costs(results: list[dict]) -> dict[str, int | None]:
 def _row(method: str, methods: dict[str, list[Run]]) -> Row:
   runs = methods[method]
   last = list(_last(runs).values())
-  best, val = ([100 * run.result[part]['top1'] for run in runs if run.result['val']]
-               for part in ('test_best_val', 'val'))
-  validated = len(best) == len(runs)
+  # Where one of the runs has no validation split there is no mean over all of them.
+  validated = runs if all(run.result['val'] for run in runs) else []
+  best = [100 * run.result['test_best_val']['top1'] for run in validated]
+  val = [100 * run.result['val']['top1'] for run in validated]
   gains = {baseline: gain for baseline in BASELINES
            if baseline != method and baseline in methods
            and (gain := _gain(runs, methods[baseline]))}
+  one = runs[0]
   return Row(
-      method, tuple(run.seed for run in runs), statistics.fmean(last), _std(last),
-      statistics.fmean(best) if validated else None, _std(best) if validated else None, gains,
-      published.taught(runs[0].data, runs[0].teacher, runs[0].student, runs[0].result['method']),
-      statistics.fmean(val) if validated else None, method_presets.family(runs[0].result['method']))
+      method, tuple(run.seed for run in runs), mean=statistics.fmean(last), std=_std(last),
+      best_mean=statistics.fmean(best) if best else None, best_std=_std(best), gains=gains,
+      published=published.taught(one.data, one.teacher, one.student, one.result['method']),
+      val_mean=statistics.fmean(val) if val else None,
+      family=method_presets.family(one.result['method']))
 
 
 def _last(runs: list[Run]) -> dict[int, float]:
@@ -240,7 +241,8 @@ def _std(values: list[float]) -> float | None:
 
 def _gain(runs: list[Run], baseline: list[Run]) -> Gain | None:
   """None where no seed is in both."""
-  mine, other = _last(runs), _last(baseline)
+  mine = _last(runs)
+  other = _last(baseline)
   differences = [mine[seed] - other[seed] for seed in mine if seed in other]
   if not differences:
     return None

@@ -10,8 +10,6 @@ from kdih.report.aggregate import Run
 from kdih.runtime import files as files_lib, result_schema
 
 _PHASES = ('teacher', 'heads', 'student')
-# Fields of config.data that change no number.
-_FREE = ('data_dir', 'loader', 'eval_global_batch_size')
 
 
 def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
@@ -34,10 +32,6 @@ def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
     if not found.search(path):
       found.note(f'{path}: holds no student')
   return list(found.runs.values()), found.problems
-
-
-def _students(workdir: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(path for path in workdir.glob('student/*') if path.is_dir())
 
 
 class _Collection:
@@ -78,28 +72,26 @@ class _Collection:
   def _read_sweep(self, path: pathlib.Path) -> None:
     """Notes what a sweep was asked for and has not begun, or has left out, and why."""
     try:
-      for asked in result_schema.read_sweep(path / 'sweep.json'):
-        for name, reason in (asked.get('left_out') or {}).items():
-          self.note(f'{path}: {name} was left out: {reason}')
-        for teacher, student, methods in asked['pairs']:
-          self._note_not_begun(path, teacher, student, methods, asked['seeds'])
+      commands = result_schema.read_sweep(path / 'sweep.json')
     except result_schema.Unusable as error:
       self.note(str(error))
-
-  def _note_not_begun(
-      self, path: pathlib.Path, teacher: str, student: str, methods: list[str], seeds: list[int]
-  ) -> None:
-    folder = path / files_lib.folder_name(teacher) / files_lib.folder_name(student)
-    lacking = {method: [str(seed) for seed in seeds
-                        if not (folder / f'seed{seed}/student/{method}').is_dir()]
-               for method in methods}
-    said = [f'{method} with seed {", ".join(seeds)}' for method, seeds in lacking.items() if seeds]
-    if said:
-      self.note(f'{path}: {teacher} -> {student}: not begun: {"; ".join(said)}')
+      return
+    for asked in commands:
+      for name, reason in (asked.get('left_out') or {}).items():
+        self.note(f'{path}: {name} was left out: {reason}')
+      for teacher, student, methods in asked['pairs']:
+        folder = path / files_lib.folder_name(teacher) / files_lib.folder_name(student)
+        not_begun = []
+        for method in dict.fromkeys(methods):
+          if seeds := [str(seed) for seed in asked['seeds']
+                       if not (folder / f'seed{seed}/student/{method}').is_dir()]:
+            not_begun.append(f'{method} with seed {", ".join(seeds)}')
+        if not_begun:
+          self.note(f'{path}: {teacher} -> {student}: not begun: {"; ".join(not_begun)}')
 
   def _read_run(self, workdir: pathlib.Path) -> None:
     """Adds the students of a workdir; that of a sweep's teacher has none itself."""
-    folders = _students(workdir)
+    folders = sorted(path for path in workdir.glob('student/*') if path.is_dir())
     if not folders:
       if not any(workdir.glob('*/seed*')):
         self.note(f'{workdir}: holds no student')
@@ -111,10 +103,16 @@ class _Collection:
     except result_schema.Unusable as error:
       self.note(f'{error}; its students are left out')
       return
-    config, heads = manifest['config'], self._heads(home / 'heads')
+    config = manifest['config']
+    heads = self._heads(home / 'heads')
     path = errors.printable(str(workdir))
     for folder in folders:
-      if result := self._phase_if_usable(folder, result_schema.STUDENT):
+      try:
+        result = self._phase(folder, result_schema.STUDENT)
+      except result_schema.Unusable as error:
+        self.note(str(error))
+        continue
+      if result:
         self._add(Run(
             path, config['data']['name'], config['teacher']['name'],
             config['student']['name'], errors.printable(folder.name), result['seed'],
@@ -144,13 +142,6 @@ class _Collection:
       return None
     return heads
 
-  def _phase_if_usable(self, folder: pathlib.Path, keys: result_schema.Keys) -> dict | None:
-    try:
-      return self._phase(folder, keys)
-    except result_schema.Unusable as error:
-      self.note(str(error))
-      return None
-
   def _add(self, run: Run) -> None:
     known = self.runs.setdefault(
         (run.data, run.teacher, run.student, run.method, run.seed, run.protocol), run)
@@ -170,7 +161,8 @@ def _protocol(config: dict, teacher: dict | None) -> str:
   """See `Run.protocol`; the config of the heads is a part of it, for heads may teach."""
   student = {key: value for key, value in config['student'].items() if key != 'methods'}
   heads = {key: value for key, value in config['heads'].items() if key != 'variables'}
-  data = {key: value for key, value in config['data'].items() if key not in _FREE}
+  free = ('data_dir', 'loader', 'eval_global_batch_size')  # They change no number.
+  data = {key: value for key, value in config['data'].items() if key not in free}
   return json.dumps({
       'data': data, 'student': student, 'heads': heads, 'dtype': config['dtype'],
       'sync_batch_norm': config['sync_batch_norm'],

@@ -12,11 +12,8 @@ from matplotlib.figure import Figure
 
 from kdih.cohort.members import MEAN
 from kdih.report import cost_plots, tables
-from kdih.report.aggregate import BASELINES, Pair, Row
+from kdih.report.aggregate import BASELINES, Pair
 from kdih.report.style import GREY, STUDENT, TEACHER, clean, new_figure, save, shown
-
-_ABREAST = 6  # Members of a cohort up to which its panels stand side by side.
-_LONGEST = 48  # Letters of a part of the name of a file; most file systems take 255 in all.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,36 +76,33 @@ def _cohort_figures(pairs: Sequence[Pair]) -> Iterator[tuple[Picture, Figure]]:
       continue
     drawn.append(pair.heads)
     section = f'{pair.data}: the cohort of {pair.teacher}'
-    for name, (title, text, figure) in _cohort_pictures(pair.heads).items():
-      yield Picture(_file(name, pair.data, pair.teacher), section, title, text), figure
-
-
-def _cohort_pictures(heads: dict) -> dict[str, tuple[str, str, Figure]]:
-  analysis = heads.get('analysis') or {}
-  pictures = {}
-  if analysis.get('members'):
-    pictures['members'] = ('Accuracy, entropy and calibration by depth',
-                           f'Members from shallow to deep: {", ".join(_members(heads))}. ECE is '
-                           'the expected calibration error.',
-                           members_by_depth(heads))
-  if analysis.get('agreement'):
-    pictures['agreement'] = ('Agreement of the members', 'Test images, in percent, of which two '
-                             'members say the same class.', agreement(**analysis['agreement']))
-  if len(analysis.get('without') or {}) > 1:
-    pictures['without'] = ('The cohort without one of its members', 'Test top-1 of the mean of '
-                           'the other members, for every member.', without(analysis['without']))
-  return pictures
+    analysis = pair.heads.get('analysis') or {}
+    if analysis.get('members'):
+      yield Picture(_file('members', pair.data, pair.teacher), section,
+                    'Accuracy, entropy and calibration by depth',
+                    f'Members from shallow to deep: {", ".join(_members(pair.heads))}. ECE is '
+                    'the expected calibration error.'), members_by_depth(pair.heads)
+    if analysis.get('agreement'):
+      yield Picture(_file('agreement', pair.data, pair.teacher), section,
+                    'Agreement of the members', 'Test images, in percent, of which two members '
+                    'say the same class.'), agreement(**analysis['agreement'])
+    if len(analysis.get('without') or {}) > 1:
+      yield Picture(_file('without', pair.data, pair.teacher), section,
+                    'The cohort without one of its members', 'Test top-1 of the mean of the other '
+                    'members, for every member.'), without(analysis['without'])
 
 
 def _file(*parts: str) -> str:
   """A name that every file system takes, whatever the parts are."""
-  return '_'.join(re.sub(r'[^\w.-]+', '-', part, flags=re.ASCII)[-_LONGEST:] for part in parts)
+  longest = 48  # Letters of a part; most file systems take 255 in all.
+  return '_'.join(re.sub(r'[^\w.-]+', '-', part, flags=re.ASCII)[-longest:] for part in parts)
 
 
 def _gains_text(pair: Pair) -> str:
   said = []
   for baseline in _baselines(pair):
-    row = max(_with_gain(pair, baseline), key=lambda row: row.gains[baseline].mean)
+    row = max((row for row in pair.rows if baseline in row.gains),
+              key=lambda row: row.gains[baseline].mean)
     said.append(f'the largest over {baseline} is that of {row.method}, '
                 f'{tables.signed(row.gains[baseline].mean)}')
   single = any(gain.standard_error is None for row in pair.rows for gain in row.gains.values())
@@ -117,11 +111,7 @@ def _gains_text(pair: Pair) -> str:
 
 
 def _baselines(pair: Pair) -> list[str]:
-  return [name for name in BASELINES if _with_gain(pair, name)]
-
-
-def _with_gain(pair: Pair, baseline: str) -> list[Row]:
-  return [row for row in pair.rows if baseline in row.gains]
+  return [name for name in BASELINES if any(name in row.gains for row in pair.rows)]
 
 
 def gains(pair: Pair) -> Figure:
@@ -137,7 +127,10 @@ def gains(pair: Pair) -> Figure:
     axes.axvline(0, color=GREY, linewidth=1)
     for at, row in enumerate(rows):
       if gain := row.gains.get(baseline):
-        _draw_gain(axes, at, gain.mean, gain.standard_error)
+        axes.errorbar(gain.mean, at, xerr=gain.standard_error, fmt='o', color=TEACHER,
+                      markersize=5, capsize=3,
+                      markerfacecolor='white' if gain.standard_error is None else TEACHER)
+        _write_beside(axes, at, gain.mean)
     axes.set_xlabel(f'gain over {baseline}, points')
     axes.xaxis.set_major_formatter(lambda x, _: f'{x:+g}'.replace('-', '−') if x else '0')
     axes.locator_params(axis='x', nbins=5)
@@ -145,12 +138,6 @@ def gains(pair: Pair) -> Figure:
   panels[0].set_yticks(range(len(rows)), [shown(row.method) for row in rows])
   panels[0].set_ylim(-0.6, len(rows) - 0.4)
   return figure
-
-
-def _draw_gain(axes: Axes, at: int, mean: float, error: float | None) -> None:
-  axes.errorbar(mean, at, xerr=error, fmt='o', color=TEACHER, markersize=5, capsize=3,
-                markerfacecolor='white' if error is None else TEACHER)
-  _write_beside(axes, at, mean)
 
 
 def _write_beside(axes: Axes, at: int, number: float) -> None:
@@ -174,35 +161,29 @@ def members_by_depth(heads: dict) -> Figure:
   analysed = heads['analysis']['members']
   panels = {'test top-1 %': (accuracies, '{:.1f}'),
             'entropy, nats': ({n: m['entropy'] for n, m in analysed.items()}, '{:.2f}'),
-            'ECE, points':
-                ({n: 100 * m['ece'] for n, m in analysed.items()}, '{:.1f}')}
+            'ECE, points': ({n: 100 * m['ece'] for n, m in analysed.items()}, '{:.1f}')}
   names = _members(heads)
-  if len(names) <= _ABREAST:
-    figure, shape = new_figure(3 * max(1.2 + 0.55 * len(names), 2.6), 3.4), (1, 3)
+  if len(names) <= 6:  # So few bars leave room for the panels side by side.
+    figure = new_figure(3 * max(1.2 + 0.55 * len(names), 2.6), 3.4)
+    grid = figure.subplots(1, 3)
   else:
-    figure, shape = new_figure(max(1.6 + 0.6 * len(names), 6), 8), (3, 1)
-  for axes, (title, (values, form)) in zip(
-      figure.subplots(*shape).flat, panels.items(), strict=True):
-    _draw_members(axes, title, names, values, form)
+    figure = new_figure(max(1.6 + 0.6 * len(names), 6), 8)
+    grid = figure.subplots(3, 1)
+  for axes, (title, (values, form)) in zip(grid.flat, panels.items(), strict=True):
+    bars = axes.bar(range(len(names)), [values[name] for name in names], width=0.62, color=TEACHER)
+    axes.bar_label(bars, fmt=form, padding=2, fontsize=9,
+                   bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
+    axes.set_title(title, loc='left', fontsize=10)
+    if (mean := values.get(MEAN)) is not None:
+      axes.axhline(mean, color=GREY, linestyle='--', linewidth=1, zorder=0.9)
+      axes.set_title(f'- - mean {form.format(mean)}', loc='right', fontsize=9, color=GREY)
+    axes.set_xticks(range(len(names)), [shown(name) for name in names], rotation=40, ha='right',
+                    rotation_mode='anchor')
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.margins(y=0.12)
+    axes.set_ylim(bottom=0)  # None of these numbers can be below.
+    clean(axes)
   return figure
-
-
-def _draw_members(
-    axes: Axes, title: str, names: list[str], values: dict[str, float], form: str
-) -> None:
-  bars = axes.bar(range(len(names)), [values[name] for name in names], width=0.62, color=TEACHER)
-  axes.bar_label(bars, fmt=form, padding=2, fontsize=9,
-                 bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
-  axes.set_title(title, loc='left', fontsize=10)
-  if (mean := values.get(MEAN)) is not None:
-    axes.axhline(mean, color=GREY, linestyle='--', linewidth=1, zorder=0.9)
-    axes.set_title(f'- - mean {form.format(mean)}', loc='right', fontsize=9, color=GREY)
-  axes.set_xticks(range(len(names)), [shown(name) for name in names], rotation=40, ha='right',
-                  rotation_mode='anchor')
-  axes.set_xlim(-0.6, len(names) - 0.4)
-  axes.margins(y=0.12)
-  axes.set_ylim(bottom=0)  # None of these numbers can be below.
-  clean(axes)
 
 
 def agreement(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> Figure:
@@ -212,7 +193,8 @@ def agreement(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> Figure
     names: of the members.
     matrix: fractions [members, members].
   """
-  shares, size = np.asarray(matrix), 1.5 + 0.48 * len(names)
+  shares = np.asarray(matrix)
+  size = 1.5 + 0.48 * len(names)
   figure = new_figure(size, size)
   axes = figure.add_subplot()
   axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)

@@ -1,7 +1,7 @@
 """The picture of accuracy against what models cost."""
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,9 @@ from kdih.report.style import COLOURS, DPI, MARKERS, clean, new_figure, shown
 
 _COSTS = {'parameters': 'parameters', 'flops': 'FLOPs of one image'}
 _TEACHER: dict[str, Any] = {'marker': 'o', 'color': 'black', 'markersize': 7, 'linestyle': ''}
-_ABREAST = 6  # Columns up to which the panels stand side by side.
-# In typographic points: between the centres of two markers, and between two columns.
-_APART, _GAP = 8.0, 5.0
+# In typographic points.
+_APART = 8.0  # Between the centres of two markers.
+_GAP = 5.0  # Between two columns.
 
 
 @dataclasses.dataclass
@@ -53,17 +53,33 @@ def accuracy_by_cost(pairs: Sequence[Pair]) -> Figure | None:
             if (columns := list(_columns(pairs, cost, styles)))}
   if not panels:
     return None
-  crowded = max(map(len, panels.values())) > _ABREAST
-  figure, axes_of_panels = _panels(list(panels.values()), crowded, len(styles))
+
+  # Panels of few columns stand side by side. All share the axis of accuracies.
+  crowded = max(map(len, panels.values())) > 6
+  legend_columns = 1 if crowded else 1 + len(styles) // 18
+  longest = max(len(column.name) for columns in panels.values() for column in columns)
+  height = 3.8 + 0.07 * longest  # Inches; the names stand upright.
+  if crowded:
+    figure = new_figure(11, height * len(panels))
+    grid = figure.subplots(len(panels), 1, sharey=True, squeeze=False)
+  else:
+    figure = new_figure(4.6 * len(panels) + 1.7 * legend_columns, height)
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+  for axes in grid[:, 0]:
+    axes.set_ylabel('test top-1 %')
+  axes_of_panels = list(grid.flat)
   labels = [_prepare(axes, columns, title)
             for axes, (title, columns) in zip(axes_of_panels, panels.items(), strict=True)]
-  _limit([top1 for columns in panels.values() for column in columns
-          for top1, _ in column.points], axes_of_panels[0])
+  points = [point for columns in panels.values() for column in columns for point in column.points]
+  accuracies = [top1 for top1, _ in points]
+  margin = max(0.08 * (max(accuracies) - min(accuracies)), 0.5)
+  axes_of_panels[0].set_ylim(min(accuracies) - margin, max(accuracies) + margin)
+
   handles = [Line2D([], [], **style, label=shown(name)) for name, style in styles.items()]
-  if _has_teacher(panels.values()):
+  if any(style is _TEACHER for _, style in points):
     handles.insert(0, Line2D([], [], **_TEACHER, label='teacher'))
-  figure.legend(handles=handles, loc='outside right upper', frameon=False,
-                ncols=1 if crowded else _legend_columns(len(styles)))
+  figure.legend(handles=handles, loc='outside right upper', frameon=False, ncols=legend_columns)
+
   figure.draw_without_rendering()
   _widen(figure, axes_of_panels, list(panels.values()), abreast=not crowded)
   figure.set_layout_engine('none')  # What follows depends on where everything is.
@@ -98,30 +114,6 @@ def _cost(pair: Pair, role: str, cost: str) -> int | None:
   return (pair.costs.get(role) or {}).get(cost)
 
 
-def _has_teacher(panels: Iterable[list[_Column]]) -> bool:
-  return any(style is _TEACHER for columns in panels for column in columns
-             for _, style in column.points)
-
-
-def _legend_columns(methods: int) -> int:
-  return 1 + methods // 18
-
-
-def _panels(
-    columns: list[list[_Column]], crowded: bool, methods: int
-) -> tuple[Figure, list[Axes]]:
-  count, longest = len(columns), max(len(column.name) for panel in columns for column in panel)
-  height = 3.8 + 0.07 * longest  # Inches; the names stand upright.
-  if crowded:
-    figure, shape = new_figure(11, height * count), (count, 1)
-  else:
-    figure, shape = new_figure(4.6 * count + 1.7 * _legend_columns(methods), height), (1, count)
-  panels = figure.subplots(*shape, sharey=True, squeeze=False)
-  for axes in panels[:, 0]:
-    axes.set_ylabel('test top-1 %')
-  return figure, list(panels.flat)
-
-
 def _prepare(axes: Axes, columns: list[_Column], title: str) -> list[Text]:
   """Sets scale, limits and labels, so that places on the axes are known.
 
@@ -137,11 +129,6 @@ def _prepare(axes: Axes, columns: list[_Column], title: str) -> list[Text]:
   clean(axes)
   return [axes.text(0.5, 1.05, column.name, rotation=90, ha='center', va='bottom', fontsize=8,
                     transform=axes.transAxes) for column in columns]
-
-
-def _limit(accuracies: list[float], axes: Axes) -> None:
-  margin = max(0.08 * (max(accuracies) - min(accuracies)), 0.5)
-  axes.set_ylim(min(accuracies) - margin, max(accuracies) + margin)
 
 
 def _widen(
@@ -163,7 +150,8 @@ def _size(axes: Axes) -> tuple[float, float]:
 
 def _offsets(axes: Axes, columns: list[_Column]) -> list[list[float]]:
   """How far each point stands from the middle of its column, in typographic points."""
-  (low, high), (_, height) = axes.get_ylim(), _size(axes)
+  low, high = axes.get_ylim()
+  _, height = _size(axes)
   return [_swarm([top1 / (high - low) * height for top1, _ in column.points])
           for column in columns]
 

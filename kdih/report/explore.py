@@ -1,8 +1,8 @@
 """What each member of a finished run's cohort says of each test image, to look at image by image.
 
-    answers = exploring.load('runs/digits')
-    found = exploring.only_right(answers.logits, answers.labels, ['stage1'])
-    figure = exploring.grid(answers.images(found), *answers.of(found), answers.classes)
+    answers = explore.load('runs/digits')
+    found = explore.only_right(answers.logits, answers.labels, ['stage1'])
+    figure = explore.grid(answers.images(found), *answers.of(found), answers.classes)
 """
 import dataclasses
 from collections.abc import Sequence
@@ -26,8 +26,7 @@ from kdih.runtime import digests
 from kdih.runtime.files import read_json
 from kdih.runtime.workdir import Workdir
 
-# Inches: an image in a grid, the line above it, and the greatest width of all.
-_SIDE, _TITLE, _PAGE = 1.5, 0.3, 11.0
+_SIDE = 1.5  # Inches, of an image in a grid.
 
 Logits = dict[str, np.ndarray]
 
@@ -77,7 +76,11 @@ def load(path: epath.PathLike, data_dir: str = '') -> Answers:
   builder = datasets.prepare(datasets.open_builder(config.data))
   built = networks.build(config, datasets.describe(builder, config.data))
   experiment = Experiment(config, built, workdir, source_lib.open_splits(builder, config.data))
-  logits, labels = _predict(experiment)
+  teacher = load_teacher(experiment)
+  heads, _ = exported_variables.load_heads(
+      experiment.teachers.path / 'heads' / 'variables', built, digests.of(teacher))
+  task = heads_task(built.teacher, built.heads, teacher, tuple(built.taps))
+  logits, labels = predict_cohort(experiment, task, heads, 'test')
   return Answers(logits, labels, builder.info.features[config.data.label_key].names,
                  source_lib.open_split(builder, 'test_split', config.data))
 
@@ -93,14 +96,6 @@ def _config(workdir: Workdir) -> ml_collections.ConfigDict:
     config.update(manifest['config'])
   config.student.methods = ()
   return config
-
-
-def _predict(experiment: Experiment) -> tuple[Logits, np.ndarray]:
-  built, teacher = experiment.networks, load_teacher(experiment)
-  heads, _ = exported_variables.load_heads(
-      experiment.teachers.path / 'heads' / 'variables', built, digests.of(teacher))
-  task = heads_task(built.teacher, built.heads, teacher, tuple(built.taps))
-  return predict_cohort(experiment, task, heads, 'test')
 
 
 def only_right(logits: Logits, labels: np.ndarray, members: Sequence[str]) -> np.ndarray:
@@ -147,16 +142,22 @@ def grid(
   said = [[_answer(name, z[at], label, classes) for name, z in logits.items()]
           for at, label in enumerate(labels)]
   letters = max((len(words) for lines in said for words, _ in lines), default=0)
-  width, height = max(_SIDE + 0.3, 0.075 * letters), _TITLE + _SIDE + 0.16 * len(logits) + 0.15
-  columns = min(len(images), int(_PAGE / width))
+  # Inches: the line above an image, room for one with all that is said of it, at most 11 across.
+  title = 0.3
+  width = max(_SIDE + 0.3, 0.075 * letters)
+  height = title + _SIDE + 0.16 * len(logits) + 0.15
+  columns = min(len(images), int(11.0 / width))
   figure = new_figure(columns * width, -(-len(images) // columns) * height)
   figure.set_layout_engine('none')  # The usual one lets lines below an image run into others.
   for at, image in enumerate(images):
     row, column = divmod(at, columns)
-    axes = _panel(figure, column * width + (width - _SIDE) / 2, row * height + _TITLE)
+    axes = _panel(figure, column * width + (width - _SIDE) / 2, row * height + title)
     axes.imshow(image, cmap='gray', vmin=0, vmax=255)  # The colour map is of grey images.
     axes.set_title(shown(classes[labels[at]]), fontsize=10)
-    _write(axes, said[at])
+    for line, (words, right) in enumerate(said[at]):
+      axes.annotate(words, (0.5, 0), xytext=(0, -3 - 11 * line), xycoords='axes fraction',
+                    textcoords='offset points', ha='center', va='top', fontsize=8,
+                    color=TEACHER if right else STUDENT)
   return figure
 
 
@@ -185,10 +186,3 @@ def _answer(
   probability, = _probabilities(logits[None], np.array([choice]))
   words = f'{shown(member)}: {shown(classes[choice])}, {100 * probability:.0f} %'
   return words, choice == label
-
-
-def _write(axes: Axes, lines: Sequence[tuple[str, bool]]) -> None:
-  for at, (words, right) in enumerate(lines):
-    axes.annotate(words, (0.5, 0), xytext=(0, -3 - 11 * at), xycoords='axes fraction',
-                  textcoords='offset points', ha='center', va='top', fontsize=8,
-                  color=TEACHER if right else STUDENT)

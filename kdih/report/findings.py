@@ -1,6 +1,4 @@
 """What a comparison shows, in plain sentences."""
-from collections.abc import Iterator
-
 from scipy import special
 
 from kdih.report import tables
@@ -33,7 +31,16 @@ def _findings_of_dih(pair: Pair) -> list[str]:
   if dih is None:
     return []
   gains = {baseline: dih.gains.get(baseline) for baseline in ('kd', 'kd_matched')}
-  return [*(_finding(baseline, gain) for baseline, gain in gains.items()), *_remarks(gains)]
+  said = [_finding(baseline, gain) for baseline, gain in gains.items()]
+  repeated = {name: _interval(gain) for name, gain in gains.items() if gain and gain.n > 1}
+  if {'kd', 'kd_matched'} <= repeated.keys() and (
+      repeated['kd'][1] > 0 >= repeated['kd_matched'][1]):
+    said.append('kd_matched is KD with the loss scale of dih: the gain over kd is not shown to '
+                'come from the heads.')
+  if repeated:
+    said.append('The spread is that over seeds of the student; there is one teacher, and one test '
+                'split.')
+  return said
 
 
 def _finding(baseline: str, gain: Gain | None) -> str:
@@ -46,10 +53,16 @@ def _finding(baseline: str, gain: Gain | None) -> str:
   exceeds = abs(gain.mean) > 2 * gain.standard_error
   factor, low, high = _interval(gain)
   few = ' for so few seeds' if gain.n <= 3 else ''
+  if low > 0:
+    verdict = f'dih is better than {baseline} here'
+  elif high < 0:
+    verdict = f'dih is worse than {baseline} here'
+  else:
+    verdict = f'these runs do not tell dih and {baseline} apart'
   return (f'{said} (standard error {gain.standard_error:.2f}, paired over n = {gain.n} seeds), '
           f'{"more" if exceeds else "not more"} than 2 standard errors from 0. The 95 % confidence '
           f'interval of the paired t-test, {factor:.2f} standard errors to either side{few}, is '
-          f'{tables.signed(low)} to {tables.signed(high)}: {_verdict(baseline, low, high)}.')
+          f'{tables.signed(low)} to {tables.signed(high)}: {verdict}.')
 
 
 def _interval(gain: Gain) -> tuple[float, float, float]:
@@ -57,22 +70,3 @@ def _interval(gain: Gain) -> tuple[float, float, float]:
   factor = float(special.stdtrit(gain.n - 1, 0.975))
   reach = factor * (gain.standard_error or 0.0)
   return factor, gain.mean - reach, gain.mean + reach
-
-
-def _verdict(baseline: str, low: float, high: float) -> str:
-  if low > 0:
-    return f'dih is better than {baseline} here'
-  if high < 0:
-    return f'dih is worse than {baseline} here'
-  return f'these runs do not tell dih and {baseline} apart'
-
-
-def _remarks(gains: dict[str, Gain | None]) -> Iterator[str]:
-  repeated = {name: _interval(gain) for name, gain in gains.items() if gain and gain.n > 1}
-  if {'kd', 'kd_matched'} <= repeated.keys() and (
-      repeated['kd'][1] > 0 >= repeated['kd_matched'][1]):
-    yield ('kd_matched is KD with the loss scale of dih: the gain over kd is not shown to come '
-           'from the heads.')
-  if repeated:
-    yield ('The spread is that over seeds of the student; there is one teacher, and one test '
-           'split.')

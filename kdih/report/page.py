@@ -48,35 +48,25 @@ def page(
     problems: lines.
     provenance: lines.
   """
-  parts = [*_pairs(pairs, pictures, epath.Path(folder)),
-           *_rest(pairs, pictures, epath.Path(folder)),
-           *_list('What is missing or was left out', problems),
-           *_list('Provenance', provenance)]
+  folder = epath.Path(folder)
+  own = headings(pairs)
+  parts: list[str] = []
+  for pair, heading in zip(pairs, own, strict=True):
+    parts += [f'<h2>{html.escape(heading)}</h2>',
+              *(f'<p>{html.escape(sentence)}</p>' for sentence in findings.findings(pair)),
+              _table(pair),
+              *_figures([p for p in pictures if p.section == heading], folder)]
+  # Pictures of more than one pair, and of cohorts.
+  for section in dict.fromkeys(p.section for p in pictures if p.section not in own):
+    parts += [f'<h2>{html.escape(section)}</h2>',
+              *_figures([p for p in pictures if p.section == section], folder)]
+  parts += _list('What is missing or was left out', problems)
+  parts += _list('Provenance', provenance)
   return '\n'.join([
       '<!DOCTYPE html>', '<html lang="en">', '<head>', '<meta charset="utf-8">',
       '<meta name="viewport" content="width=device-width, initial-scale=1">',
       f'<title>{title}</title>', f'<style>{_STYLE}</style>', '</head>', '<body>',
       f'<h1>{title}</h1>', *parts, '</body>', '</html>']) + '\n'
-
-
-def _pairs(
-    pairs: Sequence[Pair], pictures: Sequence[Picture], folder: epath.Path
-) -> Iterator[str]:
-  for pair, heading in zip(pairs, headings(pairs), strict=True):
-    yield f'<h2>{html.escape(heading)}</h2>'
-    yield from (f'<p>{html.escape(sentence)}</p>' for sentence in findings.findings(pair))
-    yield _table(pair)
-    yield from _figures([p for p in pictures if p.section == heading], folder)
-
-
-def _rest(
-    pairs: Sequence[Pair], pictures: Sequence[Picture], folder: epath.Path
-) -> Iterator[str]:
-  """Pictures of more than one pair, and of cohorts."""
-  own = set(headings(pairs))
-  for section in dict.fromkeys(p.section for p in pictures if p.section not in own):
-    yield f'<h2>{html.escape(section)}</h2>'
-    yield from _figures([p for p in pictures if p.section == section], folder)
 
 
 def _table(pair: Pair) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of a report."""
+"""The pictures of the report of one run."""
 import itertools
 from typing import Any
 
@@ -30,15 +30,27 @@ def accuracy_by_depth(results: dict[str, Any], path: epath.PathLike) -> None:
     path: of the PNG.
   """
   members = _accuracies(results.get('heads', {}).get('members', {}))
-  mean, final = members.pop(MEAN, None), members.pop(FINAL, None)
+  mean = members.pop(MEAN, None)
+  final = members.pop(FINAL, None)
   if 'teacher' in results:
     final = _accuracies(results)['teacher']
   depth = {**members, **({} if final is None else {'teacher': final})}
   students = _accuracies(results.get('student', {}))
   figure = new_figure(2.5 + 0.62 * (len(depth) + len(students)), 4.2)
   axes = figure.add_subplot()
-  _draw_members(axes, depth)
-  _draw_students(axes, students, len(depth))
+
+  # What was measured.
+  axes.plot(range(len(depth)), list(depth.values()), 'o-', color=TEACHER)
+  before = 0.0
+  for at, accuracy in enumerate(depth.values()):
+    falls = accuracy < before  # The label goes to the side that the line does not come from.
+    label_point(axes, at, accuracy, (4 if falls else -4, 6), 'left' if falls else 'right')
+    before = accuracy
+  markers = itertools.cycle(MARKERS)
+  for at, (accuracy, marker) in enumerate(
+      zip(students.values(), markers, strict=False), len(depth)):
+    axes.plot(at, accuracy, marker, color=STUDENT, markersize=8)
+    label_point(axes, at, accuracy, (0, 9), 'center')
   values = [*depth.values(), *students.values()]
   if mean is not None:
     axes.axhline(mean, color=GREY, linestyle='--', linewidth=1, zorder=1.5,
@@ -48,7 +60,23 @@ def accuracy_by_depth(results: dict[str, Any], path: epath.PathLike) -> None:
   margin = max(0.12 * (max(values) - min(values)), 1)  # A point at least: noise is to look small.
   axes.set_ylim(min(values) - margin, max(values) + margin)
   axes.set_ylabel('test top-1 %')
-  _name_points(axes, list(depth), list(students))
+
+  # What it was measured of.
+  names = [*depth, *students]
+  long = any(len(name) > 7 for name in names)
+  axes.set_xticks(range(len(names)), names, rotation=40 if long else 0,
+                  ha='right' if long else 'center', rotation_mode='anchor')
+  axes.set_xlim(-0.7, len(names) - 0.4)
+  if depth and students:
+    axes.axvline(len(depth) - 0.5, color=GREY, linewidth=0.8)
+  # Above each of the two groups its title; one point is no depth.
+  above = axes.get_xaxis_transform()
+  if len(depth) > 1:
+    axes.text((len(depth) - 1) / 2, 1.02, 'cohort, by depth', ha='center', color=GREY,
+              transform=above)
+  if students:
+    axes.text((len(depth) + len(names) - 1) / 2, 1.02, 'students', ha='center', color=GREY,
+              transform=above)
   clean(axes)
   save(figure, path)
 
@@ -56,37 +84,6 @@ def accuracy_by_depth(results: dict[str, Any], path: epath.PathLike) -> None:
 def _accuracies(classifiers: dict[str, dict]) -> dict[str, float]:
   return {name: 100 * result['test_best_val']['top1']
           for name, result in classifiers.items() if 'test_best_val' in result}
-
-
-def _draw_members(axes: Axes, members: dict[str, float]) -> None:
-  axes.plot(range(len(members)), list(members.values()), 'o-', color=TEACHER)
-  before = 0.0
-  for at, accuracy in enumerate(members.values()):
-    falls = accuracy < before  # The label goes to the side that the line does not come from.
-    label_point(axes, at, accuracy, (4 if falls else -4, 6), 'left' if falls else 'right')
-    before = accuracy
-
-
-def _draw_students(axes: Axes, students: dict[str, float], start: int) -> None:
-  markers = itertools.cycle(MARKERS)
-  for at, (accuracy, marker) in enumerate(zip(students.values(), markers, strict=False), start):
-    axes.plot(at, accuracy, marker, color=STUDENT, markersize=8)
-    label_point(axes, at, accuracy, (0, 9), 'center')
-
-
-def _name_points(axes: Axes, members: list[str], students: list[str]) -> None:
-  names, split = members + students, len(members)
-  long = any(len(name) > 7 for name in names)
-  axes.set_xticks(range(len(names)), names, rotation=40 if long else 0,
-                  ha='right' if long else 'center', rotation_mode='anchor')
-  axes.set_xlim(-0.7, len(names) - 0.4)
-  if members and students:
-    axes.axvline(split - 0.5, color=GREY, linewidth=0.8)
-  titles = {'cohort, by depth': (split - 1) / 2 if split > 1 else None,
-            'students': (split + len(names) - 1) / 2 if students else None}
-  for title, at in titles.items():
-    if at is not None:
-      axes.text(at, 1.02, title, ha='center', color=GREY, transform=axes.get_xaxis_transform())
 
 
 def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None:
@@ -103,17 +100,15 @@ def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None
   _draw_curves(right, curves, 'val/top1' if validated else 'train/top1', 100)
   left.set_ylabel('training loss')
   right.set_ylabel(f'{"validation" if validated else "training"} top-1 %')
-  if min(_values(curves, 'train/loss'), default=0) > 0:  # Losses of methods differ in scale.
+  losses = [line['train/loss'] for lines in curves.values() for line in lines
+            if 'train/loss' in line]
+  if min(losses, default=0) > 0:  # Losses of methods differ in scale.
     left.set_yscale('log')
     left.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
     left.yaxis.set_major_formatter('{x:g}')
     left.yaxis.set_minor_locator(ticker.NullLocator())
   figure.legend(*left.get_legend_handles_labels(), loc='outside right upper', frameon=False)
   save(figure, path)
-
-
-def _values(curves: dict[str, list[dict]], name: str) -> list[float]:
-  return [line[name] for lines in curves.values() for line in lines if name in line]
 
 
 def _draw_curves(axes: Axes, curves: dict[str, list[dict]], name: str, scale: int) -> None:

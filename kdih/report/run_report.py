@@ -129,7 +129,8 @@ def _phases(results: Results) -> dict[str, dict]:
 def _classifiers(results: Results) -> dict[str, dict]:
   """{row of the table: what was measured of it}."""
   members = dict(results.get('heads', {}).get('members', {}))
-  final, mean = members.pop(FINAL, None), members.pop(MEAN, None)
+  final = members.pop(FINAL, None)
+  mean = members.pop(MEAN, None)
   rows = {'teacher': results.get('teacher', final),
           **{f'head {tap}': result for tap, result in members.items()},
           'cohort mean': mean,
@@ -172,58 +173,32 @@ def _markdown(
   parts = [f'# {config.data.name}: {config.teacher.name} → {config.student.name}']
   if not _classifiers(results):
     parts.append('No phase is finished yet.')
-  for part in (_accuracy_part, _compression_part, _training_part):
-    parts += part(results)
+
+  if columns := _columns(results):
+    parts += [
+        '## Accuracy',
+        markdown_table(results),
+        '\n'.join(f'- {c.title}: {c.meaning}.'.replace('\n', ' ') for c in columns)]
+
+  if costs := results.get('compression'):
+    parts += [
+        '## Compression',
+        _markdown_table([['', 'teacher', 'student', 'student, % of teacher'],
+                         *_compression_rows(results)]),
+        f'Inference on one device ({costs["device"]}). FLOPs are those of a forward pass, a '
+        'multiply-add counted as two. Times are medians.']
+
+  if phases := _phases(results):
+    parts += [
+        '## Training',
+        _markdown_table([
+            ['phase', 'steps', 'seconds', 'examples per second'],
+            *([phase, f'{result["steps"]:,}', f'{result["seconds"]:,.1f}',
+               f'{result["examples_per_second"]:,.0f}'] for phase, result in phases.items())])]
+
   for title, picture in pictures.items():
     parts += [f'## {title}', f'![{title}]({picture})']
-  return '\n\n'.join([*parts, *_provenance_part(manifest, config)]) + '\n'
 
-
-def _accuracy_part(results: Results) -> Iterator[str]:
-  if columns := _columns(results):
-    yield '## Accuracy'
-    yield _markdown_table(_accuracy_cells(results))
-    yield '\n'.join(f'- {c.title}: {c.meaning}.'.replace('\n', ' ') for c in columns)
-
-
-def _compression_part(results: Results) -> Iterator[str]:
-  if costs := results.get('compression'):
-    teacher = results['teacher']['test_best_val']['top1']
-    kept = [_compared(f'test top-1 %, {name}', teacher, result['test_best_val']['top1'], _percent)
-            for name, result in results['student'].items()]
-    yield '## Compression'
-    yield _markdown_table([['', 'teacher', 'student', 'student, % of teacher'],
-                           *_cost_rows(costs['teacher'], costs['student']), *kept])
-    yield (f'Inference on one device ({costs["device"]}). FLOPs are those of a forward pass, a '
-           'multiply-add counted as two. Times are medians.')
-
-
-def _cost_rows(teacher: dict, student: dict) -> Iterator[list[str]]:
-  for title, key, show in (
-      ('parameters', 'parameters', '{:,}'.format),
-      ('FLOPs of one image', 'flops', '{:,}'.format),
-      ('bytes on disk', 'bytes', '{:,}'.format),
-      ('latency of one image, ms', 'latency_ms', '{:.2f}'.format),
-      (f'images per second, {_BATCH_SIZE} at once', 'images_per_second', '{:,.0f}'.format)):
-    if teacher[key] is not None:
-      yield _compared(title, teacher[key], student[key], show)
-
-
-def _compared(title: str, teacher: float, student: float, show: Callable) -> list[str]:
-  share = f'{100 * student / teacher:.1f}' if teacher else '-'
-  return [title, show(teacher), show(student), share]
-
-
-def _training_part(results: Results) -> Iterator[str]:
-  rows = [[phase, f'{result["steps"]:,}', f'{result["seconds"]:,.1f}',
-           f'{result["examples_per_second"]:,.0f}'] for phase, result in _phases(results).items()]
-  if rows:
-    yield '## Training'
-    yield _markdown_table([['phase', 'steps', 'seconds', 'examples per second'], *rows])
-
-
-def _provenance_part(manifest: Any, config: ml_collections.ConfigDict) -> Iterator[str]:
-  yield '## Provenance'
   facts = {'seed': str(config.seed)}
   if manifest:
     facts |= {
@@ -233,7 +208,28 @@ def _provenance_part(manifest: Any, config: ml_collections.ConfigDict) -> Iterat
         'XLA_FLAGS': f'`{manifest["xla_flags"]}`' if manifest['xla_flags'] else 'not set',
         'versions': ', '.join(f'{name} {at}' for name, at in manifest['versions'].items()),
     }
-  yield '\n'.join(f'- {name}: {fact}' for name, fact in facts.items())
+  parts += ['## Provenance', '\n'.join(f'- {name}: {fact}' for name, fact in facts.items())]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _compression_rows(results: Results) -> Iterator[list[str]]:
+  """The costs that are known of the teacher, then the accuracy that each student keeps."""
+  def compared(title: str, teacher: float, student: float, show: Callable) -> list[str]:
+    share = f'{100 * student / teacher:.1f}' if teacher else '-'
+    return [title, show(teacher), show(student), share]
+
+  teacher, student = results['compression']['teacher'], results['compression']['student']
+  for title, key, show in (
+      ('parameters', 'parameters', '{:,}'.format),
+      ('FLOPs of one image', 'flops', '{:,}'.format),
+      ('bytes on disk', 'bytes', '{:,}'.format),
+      ('latency of one image, ms', 'latency_ms', '{:.2f}'.format),
+      (f'images per second, {_BATCH_SIZE} at once', 'images_per_second', '{:,.0f}'.format)):
+    if teacher[key] is not None:
+      yield compared(title, teacher[key], student[key], show)
+  top1 = results['teacher']['test_best_val']['top1']
+  for name, result in results['student'].items():
+    yield compared(f'test top-1 %, {name}', top1, result['test_best_val']['top1'], _percent)
 
 
 def markdown_table(results: Results) -> str:

@@ -37,10 +37,10 @@ def clean(axes: Axes, grid: Literal['x', 'y'] = 'y') -> None:
 
 
 def label_point(
-    axes: Axes, at: float, value: float, offset: tuple[int, int], side: str, text: str = ''
+    axes: Axes, at: float, value: float, offset: tuple[int, int], side: str
 ) -> None:
-  """Writes the number (or `text`) beside a point, so many typographic points away from it."""
-  axes.annotate(text or f'{value:.1f}', (at, value), xytext=offset, textcoords='offset points',
+  """Writes the number beside a point, so many typographic points away from it."""
+  axes.annotate(f'{value:.1f}', (at, value), xytext=offset, textcoords='offset points',
                 ha=side, fontsize=9, bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
 
 

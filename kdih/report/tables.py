@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kdih.report.aggregate import BASELINES, Gain, Pair, Row, Run
+from kdih.report.aggregate import BASELINES, Gain, Pair, Run
 from kdih.report.published import Published
 
 _MISSING = '–'
@@ -14,10 +14,6 @@ _LATEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasci
           '→': r'$\to$', '−': '$-$', '–': '--', '\ufffd': '?',
           '[': '{[}', '*': '{*}',  # Which \\ would take for its own.
           **{char: f'\\{char}' for char in '&%$#_{}'}}
-_RUN_NUMBERS = (('test_last', 'top1'), ('test_last', 'loss'), ('test_last', 'agreement'),
-                ('test_best_val', 'top1'), ('test_best_val', 'loss'),
-                ('test_best_val', 'agreement'), ('val', 'top1'), ('val', 'loss'))
-_RUN_FACTS = ('parameters', 'flops', 'steps', 'seconds')
 
 
 def title(pair: Pair) -> str:
@@ -113,25 +109,30 @@ def csv_of_pairs(pairs: Iterable[Pair]) -> str:
 
   `seeds` are separated by blanks; `published` holds 'top-1 (source; protocol)', by commas.
   """
-  gains = [f'gain_over_{baseline}{part}' for baseline in BASELINES
-           for part in ('', '_standard_error', '_n')]
-  return _csv(['data', 'teacher', 'student', 'method', 'n', 'seeds', 'top1_last_mean',
-               'top1_last_std', 'top1_best_val_mean', 'top1_best_val_std', *gains, 'published',
-               'teacher_top1_last', 'teacher_published', 'teacher_parameters', 'teacher_flops',
-               'student_parameters', 'student_flops', 'protocol'],
-              (_pair_row(pair, row) for pair in pairs for row in pair.rows))
-
-
-def _pair_row(pair: Pair, row: Row) -> list:
-  gains = [row.gains.get(baseline) for baseline in BASELINES]
-  costs = [pair.costs[role][cost] for role in ('teacher', 'student')
-           for cost in ('parameters', 'flops')]
-  return [pair.data, pair.teacher, pair.student, row.method, row.n, ' '.join(map(str, row.seeds)),
+  header = ['data', 'teacher', 'student', 'method', 'n', 'seeds',
+            'top1_last_mean', 'top1_last_std', 'top1_best_val_mean', 'top1_best_val_std',
+            *(f'gain_over_{baseline}{part}' for baseline in BASELINES
+              for part in ('', '_standard_error', '_n')),
+            'published', 'teacher_top1_last', 'teacher_published',
+            'teacher_parameters', 'teacher_flops', 'student_parameters', 'student_flops',
+            'protocol']
+  rows = []
+  for pair in pairs:
+    for row in pair.rows:
+      gains: list[float | None] = []
+      for baseline in BASELINES:
+        gain = row.gains.get(baseline)
+        gains += (gain.mean, gain.standard_error, gain.n) if gain else (None, None, None)
+      rows.append([
+          pair.data, pair.teacher, pair.student, row.method, row.n, ' '.join(map(str, row.seeds)),
           row.mean, row.std, row.best_mean, row.best_std,
-          *(value for gain in gains for value in (
-              (gain.mean, gain.standard_error, gain.n) if gain else (None, None, None))),
+          *gains,
           ', '.join(map(_published, row.published)), pair.teacher_top1,
-          ', '.join(map(_published, pair.teacher_published)), *costs, pair.protocol]
+          ', '.join(map(_published, pair.teacher_published)),
+          *(pair.costs[role][cost] for role in ('teacher', 'student')
+            for cost in ('parameters', 'flops')),
+          pair.protocol])
+  return _csv(header, rows)
 
 
 def csv_of_runs(runs: Iterable[Run]) -> str:
@@ -139,15 +140,16 @@ def csv_of_runs(runs: Iterable[Run]) -> str:
 
   Without a validation split there is no best by validation.
   """
-  return _csv(['data', 'teacher', 'student', 'method', 'seed',
-               *('_'.join(place) for place in _RUN_NUMBERS), *_RUN_FACTS, 'path', 'protocol'],
-              (_run_row(run) for run in runs))
-
-
-def _run_row(run: Run) -> list:
-  return [run.data, run.teacher, run.student, run.method, run.seed,
-          *(_number(run.result, *place) for place in _RUN_NUMBERS),
-          *(run.result.get(fact) for fact in _RUN_FACTS), run.path, run.protocol]
+  numbers = (('test_last', 'top1'), ('test_last', 'loss'), ('test_last', 'agreement'),
+             ('test_best_val', 'top1'), ('test_best_val', 'loss'), ('test_best_val', 'agreement'),
+             ('val', 'top1'), ('val', 'loss'))
+  facts = ('parameters', 'flops', 'steps', 'seconds')
+  header = ['data', 'teacher', 'student', 'method', 'seed',
+            *('_'.join(place) for place in numbers), *facts, 'path', 'protocol']
+  rows = ([run.data, run.teacher, run.student, run.method, run.seed,
+           *(_number(run.result, *place) for place in numbers),
+           *(run.result.get(fact) for fact in facts), run.path, run.protocol] for run in runs)
+  return _csv(header, rows)
 
 
 def _number(result: dict, variables: str, name: str) -> float | None:
