@@ -33,7 +33,14 @@ def main(argv: list[str]) -> int:
 def _run(argv: list[str]) -> int:
   environment.set_environment({'deterministic': True})  # The default of a run.
   settings = settings_lib.read(argv)
-  starts = _starts(settings)  # While this process holds no device yet.
+  starts: dict[tuple[str, str, int], dict] = {}  # Of every pair, at the first batch size.
+  if 'start' in settings.measures:  # While this process holds no device yet.
+    from kdih.benchmark import start_time
+
+    batch_size = settings.batches[0]
+    for pair in settings.pairs:
+      start = start_time.measure(*pair, batch_size, settings.precision)
+      starts[(*pair, batch_size)] = {'start': start}
   from kdih.benchmark import results, roofline  # These import jax, which takes seconds.
 
   environment.keep_freed_memory()
@@ -50,22 +57,11 @@ def _run(argv: list[str]) -> int:
   return 0
 
 
-def _starts(settings: Settings) -> dict[tuple[str, str, int], dict]:
-  """Of every pair, at the first batch size."""
-  if 'start' not in settings.measures:
-    return {}
-  from kdih.benchmark import starting
-
-  batch_size = settings.batches[0]
-  return {(*pair, batch_size): {'start': starting.measure(*pair, batch_size, settings.precision)}
-          for pair in settings.pairs}
-
-
 def _measure(
     settings: Settings, teacher: str, student: str, batch_size: int, ceilings: Any
 ) -> dict[str, Any]:
   """One pair at one batch size."""
-  from kdih.benchmark import measuring, parts, programs, results, roofline
+  from kdih.benchmark import measuring, programs, results, roofline, step_parts
   from kdih.runtime.progress import say
 
   say(f'benchmark: {teacher} -> {student}, batch {batch_size}')
@@ -76,7 +72,7 @@ def _measure(
     from kdih.benchmark.peer import comparison
     peer = comparison.Peer(lab, (teacher, student), settings.precision)
   items = [*programs.items(lab, dih, settings.measures),
-           *(parts.items(lab) if 'parts' in settings.measures else []),
+           *(step_parts.items(lab) if 'parts' in settings.measures else []),
            *(peer.items() if peer else [])]
   times = measuring.measure(items, settings.runs)
   found = results.of_pair(teacher, student, batch_size, times,

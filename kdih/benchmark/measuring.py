@@ -4,8 +4,6 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-_SECONDS = 0.5  # That one measurement takes, at least.
-
 
 @dataclasses.dataclass(frozen=True)
 class Item:
@@ -43,20 +41,18 @@ class Times:
     return first, third
 
 
-def measure(items: Sequence[Item], runs: int, seconds: float = _SECONDS) -> dict[str, Times]:
+def measure(items: Sequence[Item], runs: int, seconds: float = 0.5) -> dict[str, Times]:
   """Measures every item `runs` times: all of them, then all again, and so on.
 
   So the noise of a busy machine meets all of them, and their ratios say more than their times.
+  One measurement is of as many calls as take `seconds`, at least.
   """
-  calls = {item.name: _calls(item, seconds) for item in items}
+  calls = {}
+  for item in items:
+    once = item.seconds(item.least) / item.least
+    calls[item.name] = max(item.least, math.ceil(seconds / once))
   found: dict[str, list[float]] = {item.name: [] for item in items}
   for _ in range(runs):
     for item in items:
       found[item.name].append(item.seconds(calls[item.name]) / calls[item.name])
   return {name: Times(tuple(times)) for name, times in found.items()}
-
-
-def _calls(item: Item, seconds: float) -> int:
-  """Calls that take so long."""
-  once = item.seconds(item.least) / item.least
-  return max(item.least, math.ceil(seconds / once))

@@ -1,5 +1,6 @@
 """What is measured of kdih, made of what a run is made of. All that the benchmark asks of the rest
-of kdih is here."""
+of kdih is here.
+"""
 import contextlib
 import dataclasses
 import io
@@ -41,7 +42,6 @@ ALPHA, TEMPERATURE = 0.1, 5.0
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 SEED = 30
 TOGETHER = 3  # Students that are trained at once.
-_LOG_EVERY = 50  # As the default of a run.
 _LEAST = 4  # Steps in a row of the two that tell what the loop costs.
 _METHODS = {
     'dih': {'kind': 'dih', 'reduction': 'sum', 'cross_entropy': 'per_branch', 'members': 'cohort',
@@ -249,22 +249,25 @@ class Training:
 
   def loop_item(self, name: str, least: int = 1) -> Item:
     """The steps as a run makes them: its loop, sampling, metrics, on its clock."""
-    return Item(name, self._loop_seconds, least)
-
-  def _loop_seconds(self, count: int) -> float:
-    per_call = steps_per_call.per_call(0, _LOG_EVERY, streaming=False)
     batch_size = self._lab.batch_size
-    total = per_call * (1 + -(-count // per_call))  # The loop's clock leaves out the first call.
-    plan = LoopSchedule('benchmark', total, total, _LOG_EVERY, batch_size,
-                        len(self._lab.examples) / batch_size, 0, per_call)
-    program = loop.Program(
-        lambda states, feed: self.step(states, self._frozen, self._resident, feed),
-        self._lab.feeds, lambda variables: None, plan)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-      initial, path = self.initial[0], pathlib.Path(folder) / 'checkpoints'
-      outcome = loop.train(program, loop.Learner(
-          initial, checkpoints.Checkpoints(path, initial), folder, 'benchmark', events=False))
-    return count * batch_size / outcome.examples_per_second
+    log_every = 50  # As the default of a run.
+    per_call = steps_per_call.per_call(0, log_every, streaming=False)
+
+    def seconds(count: int) -> float:
+      total = per_call * (1 + -(-count // per_call))  # The loop's clock leaves out the first call.
+      plan = LoopSchedule('benchmark', total, total, log_every, batch_size,
+                          len(self._lab.examples) / batch_size, 0, per_call)
+      program = loop.Program(
+          lambda states, feed: self.step(states, self._frozen, self._resident, feed),
+          self._lab.feeds, lambda variables: None, plan)
+      with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        initial = self.initial[0]
+        kept = checkpoints.Checkpoints(pathlib.Path(folder) / 'checkpoints', initial)
+        outcome = loop.train(program, loop.Learner(
+            initial, kept, folder, 'benchmark', events=False))
+      return count * batch_size / outcome.examples_per_second
+
+    return Item(name, seconds, least)
 
 
 def items(lab: Lab, dih: Training, measures: Sequence[str]) -> list[Item]:

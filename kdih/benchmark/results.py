@@ -8,12 +8,10 @@ from typing import Any
 
 import jax
 
-from kdih.benchmark import parts, programs
+from kdih.benchmark import programs, step_parts
 from kdih.benchmark.measuring import Times
 from kdih.benchmark.roofline import Ceilings, Work
 
-_EPOCHS, _SEEDS = 200, 3  # Of a sweep.
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'torch')
 _LEGEND = """
 bare: the compiled DIH step, again and again on one batch. loop: DIH as a run trains it: the main
 loop, with the in-memory loader, sampling and metrics, without evaluation and checkpoints. kd: the
@@ -42,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 def _versions() -> dict[str, str | None]:
   found: dict[str, str | None] = {}
-  for package in _PACKAGES:
+  for package in ('jax', 'jaxlib', 'flax', 'torch'):
     try:
       found[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -72,7 +70,7 @@ def of_pair(
           'fraction': work.seconds(ceilings) / times['bare'].median},
   }
   if {'loop', 'student'} <= times.keys():
-    entry['shares'] = parts.shares(times)
+    entry['shares'] = step_parts.shares(times)
   return entry
 
 
@@ -107,10 +105,11 @@ def _sweep_over_cached(seconds: dict[str, float]) -> float:
 
   The sweep is of three seeds of DIH and of two methods that cost as much as KD.
   """
-  taught = _EPOCHS * _SEEDS * (seconds['loop'] + 2 * seconds['kd'])
+  epochs, seeds = 200, 3
+  taught = epochs * seeds * (seconds['loop'] + 2 * seconds['kd'])
   made = programs.preprocess().num_views * sum(
       seconds[part] for part in ('input', 'teacher', 'heads'))
-  return taught / (made + _EPOCHS * _SEEDS * 3 * seconds['cached'])
+  return taught / (made + epochs * seeds * 3 * seconds['cached'])
 
 
 def table(content: dict[str, Any]) -> str:

@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_COPIED = {'cpu': 2**28, 'other': 2**30}  # Bytes.
-_SIDE = {'cpu': 2048, 'other': 8192}  # Of the matrices.
 _REPEATS = 3
 
 
@@ -63,8 +61,9 @@ def work(function: Any, *arguments: Any) -> Work:
 
 def measure_ceilings(precision: str) -> Ceilings:
   """Measures both on the first device; `precision` is that of the product."""
-  platform = 'cpu' if jax.default_backend() == 'cpu' else 'other'
-  side, size = _SIDE[platform], _COPIED[platform]
+  on_cpu = jax.default_backend() == 'cpu'
+  side = 2048 if on_cpu else 8192  # Of the matrices.
+  size = 2**28 if on_cpu else 2**30  # Bytes that are copied.
   matrix = jnp.full((side, side), 1 / side, jnp.dtype(precision))
   product = jax.jit(lambda x, y: x @ y, donate_argnums=0)
   add = jax.jit(lambda x: x + 1, donate_argnums=0)

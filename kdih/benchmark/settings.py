@@ -11,8 +11,6 @@ PRECISIONS = ('float32', 'bfloat16')
 PEERS = ('torch',)
 # What is measured, in this order; see `kdih.benchmark.__main__`.
 MEASURES = ('start', 'bare', 'loop', 'kd', 'several', 'cached', 'parts')
-_NEEDED = 'bare'  # All else is compared with it.
-_INSTALL = "--peer=torch: PyTorch is not installed; pip install 'kdih[torch]' brings it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +51,8 @@ def read(argv: list[str]) -> Settings:
       _choice('--peer', given.peer, PEERS) if given.peer else '',
       _writable(given.out) if given.out else None,
       tuple(_choice('--measure', name, MEASURES) for name in given.measure.split(',')))
-  if _NEEDED not in settings.measures:
-    raise errors.ConfigError(f'--measure: {_NEEDED!r} is missing; all else is compared with it')
+  if 'bare' not in settings.measures:
+    raise errors.ConfigError("--measure: 'bare' is missing; all else is compared with it")
   if settings.peer:
     _require_torch()
   return settings
@@ -113,4 +111,5 @@ def _require_torch() -> None:
   try:
     import torch  # noqa: F401
   except ImportError as error:
-    raise errors.ConfigError(_INSTALL) from error
+    raise errors.ConfigError("--peer=torch: PyTorch is not installed; pip install 'kdih[torch]' "
+                             'brings it') from error

@@ -97,5 +97,5 @@ def bytes_on_disk(path: epath.PathLike) -> int:
 
 
 def count_parameters(params: Any) -> int:
-  """Numbers in a tree of parameters."""
+  """Numbers in a tree of parameters, which may be shapes."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -27,7 +27,8 @@ from kdih.sweep import plan as plan_lib
 from kdih.training import optimizer, state
 from kdih.training.task import LiveOutputs, Task
 
-_TIMED_STEPS = 3
+_Runs = Sequence[tuple[plan_lib.Run, ...]]
+_Hears = tuple[str, str, str]  # A teacher, what it teaches with, and the name of the hearing.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,240 @@ class Phase:
   notes: Sequence[str] = ()
 
 
+def describe(
+    pairs: Sequence[plan_lib.Pair], built: Sequence[Networks], runs: _Runs, sizes: dict[str, int]
+) -> str:
+  """Tables of what each pair consists of, and what each of its phases would cost.
+
+  FLOPs are those of the traced programs, a multiply-add counted as two. Times follow from them
+  and from the speed at which this machine trains the first student from labels, measured over a
+  few steps on blank images: the order of magnitude, no more. Memory is that of variables,
+  gradients, optimizer, resident data, the activations that the backward pass needs, and the table
+  of what teachers say that the phase makes or learns from.
+
+  Args:
+    pairs: to be run.
+    built: their networks.
+    runs: all of them, by what is trained together.
+    sizes: of the data; see `kdih.data.sizes`.
+  """
+  spec = built[0].spec
+  lines = [f'data: {spec.name}, images {spec.image_shape}, {spec.num_classes} classes']
+  if not sizes:
+    for pair, one in zip(pairs, built, strict=True):
+      lines += _models(pair, one)
+    return '\n'.join([*lines, '', f'how long it takes is not known before {spec.name} is prepared; '
+                      'nothing was trained or written'])
+  speed = _measured_speed(Setting(pairs[0].config, built[0], sizes))
+  lines.append(f'speed: {speed / 1e9:,.1f} GFLOP/s on {devices_lib.num_devices()} x '
+               f'{jax.devices()[0].device_kind}')
+  total = 0.0
+  for pair, one, phases in zip(pairs, built, plan(pairs, built, runs, sizes), strict=True):
+    lines += _models(pair, one)
+    for phase in phases:
+      seconds = phase.flops / speed
+      total += seconds * phase.runs
+      lines.append(
+          f'  {phase.name:28}{phase.parameters:>14,} parameters {phase.flops:9.2e} FLOPs '
+          f'{phase.memory / 2**20:9,.0f} MiB {_duration(seconds):>9} x {phase.runs}')
+      lines += [f'    {note}' for note in phase.notes]
+  return '\n'.join([*lines, '', f'in all: {_duration(total)}, and what compiling takes; nothing was'
+                    ' trained or written'])
+
+
+def _models(pair: plan_lib.Pair, built: Networks) -> Iterator[str]:
+  """The lines of what a pair consists of."""
+  yield ''
+  yield f'{pair.teacher} -> {pair.student}'
+  for role in ('teacher', 'student'):
+    model, shape = getattr(built, role), built.spec.image_shape
+    variables = taps.abstract_variables(model, shape)
+    flops = cost.forward_flops(model, variables, shape) or 0
+    count = cost.count_parameters(variables['params'])
+    yield f'  {role:8}{getattr(pair, role)}: {count:,} parameters, {flops:.2e} FLOPs an image'
+  for tap, feature in built.taps.items():
+    yield f'  head    {tap} on {feature}'
+
+
+def _duration(seconds: float) -> str:
+  for unit, size in (('days', 86400), ('hours', 3600), ('minutes', 60)):
+    if seconds >= size:
+      return f'{seconds / size:.1f} {unit}'
+  return f'{seconds:.0f} seconds'
+
+
+def plan(
+    pairs: Sequence[plan_lib.Pair], built: Sequence[Networks], runs: _Runs, sizes: dict[str, int]
+) -> list[list[Phase]]:
+  """The phases of each pair: what is shared, such as a teacher, with the first that asks for it.
+
+  The arguments are those of `describe`.
+  """
+  taught = set[tuple[str, str]]()  # A teacher, and 'teacher' or 'heads'.
+  heard = set[_Hears]()
+  planned = []
+  for pair, one in zip(pairs, built, strict=True):
+    setting = Setting(pair.config, one, sizes)
+    phases = list(_teaching_phases(setting, pair.teacher, taught))
+    if names := _unheard(setting, pair.teacher, heard):
+      phases.append(_cache_phase(setting, names))
+    for name in one.methods:
+      groups = [group for group in runs if group[0].method == name
+                and (group[0].pair.teacher, group[0].pair.student) == (pair.teacher, pair.student)]
+      if groups:  # Else it is trained together with another.
+        phases += _student_phases(setting, name, groups)
+    planned.append(phases)
+  return planned
+
+
+def _unheard(setting: Setting, teacher: str, heard: set[_Hears]) -> tuple[str, ...]:
+  """Methods whose tables are to be made, one for each that is not among those `heard`; noted there.
+  """
+  built = setting.networks
+  wanted: dict[_Hears, str] = {}
+  for name in reversed(built.methods):
+    if cache_plan.serves(setting.config, built, name):
+      hears = teacher, built.methods[name].taught_by, cache_plan.hearing(built, name).name
+      wanted[hears] = name
+  names = [name for hears, name in wanted.items() if hears not in heard]
+  heard.update(wanted)
+  return tuple(reversed(names))
+
+
+def _teaching_phases(setting: Setting, name: str, taught: set[tuple[str, str]]) -> Iterator[Phase]:
+  """Teacher and heads, unless they exist or are among those `taught`, where they are noted."""
+  built, config = setting.networks, setting.config
+  taught_by = {method.taught_by for method in built.methods.values()}
+  teacher, heads = (name, 'teacher'), (name, 'heads')
+  if not (teacher in taught or config.teacher.variables or taught_by == {'labels'}):
+    taught.add(teacher)
+    variables = taps.abstract_variables(built.teacher, built.spec.image_shape)
+    yield _training(setting, 'teacher', teacher_task(built.teacher), variables,
+                    config.teacher.train, 1)
+  if not (heads in taught or config.heads.variables) and 'cohort' in taught_by:
+    taught.add(heads)
+    yield from _heads_phases(setting)
+
+
+def _heads_phases(setting: Setting) -> Iterator[Phase]:
+  """The heads, and before them the table of features that they learn from, if there is one."""
+  built, config = setting.networks, setting.config
+  names = tuple(built.taps)
+  cached = None
+  prepared = _prepared_teacher(setting, names)
+  if config.compute.cache_taps:
+    module, variables = prepared
+    table = _table(setting, cache_plan.taps_width(built))
+    cached = table, built.taps
+    yield _making(setting, 'cache taps', cache_plan.tap_rows(built, module), {'teacher': variables},
+                  {cache_plan.taps_kind(built): table.width})
+  teacher = taps.abstract_variables(built.teacher, built.spec.image_shape)
+  task = heads_task(built.teacher, built.heads, teacher, names, prepared, cached)
+  yield _training(setting, 'heads', task, networks.abstract_heads(built), config.heads.train, 1)
+
+
+def _cache_phase(setting: Setting, names: tuple[str, ...]) -> Phase:
+  """The tables that these methods hear from, made in one."""
+  built = setting.networks
+  cohort_first = max(names, key=lambda name: built.methods[name].taught_by == 'cohort')
+  module, frozen = _teacher_of(setting, cohort_first)
+  widths = {cache_plan.hearing(built, name).name: built.heard_widths[name] for name in names}
+  return _making(setting, f'cache {", ".join(names)}', cache_plan.rows(built, names, module),
+                 frozen, widths)
+
+
+def _student_phases(setting: Setting, name: str, groups: _Runs) -> Iterator[Phase]:
+  """Assistants, what is prepared, and the student; as `kdih.phases.student` trains them."""
+  built, config = setting.networks, setting.config
+  method, train = built.methods[name], config.student.train
+  if method.assistants:  # Chains are not trained together.
+    together, runs = 1, sum(map(len, groups))
+  else:
+    together, runs = len(groups[0]), len(groups)
+  for model in method.assistants:
+    module = built.assistants[model]
+    assistant = dataclasses.replace(built, student=module, student_taps={})
+    task, variables = _student_task(dataclasses.replace(setting, networks=assistant), name)
+    yield _training(setting, f'  {name}: {model}', task, variables, train, runs)
+    built = dataclasses.replace(built, teacher=module, teacher_taps={})
+    setting = dataclasses.replace(setting, networks=built)
+  several = f', {together} together' if together > 1 else ''
+  if method.prepares:
+    task, variables = _student_task(setting, name, preparing=True)
+    yield _training(setting, f'  {name}: prepare{several}', task, variables,
+                    config.student.prepare, runs, together)
+  task, variables = _student_task(setting, name)
+  yield _training(setting, f'student {name}{several}', task, variables, train, runs, together)
+
+
+def _student_task(setting: Setting, name: str, *, preparing: bool = False) -> tuple[Task, Any]:
+  """What a student learns by the method `name`, and the shapes of its variables."""
+  built, shape = setting.networks, setting.networks.spec.image_shape
+  method, table = built.methods[name], None
+  frozen: dict[str, Any]
+  if cache_plan.serves(setting.config, built, name) and not preparing:
+    table = _table(setting, built.heard_widths[name])
+    module, frozen = built.teacher, {'weights': _member_weights(built, name)}
+  else:
+    module, frozen = _teacher_of(setting, name)
+  num_examples = max(setting.sizes['train'] + setting.sizes['validation'], 1)
+  if method.needs_train_labels:
+    frozen['train_labels'] = jax.ShapeDtypeStruct((num_examples,), jnp.int32)
+  teach = make_teach('labels' if table else method.taught_by, module,
+                     tuple(built.teacher_taps), built.heads, tuple(built.taps))
+  task = student_task(built.student, tuple(built.student_taps), method, teach, frozen,
+                      preparing=preparing, table=table)
+  return task, state.join(student=taps.abstract_variables(built.student, shape),
+                          method=networks.abstract_method(built, name, num_examples))
+
+
+def _teacher_of(setting: Setting, name: str) -> tuple[nn.Module, dict[str, Any]]:
+  """Who teaches by the method `name`: a module, and what is frozen."""
+  built = setting.networks
+  taught_by = built.methods[name].taught_by
+  if taught_by == 'labels':
+    return built.teacher, {}
+  if taught_by == 'teacher':
+    module, variables = _prepared_teacher(setting, tuple(built.teacher_taps))
+    return module, {'teacher': variables}
+  module, variables = _prepared_teacher(setting, (*built.teacher_taps, *built.taps))
+  return module, {'teacher': variables, 'heads': networks.abstract_heads(built),
+                  'weights': _member_weights(built, name)}
+
+
+def _prepared_teacher(setting: Setting, names: Sequence[str]) -> tuple[nn.Module, Any]:
+  """The teacher as it says quickly what is read at the taps `names`; its numbers are blank."""
+  compute, shape = setting.config.compute, setting.networks.spec.image_shape
+  teacher = setting.networks.teacher
+  blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+                       taps.abstract_variables(teacher, shape))
+  return frozen_teacher.prepare(
+      teacher, blank, names, shape, fold_batch_norm=compute.fold_batch_norm,
+      dtype=compute.teacher_dtype)
+
+
+def _member_weights(built: Networks, name: str) -> dict[str, Any]:
+  """Shapes of what the members of the cohort are weighted by, where it teaches."""
+  if built.methods[name].taught_by != 'cohort':
+    return {}
+  return {rule: jax.ShapeDtypeStruct((len(built.taps) + 1,), jnp.float32)
+          for rule in member_weights.RULES}
+
+
+def _table(setting: Setting, width: int) -> LiveOutputs:
+  """A table, with the shapes of what lies on one device."""
+  table, images = LiveOutputs(width), setting.sizes['train']
+  if setting.config.compute.cache_place == 'device':
+    share = -(-images // devices_lib.num_devices()), _num_slots(setting.config), width
+    table.resident = {'heard': jax.ShapeDtypeStruct(share, build.DTYPE),
+                      'heard_images': jax.ShapeDtypeStruct((images,), jnp.int32)}
+  return table
+
+
+def _num_slots(config: ml_collections.ConfigDict) -> int:
+  return augment.of_config(config, choices.fixed_views(config.compute.cache)).num_slots
+
+
 def _training(
     setting: Setting, name: str, task: Task, variables: Any, train: ml_collections.ConfigDict,
     runs: int, together: int = 1,
@@ -90,15 +325,14 @@ def _training(
   evaluations = -(-steps // max(duration.steps(train.evaluate_every), 1))
   evaluated = sizes['validation'] * evaluations + 2 * sizes['test']
   predict = cost.flops(jax.jit(task.predict), variables, task.frozen, _images(setting, 1)) or 0
-  memory = (3 * _bytes(variables['params']) * together + _bytes(task.frozen) + _resident(setting)
-            + _bytes(task.table.resident) + activations)
+  memory = (3 * _bytes(variables['params']) * together + _bytes(task.frozen)
+            + _image_bytes(setting) + _bytes(task.table.resident) + activations)
   return Phase(name, cost.count_parameters(variables['params']) * together,
                flops * steps * devices + predict * evaluated * together, memory, runs)
 
 
-def _making_cost(
-    setting: Setting, name: str, rows: Callable, frozen: Any, views: int, table: LiveOutputs,
-    notes: Sequence[str],
+def _making(
+    setting: Setting, name: str, rows: Callable, frozen: Any, widths: dict[str, int]
 ) -> Phase:
   """The cost of making tables of what teachers say.
 
@@ -107,15 +341,18 @@ def _making_cost(
     name: of the phase.
     rows: (frozen, images) to rows [batch, width] of each table.
     frozen: shapes of the variables that it reads.
-    views: how many are seen, of all images.
-    table: what then lies on a device, of all tables.
-    notes: see `Phase`.
+    widths: of the tables, by their kind.
   """
-  block = -(-setting.config.data.eval_global_batch_size // devices_lib.num_devices())
+  config = setting.config
+  views = setting.sizes['train'], _num_slots(config)
+  table = _table(setting, sum(widths.values()))
+  block = -(-config.data.eval_global_batch_size // devices_lib.num_devices())
   flops, program = cost.analyse(jax.jit(rows), frozen, _images(setting, block))
-  memory = (_bytes(frozen) + _resident(setting) + _bytes(table.resident)
-            + max(_products(program), default=0))
-  return Phase(name, 0, (flops or 0) / block * views, memory, 1, notes)
+  memory = (_bytes(frozen) + _image_bytes(setting) + _bytes(table.resident)
+            + max(_product_bytes(program), default=0))
+  notes = [build.described((*views, width), config.compute.cache_place, kind)
+           for kind, width in widths.items()]
+  return Phase(name, 0, (flops or 0) / block * math.prod(views), memory, 1, notes)
 
 
 def _step_cost(task: Task, variables: Any, batch: Any, together: int) -> tuple[int, int]:
@@ -123,14 +360,16 @@ def _step_cost(task: Task, variables: Any, batch: Any, together: int) -> tuple[i
   def analysed(learners: int) -> tuple[int, int]:
     flops, program = cost.analyse(
         jax.jit(_step(task, learners)), variables, task.frozen, batch)
-    return flops or 0, _activations(program)
+    # Of the results of convolutions and products the backward pass keeps a third.
+    return flops or 0, sum(_product_bytes(program)) // 3
 
   flops, activations = analysed(1)
   if together == 1:
     return flops, activations
-  more_flops, more_activations = (two - one for one, two in zip(
-      (flops, activations), analysed(2), strict=True))
-  return flops + (together - 1) * more_flops, activations + (together - 1) * more_activations
+  flops_of_two, activations_of_two = analysed(2)
+  more = together - 1
+  return (flops + more * (flops_of_two - flops),
+          activations + more * (activations_of_two - activations))
 
 
 def _step(task: Task, learners: int):
@@ -152,33 +391,29 @@ def _step(task: Task, learners: int):
 
 
 def _batch(setting: Setting, size: int, heard_width: int) -> dict[str, jax.ShapeDtypeStruct]:
-  heard = {'heard': ((size, heard_width), jnp.float32)} if heard_width else {}
-  shapes = {'label': ((size,), jnp.int32), 'index': ((size,), jnp.int32),
-            'epoch': ((), jnp.float32), **heard}
-  return {'image': _images(setting, size),
-          **{name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}}
+  batch = {'image': _images(setting, size),
+           'label': jax.ShapeDtypeStruct((size,), jnp.int32),
+           'index': jax.ShapeDtypeStruct((size,), jnp.int32),
+           'epoch': jax.ShapeDtypeStruct((), jnp.float32)}
+  if heard_width:
+    batch['heard'] = jax.ShapeDtypeStruct((size, heard_width), jnp.float32)
+  return batch
 
 
 def _images(setting: Setting, size: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct((size, *setting.networks.spec.image_shape), jnp.float32)
 
 
-def _activations(program: jax.stages.Traced) -> int:
-  """Bytes of the results of convolutions and products, which the backward pass keeps."""
-  return sum(_products(program)) // 3
+def _image_bytes(setting: Setting) -> int:
+  """Bytes of the images of all splits."""
+  return sum(setting.sizes.values()) * math.prod(setting.networks.spec.image_shape)
 
 
-def _products(program: jax.stages.Traced) -> list[int]:
+def _product_bytes(program: jax.stages.Traced) -> list[int]:
   """Bytes of each result of a convolution or product."""
   return [output.aval.size * output.aval.dtype.itemsize for equation in program.jaxpr.eqns
           for output in equation.outvars
           if equation.primitive.name in ('conv_general_dilated', 'dot_general')]
-
-
-def _resident(setting: Setting) -> int:
-  """Bytes of the images of all splits."""
-  height, width, channels = setting.networks.spec.image_shape
-  return sum(setting.sizes.values()) * height * width * channels
 
 
 def _bytes(tree: Any) -> int:
@@ -194,254 +429,9 @@ def _measured_speed(setting: Setting) -> float:
   batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _batch(setting, size, 0))
   step = jax.jit(_step(task, 1))
   jax.block_until_ready(step(variables, {}, batch))
+  repeats = 3
   begun = time.perf_counter()
-  for _ in range(_TIMED_STEPS):
+  for _ in range(repeats):
     jax.block_until_ready(step(variables, {}, batch))
-  seconds = (time.perf_counter() - begun) / _TIMED_STEPS
+  seconds = (time.perf_counter() - begun) / repeats
   return (cost.flops(step, variables, {}, batch) or 1) * devices_lib.num_devices() / seconds
-
-
-_Runs = Sequence[tuple[plan_lib.Run, ...]]
-_Hears = tuple[str, str, str]  # A teacher, what it teaches with, and the name of the hearing.
-
-
-def describe(
-    pairs: Sequence[plan_lib.Pair], built: Sequence[Networks], runs: _Runs, sizes: dict[str, int]
-) -> str:
-  """Tables of what each pair consists of, and what each of its phases would cost.
-
-  FLOPs are those of the traced programs, a multiply-add counted as two. Times follow from them
-  and from the speed at which this machine trains the first student from labels, measured over a
-  few steps on blank images: the order of magnitude, no more. Memory is that of variables,
-  gradients, optimizer, resident data, the activations that the backward pass needs, and the table
-  of what teachers say that the phase makes or learns from.
-
-  Args:
-    pairs: to be run.
-    built: their networks.
-    runs: all of them, by what is trained together.
-    sizes: of the data; see `kdih.data.sizes`.
-  """
-  lines = [f'data: {built[0].spec.name}, images {built[0].spec.image_shape}, '
-           f'{built[0].spec.num_classes} classes']
-  if not sizes:
-    shapes = (line for pair, one in zip(pairs, built, strict=True) for line in _title(pair, one))
-    return '\n'.join([*lines, *shapes, '', 'how long it takes is not known before '
-                      f'{built[0].spec.name} is prepared; nothing was trained or written'])
-  speed = _measured_speed(Setting(pairs[0].config, built[0], sizes))
-  lines.append(f'speed: {speed / 1e9:,.1f} GFLOP/s on {devices_lib.num_devices()} x '
-               f'{jax.devices()[0].device_kind}')
-  total = 0.0
-  for pair, one, planned in zip(pairs, built, plan(pairs, built, runs, sizes), strict=True):
-    lines += _title(pair, one)
-    for phase in planned:
-      lines += _line(phase, phase.flops / speed)
-      total += phase.flops / speed * phase.runs
-  return '\n'.join([*lines, '', f'in all: {_duration(total)}, and what compiling takes; nothing was'
-                    ' trained or written'])
-
-
-def _title(pair: plan_lib.Pair, built: Networks) -> Iterator[str]:
-  yield ''
-  yield f'{pair.teacher} -> {pair.student}'
-  for role in ('teacher', 'student'):
-    model, shape = getattr(built, role), built.spec.image_shape
-    variables = taps.abstract_variables(model, shape)
-    flops = cost.forward_flops(model, variables, shape) or 0
-    count = cost.count_parameters(variables['params'])
-    yield f'  {role:8}{getattr(pair, role)}: {count:,} parameters, {flops:.2e} FLOPs an image'
-  for tap, feature in built.taps.items():
-    yield f'  head    {tap} on {feature}'
-
-
-def _line(phase: Phase, seconds: float) -> Iterator[str]:
-  yield (f'  {phase.name:28}{phase.parameters:>14,} parameters {phase.flops:9.2e} FLOPs '
-         f'{phase.memory / 2**20:9,.0f} MiB {_duration(seconds):>9} x {phase.runs}')
-  yield from (f'    {note}' for note in phase.notes)
-
-
-def _duration(seconds: float) -> str:
-  for unit, size in (('days', 86400), ('hours', 3600), ('minutes', 60)):
-    if seconds >= size:
-      return f'{seconds / size:.1f} {unit}'
-  return f'{seconds:.0f} seconds'
-
-
-def plan(
-    pairs: Sequence[plan_lib.Pair], built: Sequence[Networks], runs: _Runs, sizes: dict[str, int]
-) -> list[list[Phase]]:
-  """The phases of each pair: what is shared, such as a teacher, with the first that asks for it.
-
-  The arguments are those of `describe`.
-  """
-  settings = {(pair.teacher, pair.student): Setting(pair.config, one, sizes)
-              for pair, one in zip(pairs, built, strict=True)}
-  taught, heard = set[tuple[str, str]](), set[_Hears]()
-  planned = []
-  for (teacher, student), setting in settings.items():
-    found = list(_teaching(setting, teacher, taught))
-    if names := _unheard(setting, teacher, heard):
-      found.append(_pass(setting, names))
-    for name in setting.networks.methods:
-      groups = [group for group in runs if group[0].method == name
-                and (group[0].pair.teacher, group[0].pair.student) == (teacher, student)]
-      if groups:  # Else it is trained together with another.
-        found += _student_phases(setting, name, groups)
-    planned.append(found)
-  return planned
-
-
-def _unheard(setting: Setting, teacher: str, heard: set[_Hears]) -> tuple[str, ...]:
-  """Methods whose tables are to be made, one for each that is not among those `heard`; noted there.
-  """
-  wanted = {_hears(setting, name, teacher): name for name in reversed(setting.networks.methods)
-            if cache_plan.serves(setting.config, setting.networks, name)}
-  names = [name for hears, name in wanted.items() if hears not in heard]
-  heard.update(wanted)
-  return tuple(reversed(names))
-
-
-def _hears(setting: Setting, name: str, teacher: str) -> _Hears:
-  built = setting.networks
-  return teacher, built.methods[name].taught_by, cache_plan.hearing(built, name).name
-
-
-def _teaching(setting: Setting, name: str, taught: set[tuple[str, str]]) -> Iterator[Phase]:
-  """Teacher and heads, unless they exist or are among those `taught`, where they are noted."""
-  built, config = setting.networks, setting.config
-  taught_by = {method.taught_by for method in built.methods.values()}
-  teacher, heads = (name, 'teacher'), (name, 'heads')
-  if not (teacher in taught or config.teacher.variables or taught_by == {'labels'}):
-    taught.add(teacher)
-    variables = taps.abstract_variables(built.teacher, built.spec.image_shape)
-    yield _training(setting, 'teacher', teacher_task(built.teacher), variables,
-                    config.teacher.train, 1)
-  if not (heads in taught or config.heads.variables) and 'cohort' in taught_by:
-    taught.add(heads)
-    yield from _heads_phases(setting)
-
-
-def _heads_phases(setting: Setting) -> Iterator[Phase]:
-  built, config, names = setting.networks, setting.config, tuple(setting.networks.taps)
-  prepared, cached = _prepared(setting, names), None
-  if config.compute.cache_taps:
-    module, variables = prepared
-    cached = _table(setting, cache_plan.taps_width(built)), built.taps
-    yield _making(setting, 'cache taps', cache_plan.tap_rows(built, module), {'teacher': variables},
-                  {cache_plan.taps_kind(built): cached[0].width})
-  teacher = taps.abstract_variables(built.teacher, built.spec.image_shape)
-  task = heads_task(built.teacher, built.heads, teacher, names, prepared, cached)
-  yield _training(setting, 'heads', task, networks.abstract_heads(built),
-                  config.heads.train, 1)
-
-
-def _prepared(setting: Setting, names: Sequence[str]) -> tuple[nn.Module, Any]:
-  """The teacher as it says quickly what is read at the taps `names`; its numbers are blank."""
-  compute, shape = setting.config.compute, setting.networks.spec.image_shape
-  teacher = setting.networks.teacher
-  blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-                       taps.abstract_variables(teacher, shape))
-  return frozen_teacher.prepare(
-      teacher, blank, names, shape, fold_batch_norm=compute.fold_batch_norm,
-      dtype=compute.teacher_dtype)
-
-
-def _pass(setting: Setting, names: tuple[str, ...]) -> Phase:
-  """The tables that these methods hear from, made in one."""
-  built = setting.networks
-  cohort_first = max(names, key=lambda name: built.methods[name].taught_by == 'cohort')
-  module, frozen = _teacher(setting, cohort_first)
-  widths = {cache_plan.hearing(built, name).name: built.heard_widths[name] for name in names}
-  return _making(setting, f'cache {", ".join(names)}', cache_plan.rows(built, names, module),
-                 frozen, widths)
-
-
-def _making(
-    setting: Setting, name: str, rows: Any, frozen: Any, widths: dict[str, int]
-) -> Phase:
-  """Tables of these kinds and widths."""
-  views, place = (setting.sizes['train'], _num_slots(setting.config)), (
-      setting.config.compute.cache_place)
-  notes = [build.described((*views, width), place, kind) for kind, width in widths.items()]
-  table = _table(setting, sum(widths.values()))
-  return _making_cost(setting, name, rows, frozen, math.prod(views), table, notes)
-
-
-def _table(setting: Setting, width: int) -> LiveOutputs:
-  """A table, with the shapes of what lies on one device."""
-  table, images = LiveOutputs(width), setting.sizes['train']
-  if setting.config.compute.cache_place == 'device':
-    share = -(-images // devices_lib.num_devices()), _num_slots(setting.config), width
-    table.resident = {'heard': jax.ShapeDtypeStruct(share, build.DTYPE),
-                      'heard_images': jax.ShapeDtypeStruct((images,), jnp.int32)}
-  return table
-
-
-def _num_slots(config: ml_collections.ConfigDict) -> int:
-  return augment.of_config(config, choices.fixed_views(config.compute.cache)).num_slots
-
-
-def _student_phases(setting: Setting, name: str, groups: _Runs) -> Iterator[Phase]:
-  """Assistants, what is prepared, and the student; as `kdih.phases.student` trains them."""
-  built, config = setting.networks, setting.config
-  method, train = built.methods[name], config.student.train
-  # Chains are not trained together.
-  together, runs = ((1, sum(map(len, groups))) if method.assistants else
-                    (len(groups[0]), len(groups)))
-  for model in method.assistants:
-    module = built.assistants[model]
-    assistant = dataclasses.replace(built, student=module, student_taps={})
-    yield _training(setting, f'  {name}: {model}',
-                    *_student(dataclasses.replace(setting, networks=assistant), name), train,
-                    runs)
-    built = dataclasses.replace(built, teacher=module, teacher_taps={})
-    setting = dataclasses.replace(setting, networks=built)
-  several = f', {together} together' if together > 1 else ''
-  if method.prepares:
-    yield _training(setting, f'  {name}: prepare{several}',
-                    *_student(setting, name, preparing=True), config.student.prepare, runs,
-                    together)
-  yield _training(setting, f'student {name}{several}', *_student(setting, name), train, runs,
-                  together)
-
-
-def _student(setting: Setting, name: str, *, preparing: bool = False) -> tuple[Task, Any]:
-  built, shape = setting.networks, setting.networks.spec.image_shape
-  method, table = built.methods[name], None
-  frozen: dict[str, Any]
-  if cache_plan.serves(setting.config, built, name) and not preparing:
-    table = _table(setting, built.heard_widths[name])
-    module, frozen = built.teacher, {'weights': _weights(built, name)}
-  else:
-    module, frozen = _teacher(setting, name)
-  num_examples = max(setting.sizes['train'] + setting.sizes['validation'], 1)
-  if method.needs_train_labels:
-    frozen['train_labels'] = jax.ShapeDtypeStruct((num_examples,), jnp.int32)
-  teach = make_teach('labels' if table else method.taught_by, module,
-                     tuple(built.teacher_taps), built.heads, tuple(built.taps))
-  task = student_task(built.student, tuple(built.student_taps), method, teach, frozen,
-                      preparing=preparing, table=table)
-  return task, state.join(student=taps.abstract_variables(built.student, shape),
-                          method=networks.abstract_method(built, name, num_examples))
-
-
-def _teacher(setting: Setting, name: str) -> tuple[nn.Module, dict[str, Any]]:
-  """Who teaches by the method `name`: a module, and what is frozen."""
-  built = setting.networks
-  taught_by = built.methods[name].taught_by
-  if taught_by == 'labels':
-    return built.teacher, {}
-  if taught_by == 'teacher':
-    module, variables = _prepared(setting, tuple(built.teacher_taps))
-    return module, {'teacher': variables}
-  module, variables = _prepared(setting, (*built.teacher_taps, *built.taps))
-  return module, {'teacher': variables, 'heads': networks.abstract_heads(built),
-                  'weights': _weights(built, name)}
-
-
-def _weights(built: Networks, name: str) -> dict[str, Any]:
-  """Shapes of what the members of the cohort are weighted by, where it teaches."""
-  if built.methods[name].taught_by != 'cohort':
-    return {}
-  return {rule: jax.ShapeDtypeStruct((len(built.taps) + 1,), jnp.float32)
-          for rule in member_weights.RULES}

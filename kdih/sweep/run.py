@@ -12,7 +12,8 @@ from etils import epath
 from kdih import errors
 from kdih.config import checks, fields
 from kdih.data import datasets, sizes, source
-from kdih.data.spec import DataSpec, Splits
+from kdih.data.spec import DataSpec
+from kdih.data.splits import Splits
 from kdih.phases import cache_plan, networks, pipeline
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
@@ -244,7 +245,13 @@ def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
   try:
     job.workdir.open(job.config)
     failure.unlink(missing_ok=True)
-    _train(job, sweep.experiment(job, splits))
+    experiment = sweep.experiment(job, splits)
+    if job.phase == 'teacher':
+      run_teacher(experiment)
+    elif job.phase == 'heads':
+      run_heads(experiment)
+    else:
+      run_student(experiment, job.phase.removeprefix('student/'))
   except errors.PreemptedError:
     raise
   except Exception as error:  # Whatever happens to one job must not end the others.
@@ -254,15 +261,6 @@ def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
     write_json(failure, {'error': reason, 'time': time.time(),
                          'traceback': traceback.format_exc()})
     say(f'sweep: {job.name} failed: {reason}')
-
-
-def _train(job: Job, experiment: Experiment) -> None:
-  if job.phase == 'teacher':
-    run_teacher(experiment)
-  elif job.phase == 'heads':
-    run_heads(experiment)
-  else:
-    run_student(experiment, job.phase.removeprefix('student/'))
 
 
 def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:

@@ -31,18 +31,35 @@ def main() -> None:
   given = parser.parse_args()
   workdir = pathlib.Path(given.workdir)
   workdir.mkdir(parents=True)
-  common, seconds, results = _common(given.data_dir, given.images), {}, {}
-  _run('main', *common, f'--workdir={workdir}/made/resnet110', '--config.phases=teacher,heads')
+  common = _common(given.data_dir, given.images)
+  teacher = workdir / 'made' / 'resnet110'
+  _run('main', *common, f'--workdir={teacher}', '--config.phases=teacher,heads')
+  seconds: dict[str, float] = {}
+  training_seconds: dict[str, float] = {}
+  test_loss: dict[str, dict[str, float]] = {}
   for cache in ('none', 'all_views'):
     folder = shutil.copytree(workdir / 'made', workdir / cache)
     begun = time.perf_counter()
     _run('sweep', *common, f'--config.compute.cache={cache}', f'--workdir={folder}',
          f'--methods={",".join(_METHODS)}', f'--seeds={",".join(map(str, _SEEDS))}')
     seconds[cache] = time.perf_counter() - begun
-    results[cache] = _results(folder)
-  content = {**_compared(seconds, results), 'images': given.images, 'epochs': _EPOCHS,
-             'seeds': _SEEDS, 'methods': _METHODS, 'runs': 1, 'cpus': os.cpu_count(),
-             **_machine(workdir / 'made' / 'resnet110')}
+    results = {str(path.parent.relative_to(folder)): json.loads(path.read_text())
+               for path in sorted(folder.glob('*/*/seed*/student/*/result.json'))}
+    training_seconds[cache] = sum(result['seconds'] for result in results.values())
+    test_loss[cache] = {run: result['test_last']['loss'] for run, result in results.items()}
+  manifest = json.loads((teacher / 'manifest.json').read_text())
+  content = {
+      # What both sweeps took, in all and in training alone, and how far their students are apart.
+      'seconds': seconds,
+      'ratio': seconds['none'] / seconds['all_views'],
+      'training_seconds': training_seconds,
+      'test_loss_apart': max(abs(test_loss['none'][run] - test_loss['all_views'][run])
+                             for run in test_loss['none']),
+      'test_loss': test_loss,
+      # What they were, and where.
+      'images': given.images, 'epochs': _EPOCHS, 'seeds': _SEEDS, 'methods': _METHODS, 'runs': 1,
+      'cpus': os.cpu_count(),
+      **{field: manifest[field] for field in ('devices', 'versions', 'git_commit')}}
   pathlib.Path(given.out).write_text(json.dumps(content, indent=2) + '\n')
   print(f'{seconds["none"]:.0f} s without, {seconds["all_views"]:.0f} s with the cache: '
         f'{content["ratio"]:.2f} times as fast; losses on the test split differ by '
@@ -65,31 +82,6 @@ def _common(data_dir: str, images: int) -> list[str]:
 
 def _run(program: str, *arguments: str) -> None:
   subprocess.run([sys.executable, '-m', f'kdih.{program}', *arguments], check=True)
-
-
-def _results(folder: pathlib.Path) -> dict[str, dict]:
-  """{run: its result}."""
-  return {str(path.parent.relative_to(folder)): json.loads(path.read_text())
-          for path in sorted(folder.glob('*/*/seed*/student/*/result.json'))}
-
-
-def _compared(seconds: dict[str, float], results: dict[str, dict[str, dict]]) -> dict:
-  """What both sweeps took, in all and in training alone, and how far their students are apart."""
-  loss = {cache: {run: result['test_last']['loss'] for run, result in found.items()}
-          for cache, found in results.items()}
-  return {
-      'seconds': seconds, 'ratio': seconds['none'] / seconds['all_views'],
-      'training_seconds': {cache: sum(result['seconds'] for result in found.values())
-                           for cache, found in results.items()},
-      'test_loss_apart': max(abs(loss['none'][run] - loss['all_views'][run])
-                             for run in loss['none']),
-      'test_loss': loss}
-
-
-def _machine(folder: pathlib.Path) -> dict:
-  """Devices and versions, as a run wrote them down."""
-  manifest = json.loads((folder / 'manifest.json').read_text())
-  return {field: manifest[field] for field in ('devices', 'versions', 'git_commit')}
 
 
 if __name__ == '__main__':

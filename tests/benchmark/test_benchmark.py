@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdih.benchmark import __main__ as benchmark, measuring, parts, programs, results, roofline
+from kdih.benchmark import __main__ as benchmark, measuring, programs, results, roofline, step_parts
 from kdih.benchmark.measuring import Item, Times
 from kdih.benchmark.roofline import Ceilings, Work
 
@@ -136,7 +136,7 @@ def test_students_of_one_start_learn_together_as_one_alone():
   task = programs.student_task(lab, 'dih')
   alone = learnt(programs.Training(lab, task))
   assert_close(learnt(programs.Training(lab, task, students=2)), alone * 2)
-  names = [item.name for item in parts.items(lab)]
+  names = [item.name for item in step_parts.items(lab)]
   assert names == ['input', 'teacher', 'heads', 'student']
 
 

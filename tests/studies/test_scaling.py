@@ -9,12 +9,9 @@ import pytest
 from launch.studies.scaling import (
   __main__ as scaling,
   arithmetic,
-  command,
   curves,
   large,
   problem,
-  records,
-  sizes,
   tables,
 )
 from tests.helpers.made_results import read_png
@@ -31,7 +28,7 @@ def run(out, *flags: str) -> int:
 def test_the_cache_of_cifar100_is_what_its_views_take():
   assert arithmetic.views(4, flip=True) == 162 and arithmetic.views(0, flip=False) == 1
   assert arithmetic.cache_bytes(50_000, 162, 100) == 1_620_000_000
-  cifar, *_, imagenet = sizes.caches()  # The first and the last.
+  cifar, *_, imagenet = arithmetic.caches()  # The first and the last.
   assert cifar['all'] == 1_620_000_000
   assert imagenet['all'] is None and imagenet['one'] == 14_197_122 * 21_841 * 2
 
@@ -79,7 +76,7 @@ def test_gradients_of_resnet18_are_its_parameters_in_float32():
 
 @pytest.mark.slow
 def test_heads_on_large_images_have_more_parameters_than_their_teacher():
-  rows = {(row['teacher'], row['kind']): row for row in sizes.heads()}
+  rows = {(row['teacher'], row['kind']): row for row in arithmetic.head_sizes()}
   flat = rows['resnet50, 224 pixels', 'flatten']
   # 56 x 56 x 256, 28 x 28 x 512, 14 x 14 x 1024, 7 x 7 x 2048, each to 1,000 classes, with bias.
   assert flat['parameters'] == (802_816 + 401_408 + 200_704 + 100_352) * 1000 + 4000
@@ -109,7 +106,7 @@ def test_a_small_run_measures_adds_to_the_file_and_fills_the_page(tmp_path, caps
   shutil.copy(PAGE, page)
   assert run(out, '--only=devices,caches') == 0
   assert run(out, '--only=batch,heads') == 0
-  found = records.read(out)
+  found = scaling.read(out)
   assert set(found) == {'devices', 'caches', 'batch', 'heads'}
   assert [row['at'] for row in found['devices']['rows']] == [1, 2]
   assert all(len(row['seconds']) == 2 and min(row['seconds']) > 0
@@ -123,8 +120,8 @@ def test_a_small_run_measures_adds_to_the_file_and_fills_the_page(tmp_path, caps
 
 
 def test_the_page_has_the_tables_of_its_numbers(tmp_path):
-  found = records.read(RESULTS)
-  assert {'caches', 'head_sizes', 'compiled'} <= set(found) <= set(command.PARTS)
+  found = scaling.read(RESULTS)
+  assert {'caches', 'head_sizes', 'compiled'} <= set(found) <= set(scaling.PARTS)
   copy = tmp_path / 'scaling.md'
   shutil.copy(PAGE, copy)
   tables.fill_in(copy, found)
@@ -136,7 +133,7 @@ def test_the_page_has_the_tables_of_its_numbers(tmp_path):
 
 
 def test_what_was_compiled_serves_every_number_of_chips():
-  compiled = records.read(RESULTS)['compiled']
+  compiled = scaling.read(RESULTS)['compiled']
   rows = tables.scaled(compiled)
   for one in compiled:
     if one['batch'] == tables.WEAK:
@@ -160,20 +157,20 @@ def test_a_wrong_flag_is_one_line_and_writes_nothing(tmp_path, capsys, flags, re
 
 @pytest.mark.parametrize('content', ['[1]', '{"batch"'])
 def test_a_file_of_something_else_is_not_overwritten(tmp_path, capsys, content):
-  (tmp_path / records.NAME).write_text(content)
+  (tmp_path / scaling.NAME).write_text(content)
   assert run(tmp_path, '--only=caches') == 2
-  assert (tmp_path / records.NAME).read_text() == content
+  assert (tmp_path / scaling.NAME).read_text() == content
 
 
 def test_a_page_without_the_places_is_left_alone(tmp_path):
   page = tmp_path / 'scaling.md'
   page.write_text('# My own\n')
   with pytest.raises(ValueError, match='has no place for the table'):
-    tables.fill_in(page, {'caches': sizes.caches()})
+    tables.fill_in(page, {'caches': arithmetic.caches()})
   assert page.read_text() == '# My own\n'
 
 
 def test_the_file_is_plain_json(tmp_path):
-  records.put(tmp_path, 'caches', sizes.caches())
-  records.put(tmp_path, 'other', 1)
-  assert set(json.loads((tmp_path / records.NAME).read_text())) == {'caches', 'other'}
+  scaling.put(tmp_path, 'caches', arithmetic.caches())
+  scaling.put(tmp_path, 'other', 1)
+  assert set(json.loads((tmp_path / scaling.NAME).read_text())) == {'caches', 'other'}

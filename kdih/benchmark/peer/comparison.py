@@ -86,11 +86,13 @@ def _expected(lab: programs.Lab, names: tuple[str, str]) -> dict[str, Any]:
   (state,), (metrics,) = training.step(*training.arguments())
   after = devices.to_host(state.params['student'])
   plain = jax.jit(programs.preprocess())(pixels, index, None)
-  return {'index': index, 'images': np.asarray(images), 'labels': labels,
-          'input': np.asarray(plain), 'members': np.stack([
-              np.asarray(members[name]) for name in (*lab.built.taps, FINAL)]),
-          'student': np.asarray(student), 'loss': np.asarray(metrics['loss'][0]),
-          'variables': lab.student, 'after': after}
+  return {
+      'index': index, 'images': np.asarray(images), 'labels': labels,
+      'input': np.asarray(plain),
+      'members': np.stack([np.asarray(members[name]) for name in (*lab.built.taps, FINAL)]),
+      'student': np.asarray(student), 'loss': np.asarray(metrics['loss'][0]),
+      'variables': lab.student, 'after': after,
+  }
 
 
 def _compare(name: str, form: Any, expected: dict[str, Any]) -> dict[str, float]:
@@ -122,8 +124,8 @@ def _found(form: Any, expected: dict[str, Any]) -> dict[str, tuple[list, list]]:
   networks.load(form.student, expected['variables'])
   form.optimizer.state.clear()
   members, loss = form.members(images), form.learn(images, labels)
-  before, after = (_flat(tree) for tree in (
-      expected['variables']['params'], expected['after']))
+  before = flax.traverse_util.flatten_dict(expected['variables']['params'])
+  after = flax.traverse_util.flatten_dict(expected['after'])
   now = dict(form.student.named_parameters())
   names = {path: '.'.join((*path[:-1], 'bias' if path[-1] == 'bias' else 'weight'))
            for path in after}
@@ -138,18 +140,11 @@ def _found(form: Any, expected: dict[str, Any]) -> dict[str, tuple[list, list]]:
   }
 
 
-def _flat(tree: Any) -> dict[tuple[str, ...], np.ndarray]:
-  return flax.traverse_util.flatten_dict(tree)
-
-
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
   return tensor.detach().float().cpu().numpy()
 
 
 def _off(one: np.ndarray, other: np.ndarray, part: str) -> float:
-  size = np.linalg.norm if part == 'update' else _largest
-  return float(size(one - other) / size(other))
-
-
-def _largest(array: np.ndarray) -> float:
-  return np.abs(array).max()
+  if part == 'update':
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+  return float(np.abs(one - other).max() / np.abs(other).max())

@@ -1,6 +1,13 @@
-"""What can be worked out with a pencil: caches, input, all-reduces, and the step of many chips."""
+"""What can be worked out with a pencil: heads, caches, input, all-reduces, and the step of many
+chips.
+"""
 import dataclasses
 import math
+from typing import Any
+
+from kdih.cohort.head_modules import Heads
+from kdih.models import cost
+from launch.studies.scaling import large, problem
 
 # Of the chip's roofline, what a well-tuned step reaches; of the network's bandwidth likewise.
 REACHED = 0.5
@@ -40,6 +47,49 @@ CHIPS = {
                    {8: (2, 2, 2), 64: (4, 4, 4), 1024: (8, 8, 16)}),
     'TPU v5e': Chip(197e12, 16 * 2**30, 819e9, 51.2e12 / 256, 8, {8: (2, 4), 64: (8, 8)}),
 }
+
+
+def head_sizes() -> list[dict[str, Any]]:
+  """Of each teacher and kind of heads, the parameters of every head, and what training them takes.
+
+  Parameters, gradients and momentum are float32.
+  """
+  resnet, vit = large.PAIRS['resnet50 → resnet18'], large.PAIRS['ViT-S/16 → ViT-Ti/16']
+  teachers = {
+      'resnet110, 32 pixels': dict(teacher='resnet110', num_classes=100),
+      'resnet50, 224 pixels': resnet,
+      'resnet50, 224 pixels, 21,841 classes': dict(resnet, num_classes=21_841),
+      'ViT-S/16, 224 pixels': vit,
+  }
+  rows = []
+  for name, fields in teachers.items():
+    for kind in ('flatten', 'gap'):
+      setup = problem.Setup(**{'student': 'resnet8', 'batch_size': 1, **fields, 'kind': kind})
+      features = setup.features()
+      variables = problem.abstract_heads(Heads(setup.num_classes, kind), features)
+      each = {tap: cost.count_parameters(variables['params'][tap]) for tap in features}
+      total = sum(each.values())
+      rows.append({'teacher': name, 'kind': kind, 'each': each, 'parameters': total,
+                   'frozen_bytes': 4 * total, 'trained_bytes': 12 * total})
+  return rows
+
+
+def caches() -> list[dict[str, Any]]:
+  """Of each data set, the bytes of one bfloat16 soft label for one view, and for all there are.
+
+  'all' is None where views are random.
+  """
+  data_sets = [  # Name, images to train with, classes, views of an image; None where random.
+      ('CIFAR-100', 50_000, 100, views(4, flip=True)),
+      ('Tiny-ImageNet', 100_000, 200, views(4, flip=True)),
+      ('Tiny-ImageNet, 8 pixels of padding', 100_000, 200, views(8, flip=True)),
+      ('ImageNet, 4 pixels of padding', 1_281_167, 1000, views(4, flip=True)),
+      ('ImageNet, random resized crops', 1_281_167, 1000, None),
+      ('ImageNet of 21,841 classes, likewise', 14_197_122, 21_841, None)]
+  return [{'data': name, 'images': images, 'classes': classes, 'views': count,
+           'one': cache_bytes(images, 1, classes),
+           'all': cache_bytes(images, count, classes) if count else None}
+          for name, images, classes, count in data_sets]
 
 
 def cache_bytes(images: int, views: int, classes: int, bytes_per_number: int = 2) -> int:

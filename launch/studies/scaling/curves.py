@@ -9,34 +9,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from kdih.models import cost
 from kdih.runtime.progress import say
 from launch.studies.scaling import problem
 from launch.studies.scaling.problem import Setup
 
-_BASE = Setup('resnet20', 'resnet8', 64)
-_SMALL = Setup('resnet8', 'resnet8', 8, image_size=8, num_classes=10)
-_BLOCKS = tuple(f'stage{i}_block{j}' for i in (1, 2, 3) for j in (1, 2, 3))
-_HEADS = {0: (), 1: ('stage3',), 2: ('stage2', 'stage3'), 3: ('stage1', 'stage2', 'stage3'),
-          6: (*_BLOCKS[0::2], 'stage3'), 9: _BLOCKS}
-_CLASSES = (10, 100, 1000, 10_000, 21_841)
-_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
-_BATCHES = (16, 32, 64, 128, 256, 512)
-_DEVICES = (1, 2, 4, 8)
-
 
 def setups(smallest: bool) -> dict[str, dict[Any, Setup]]:
   """{curve: {where on it: what is timed}}; `smallest` is for a try-out that takes seconds."""
-  base = _SMALL if smallest else _BASE
+  if smallest:
+    base = Setup('resnet8', 'resnet8', 8, image_size=8, num_classes=10)
+  else:
+    base = Setup('resnet20', 'resnet8', 64)
+  blocks = tuple(f'stage{i}_block{j}' for i in (1, 2, 3) for j in (1, 2, 3))
+  heads = {0: (), 1: ('stage3',), 2: ('stage2', 'stage3'), 3: ('stage1', 'stage2', 'stage3'),
+           6: (*blocks[0::2], 'stage3'), 9: blocks}
+  classes = (10, 100, 1000, 10_000, 21_841)
   make = dataclasses.replace
   curves = {
-      'batch': {size: make(base, batch_size=size) for size in _BATCHES},
-      'depth': {depth: make(base, teacher=f'resnet{depth}') for depth in _DEPTHS},
-      'heads': {count: make(base, taps=taps) for count, taps in _HEADS.items()},
-      'classes': {count: make(base, teacher='resnet8', num_classes=count)
-                  for count in _CLASSES},
+      'batch': {size: make(base, batch_size=size) for size in (16, 32, 64, 128, 256, 512)},
+      'depth': {depth: make(base, teacher=f'resnet{depth}')
+                for depth in (8, 14, 20, 32, 44, 56, 110)},
+      'heads': {count: make(base, taps=taps) for count, taps in heads.items()},
+      'classes': {count: make(base, teacher='resnet8', num_classes=count) for count in classes},
       'classes_gap': {count: make(base, teacher='resnet8', num_classes=count, kind='gap')
-                      for count in _CLASSES},
-      'devices': dict.fromkeys(_DEVICES, base),
+                      for count in classes},
+      'devices': dict.fromkeys((1, 2, 4, 8), base),
   }
   return {name: dict(list(curve.items())[:2]) if smallest else curve
           for name, curve in curves.items()}
@@ -59,19 +57,19 @@ def measure(name: str, curve: Mapping[int, Setup], repeats: int) -> list[dict[st
         calls[at] = _asked(workers[-1])
       else:
         calls[at] = _timed(problem.stepper(problem.build(setup)))
-    seconds = _in_turns(calls, repeats)
+    seconds: dict[int, list[float]] = {at: [] for at in calls}
+    for _ in range(repeats):
+      for at, call in calls.items():
+        seconds[at].append(call())
   finally:
     for worker in workers:
       worker.communicate()
-  return [{'at': at, 'seconds': seconds[at], **_size(setup)} for at, setup in curve.items()]
-
-
-def _in_turns(calls: Mapping[int, Callable[[], float]], repeats: int) -> dict[int, list[float]]:
-  seconds: dict[int, list[float]] = {at: [] for at in calls}
-  for _ in range(repeats):
-    for at, call in calls.items():
-      seconds[at].append(call())
-  return seconds
+  rows = []
+  for at, setup in curve.items():
+    made = problem.build(setup)
+    rows.append({'at': at, 'seconds': seconds[at], 'parameters': cost.count_parameters(made.state.params),
+                 'head_parameters': cost.count_parameters(made.frozen.get('heads', {}))})
+  return rows
 
 
 def _timed(call: Callable[[], None]) -> Callable[[], float]:
@@ -83,12 +81,6 @@ def _timed(call: Callable[[], None]) -> Callable[[], float]:
 
   timed()
   return timed
-
-
-def _size(setup: Setup) -> dict[str, int]:
-  made = problem.build(setup)
-  return {'parameters': problem.count(made.state.params),
-          'head_parameters': problem.count(made.frozen.get('heads', {}))}
 
 
 def _worker(devices: int, setup: Setup) -> subprocess.Popen:

@@ -21,6 +21,11 @@ PAIRS: dict[str, dict[str, Any]] = {
         _COMMON, teacher='vit_tiny', student='vit_tiny', student_fields={'patch_size': 16},
         teacher_fields={'patch_size': 16, 'width': 384, 'num_heads': 6}),
 }
+_RESNETS, _VITS = PAIRS
+# Pair, chip, images on a chip, rematerialisation: what is compiled, in this order.
+COMPILED = [*((pair, 'TPU v4', batch, False) for batch in (128, 4, 512, 64)
+              for pair in (_RESNETS, _VITS)),
+            (_RESNETS, 'TPU v5e', 128, False), (_RESNETS, 'TPU v4', 512, True)]
 _SIZES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'pred': 1, 's8': 1, 'u8': 1}
 _ALL_REDUCE = re.compile(r'= (\(.*?\)|\S+) all-reduce(?:-start)?\(')
 _SHAPE = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\]')

@@ -16,7 +16,7 @@ _TITLES = {'batch': 'batch', 'depth': 'depth of the teacher', 'heads': 'heads',
 
 
 def draw(found: Mapping[str, Any], folder: pathlib.Path) -> None:
-  """Draws what `found` has numbers for; see `launch.studies.scaling.records`."""
+  """Draws what `found` has numbers for; see `launch.studies.scaling.__main__.read`."""
   if any(name in found for name in _TITLES):
     _save(_curves(found), folder / 'curves')
   if 'compiled' in found:

@@ -26,8 +26,6 @@ from kdih.training import optimizer, state, steps_per_call
 from kdih.training.step import make_train_step
 from kdih.training.task import Learning
 
-_FEW = 4093  # Weights are as many numbers, over and over: quick to make, and none of them is 0.
-
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -116,8 +114,13 @@ def build(setup: Setup) -> Problem:
                                          padding_mode='zeros', flip=True),
       steps_per_epoch=1000.0, remat=setup.remat)
   variables = state.join(student=taps_lib.abstract_variables(student, setup.image_shape))
-  return Problem(step, jax.eval_shape(lambda v: state.create(v, tx, 0), variables), frozen,
-                 _feed(setup))
+  feed = {
+      'image': jax.ShapeDtypeStruct((1, setup.batch_size, *setup.image_shape), jnp.uint8),
+      'label': jax.ShapeDtypeStruct((1, setup.batch_size), jnp.int32),
+      'index': jax.ShapeDtypeStruct((1, setup.batch_size), jnp.int32),
+  }
+  return Problem(
+      step, jax.eval_shape(lambda v: state.create(v, tx, 0), variables), frozen, feed)
 
 
 def abstract_heads(heads: Heads, features: taps_lib.Shapes) -> dict[str, Any]:
@@ -125,13 +128,6 @@ def abstract_heads(heads: Heads, features: taps_lib.Shapes) -> dict[str, Any]:
   inputs = {tap: jax.ShapeDtypeStruct((1, *shape), jnp.float32)
             for tap, shape in features.items()}
   return dict(jax.eval_shape(lambda x: heads.init(jax.random.key(0), x), inputs))
-
-
-def _feed(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-  size = setup.batch_size
-  return {'image': jax.ShapeDtypeStruct((1, size, *setup.image_shape), jnp.uint8),
-          'label': jax.ShapeDtypeStruct((1, size), jnp.int32),
-          'index': jax.ShapeDtypeStruct((1, size), jnp.int32)}
 
 
 def stepper(problem: Problem) -> Callable[[], None]:
@@ -149,7 +145,8 @@ def stepper(problem: Problem) -> Callable[[], None]:
 
 
 def _filled(tree: Any) -> Any:
-  few = np.abs(np.random.default_rng(0).normal(0, 0.02, _FEW)) + 1e-3
+  # Weights are these few numbers, over and over: quick to make, and none of them is 0.
+  few = np.abs(np.random.default_rng(0).normal(0, 0.02, 4093)) + 1e-3
 
   def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     if leaf.dtype == jnp.float32 and leaf.shape:
@@ -162,7 +159,7 @@ def _filled(tree: Any) -> Any:
 def compiled_for(problem: Problem, devices: list) -> jax.stages.Compiled:
   """The step, compiled for `devices`, which need not be at hand.
 
-  The batch is split over them, and all else is the same on each, as `parallel.pmap_step` has it.
+  The batch is split over them, and all else is the same on each, as `devices.pmap_step` has it.
   """
   mesh = Mesh(np.array(devices), (devices_lib.AXIS,))
   same, split = PartitionSpec(), PartitionSpec(None, devices_lib.AXIS)
@@ -177,8 +174,3 @@ def compiled_for(problem: Problem, devices: list) -> jax.stages.Compiled:
   return jax.jit(step, donate_argnums=0).lower(
       placed((problem.state,), same), placed(problem.frozen, same), {},
       placed(problem.feed, split)).compile()
-
-
-def count(tree: Any) -> int:
-  """Numbers in all arrays of a tree, which may be shapes."""
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,5 +1,6 @@
 """The tables of the page, from the JSON file alone, and where they go in it."""
 import functools
+import itertools
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,11 @@ from launch.studies.scaling import arithmetic, curves
 AXES = {'batch': ('batch', 64), 'depth': ('teacher', 20), 'heads': ('heads', 3),
         'classes': ('classes', 100), 'classes_gap': ('classes', 100), 'devices': ('devices', 1)}
 WEAK, STRONG = 128, 4096  # Images on a chip, whatever their number; and on all chips together.
-_MARKED = r'(<!-- scaling: {} -->\n).*?(<!-- end -->)'
 _MIB, _MB = 2**20, 1e6
 
 
 def all_tables(found: Mapping[str, Any]) -> dict[str, str]:
-  """The Markdown tables, by name, of those parts that `found` has; see `records`."""
+  """The Markdown tables, by name, of those parts that `found` has; see `__main__.read`."""
   made: dict[str, Callable[[Any], str]] = {
       **{name: functools.partial(_curve, name) for name in AXES},
       'head_sizes': _head_sizes, 'caches': _caches}
@@ -36,7 +36,8 @@ def fill_in(page: pathlib.Path, found: Mapping[str, Any]) -> None:
   """
   text = page.read_text(encoding='utf-8')
   for name, table in all_tables(found).items():
-    text, places = re.subn(_MARKED.format(name), rf'\g<1>{table}\n\g<2>', text, flags=re.DOTALL)
+    text, places = re.subn(rf'(<!-- scaling: {name} -->\n).*?(<!-- end -->)',
+                           rf'\g<1>{table}\n\g<2>', text, flags=re.DOTALL)
     if not places:
       raise errors.ConfigError(f'--out: {page} has no place for the table {name!r}; add '
                                f'<!-- scaling: {name} --> and <!-- end -->, or move it away')
@@ -57,23 +58,24 @@ def reference(name: str, rows: Sequence[Mapping[str, Any]]) -> int:
 def _curve(name: str, part: Mapping[str, Any]) -> str:
   base, machine = reference(name, part['rows']), part['machine']
   label = AXES[name][0]
-  shown = '{}'.format if label == 'teacher' else '{:,}'.format
   header = [label, 'ms a step', 'quartiles', f'of that at {base:,}']
-  rows = [[shown(row['at']), f'{row["ms"]:.1f}', f'{row["low"]:.1f} – {row["high"]:.1f}',
-           f'{row["ratio"]:.2f}', *_extra(name, row)]
-          for row in curves.summary(part['rows'], base)]
-  more = {'batch': ['images/s'], 'depth': [], 'devices': []}.get(name, ['parameters of heads'])
-  if label == 'teacher':
-    rows = [[f'resnet{row[0]}', *row[1:]] for row in rows]
+  if name == 'batch':
+    header.append('images/s')
+  elif name not in ('depth', 'devices'):
+    header.append('parameters of heads')
+  rows = []
+  for row in curves.summary(part['rows'], base):
+    at = f'resnet{row["at"]}' if label == 'teacher' else f'{row["at"]:,}'
+    cells = [at, f'{row["ms"]:.1f}', f'{row["low"]:.1f} – {row["high"]:.1f}',
+             f'{row["ratio"]:.2f}']
+    if name == 'batch':
+      cells.append(f'{1e3 * row["at"] / row["ms"]:,.0f}')
+    elif name not in ('depth', 'devices'):
+      cells.append(f'{row["head_parameters"]:,}')
+    rows.append(cells)
   caption = (f'Measured: {machine["cores"]} CPU cores, jax {machine["jax"]}, medians of '
              f'{part["repeats"]} turns, load {machine["load_before"]:.1f} before.')
-  return _markdown([*header, *more], rows, caption)
-
-
-def _extra(name: str, row: Mapping[str, float]) -> list[str]:
-  if name == 'batch':
-    return [f'{1e3 * row["at"] / row["ms"]:,.0f}']
-  return [] if name in ('depth', 'devices') else [f'{row["head_parameters"]:,}']
+  return _markdown(header, rows, caption)
 
 
 def _head_sizes(part: Sequence[Mapping[str, Any]]) -> str:
@@ -133,31 +135,28 @@ def scaled(part: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   'weak' has `WEAK` images on each chip, 'strong' `STRONG` on all. An efficiency is the images a
   second of a chip over those of one chip alone with `WEAK`.
   """
+  fields = ('flops', 'bytes_moved', 'gradient_bytes', 'all_reduce_bytes', 'all_reduces')
   plain = {(row['pair'], row['chip'], row['batch']): row
            for row in in_order(part) if not row['remat']}
   rows = []
   for pair, chip in dict.fromkeys((pair, chip) for pair, chip, batch in plain if batch == WEAK):
     alone, figures = plain[pair, chip, WEAK], arithmetic.CHIPS[chip]
-    for kind, chips in ((kind, chips) for kind in ('weak', 'strong') for chips in figures.slices):
+    best = arithmetic.roofline(figures, alone['flops'], alone['bytes_moved']) / alone['batch']
+    for kind, chips in itertools.product(('weak', 'strong'), figures.slices):
       batch = WEAK if kind == 'weak' else STRONG // chips
-      if one := plain.get((pair, chip, batch)):
-        rows.append({'pair': pair, 'chip': chip, 'kind': kind, 'chips': chips, 'batch': batch,
-                     **_scaled(one, alone, figures, chips)})
+      one = plain.get((pair, chip, batch))
+      if not one:
+        continue
+      step = arithmetic.step(figures, chips, **{field: one[field] for field in fields})
+      rows.append({
+          'pair': pair, 'chip': chip, 'kind': kind, 'chips': chips, 'batch': batch,
+          'compute': step.compute, 'seconds': step.overlapped,
+          'apart': best * batch / step.apart, 'overlapped': best * batch / step.overlapped,
+          'images_per_host': arithmetic.input_rate(
+              chips, figures.per_host, batch, step.overlapped),
+          'sent': arithmetic.ring_bytes(one['all_reduce_bytes'], chips),
+          'all_reduce_bytes': one['all_reduce_bytes'], 'all_reduces': one['all_reduces']})
   return rows
-
-
-def _scaled(
-    row: Mapping[str, Any], alone: Mapping[str, Any], chip: arithmetic.Chip, chips: int
-) -> dict[str, float]:
-  fields = ('flops', 'bytes_moved', 'gradient_bytes', 'all_reduce_bytes', 'all_reduces')
-  step = arithmetic.step(chip, chips, **{field: row[field] for field in fields})
-  best = arithmetic.roofline(chip, alone['flops'], alone['bytes_moved']) / alone['batch']
-  images = arithmetic.input_rate(chips, chip.per_host, row['batch'], step.overlapped)
-  return {'compute': step.compute, 'apart': best * row['batch'] / step.apart,
-          'overlapped': best * row['batch'] / step.overlapped, 'images_per_host': images,
-          'sent': arithmetic.ring_bytes(row['all_reduce_bytes'], chips),
-          'all_reduce_bytes': row['all_reduce_bytes'], 'all_reduces': row['all_reduces'],
-          'seconds': step.overlapped}
 
 
 def _chips(part: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """How long it takes from the start of a process to its first step, with a compilation cache.
 
-  python -m kdih.benchmark.starting resnet110 resnet8 64 float32
+  python -m kdih.benchmark.start_time resnet110 resnet8 64 float32
 
 makes that first step, in a process of its own, and says so.
 """
@@ -16,9 +16,6 @@ from kdih import errors
 from kdih.benchmark import programs
 
 _DONE = 'first step done'
-# The parent may hold the device, and what is compiled in no time is kept too.
-_ENVIRONMENT = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
-                'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
 
 def measure(teacher: str, student: str, batch_size: int, precision: str) -> dict[str, float]:
@@ -28,7 +25,11 @@ def measure(teacher: str, student: str, batch_size: int, precision: str) -> dict
   """
   command = [sys.executable, '-m', __name__, teacher, student, str(batch_size), precision]
   with tempfile.TemporaryDirectory() as cache:
-    environment = {**os.environ, **_ENVIRONMENT, 'JAX_COMPILATION_CACHE_DIR': cache}
+    environment = {
+        **os.environ,
+        'JAX_COMPILATION_CACHE_DIR': cache,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',  # Also what is compiled in no time.
+        'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # The parent may hold the device.
     return {name: _seconds(command, environment) for name in ('first', 'second')}
 
 

@@ -17,8 +17,10 @@ from kdih.runtime import devices
 def items(lab: programs.Lab) -> list[Item]:
   """`input`, `teacher`, `heads` and `student` (forward, backward and update) of a DIH step."""
   share = lab.batch_size // devices.num_devices()
-  index, taps = jnp.arange(share), tuple(lab.built.taps)
-  prepare, built = programs.preprocess(), lab.built
+  index = jnp.arange(share)
+  built = lab.built
+  taps = tuple(built.taps)
+  prepare = programs.preprocess()
   teacher, variables = programs.quick_teacher(lab, taps)
   frozen, resident = jax.device_put(
       ({**lab.frozen, 'teacher': variables}, lab.loader.resident), jax.local_devices()[0])
