@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from kdih import errors
 from kdih.report.aggregate import Run
-from kdih.runtime import files as files_lib, result_schema
+from kdih.runtime import result_schema
+from kdih.runtime.files import folder_name
 
 _PHASES = ('teacher', 'heads', 'student')
 
@@ -80,7 +81,7 @@ class _Collection:
       for name, reason in (asked.get('left_out') or {}).items():
         self.note(f'{path}: {name} was left out: {reason}')
       for teacher, student, methods in asked['pairs']:
-        folder = path / files_lib.folder_name(teacher) / files_lib.folder_name(student)
+        folder = path / folder_name(teacher) / folder_name(student)
         not_begun = []
         for method in dict.fromkeys(methods):
           if seeds := [str(seed) for seed in asked['seeds']

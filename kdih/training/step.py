@@ -10,7 +10,8 @@ import optax
 
 from kdih.distillation import losses
 from kdih.runtime import devices
-from kdih.training import accumulate as accumulate_lib, state as state_lib, together
+from kdih.training import state as state_lib, together
+from kdih.training.accumulate import accumulated, make_learn
 from kdih.training.state import TrainState
 from kdih.training.task import Learning, LiveOutputs, Task, TeacherOutputs
 
@@ -43,8 +44,7 @@ def make_train_step(
     table: where the step finds what the teachers say; its `resident` joins the loader's.
   """
   each, kinds = together.group(together_by, learning)
-  learn = accumulate_lib.accumulated(
-      accumulate_lib.make_learn([kind.task for kind in kinds], each, remat), accumulate)
+  learn = accumulated(make_learn([kind.task for kind in kinds], each, remat), accumulate)
   apply = each([functools.partial(_apply, kind.tx) for kind in kinds])
   table = table or LiveOutputs()
 

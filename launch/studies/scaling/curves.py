@@ -67,7 +67,8 @@ def measure(name: str, curve: Mapping[int, Setup], repeats: int) -> list[dict[st
   rows = []
   for at, setup in curve.items():
     made = problem.build(setup)
-    rows.append({'at': at, 'seconds': seconds[at], 'parameters': cost.count_parameters(made.state.params),
+    rows.append({'at': at, 'seconds': seconds[at],
+                 'parameters': cost.count_parameters(made.state.params),
                  'head_parameters': cost.count_parameters(made.frozen.get('heads', {}))})
   return rows
 
