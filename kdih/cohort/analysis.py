@@ -25,12 +25,16 @@ def analyse(logits: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]
   """
   probabilities = np.stack([_softmax(z) for z in logits.values()])
   choices = probabilities.argmax(-1)
+  total = probabilities.sum(0)
+  sums = {'none': total}
+  if len(logits) > 1:
+    sums |= {name: total - own for name, own in zip(logits, probabilities, strict=True)}
   return {
       'members': {name: {'entropy': _entropy(p), **calibration(p, labels)}
                   for name, p in zip(logits, probabilities, strict=True)},
       'agreement': {'names': list(logits),
                     'matrix': (choices[:, None] == choices).mean(-1).tolist()},
-      'without': _without(list(logits), probabilities, labels),
+      'without': {name: float((rest.argmax(-1) == labels).mean()) for name, rest in sums.items()},
   }
 
 
@@ -49,19 +53,19 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]
     {'ece', 'bins': [{'low', 'high', 'count', 'confidence', 'accuracy'}]}, all fractions but the
     count; the two means are None in an empty bin.
   """
-  confidence, right = probabilities.max(-1), probabilities.argmax(-1) == labels
+  confidence = probabilities.max(-1)
+  right = probabilities.argmax(-1) == labels
   edges = np.arange(_BINS + 1) / _BINS
   place = np.clip(np.searchsorted(edges, confidence) - 1, 0, _BINS - 1)
-  bins = [_bin(confidence[place == m], right[place == m], edges[m:m + 2]) for m in range(_BINS)]
+  bins: list[dict[str, Any]] = []
+  for m in range(_BINS):
+    inside = place == m
+    count = int(inside.sum())
+    bins.append({'low': float(edges[m]), 'high': float(edges[m + 1]), 'count': count,
+                 'confidence': float(confidence[inside].mean()) if count else None,
+                 'accuracy': float(right[inside].mean()) if count else None})
   gaps = [b['count'] * abs(b['accuracy'] - b['confidence']) for b in bins if b['count']]
   return {'ece': sum(gaps) / len(labels), 'bins': bins}
-
-
-def _bin(confidence: np.ndarray, right: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
-  low, high = edges.tolist()
-  return {'low': low, 'high': high, 'count': len(right),
-          'confidence': float(confidence.mean()) if len(right) else None,
-          'accuracy': float(right.mean()) if len(right) else None}
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -73,11 +77,3 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def _entropy(probabilities: np.ndarray) -> float:
   safe = np.where(probabilities > 0, probabilities, 1.0)  # 0 log 0 = 0.
   return float(-(probabilities * np.log(safe)).sum(-1).mean())
-
-
-def _without(names: list[str], probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-  total = probabilities.sum(0)
-  sums = {'none': total}
-  if len(names) > 1:
-    sums |= {name: total - own for name, own in zip(names, probabilities, strict=True)}
-  return {name: float((rest.argmax(-1) == labels).mean()) for name, rest in sums.items()}

@@ -19,10 +19,6 @@ from kdih import errors
 from kdih.models import taps as taps_lib
 from kdih.models.taps import Variables
 
-_MARK = 'kdih.cohort.frozen_teacher '  # Before the number of a marked array in a jaxpr.
-# Fields by which a layer may be made to do other than multiply by its kernel.
-_REPLACED = ('conv_general_dilated', 'conv_general_dilated_cls', 'dot_general', 'dot_general_cls')
-
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
@@ -104,7 +100,7 @@ def _marker(leaves: list[jax.Array], calls: dict[str, _Call]):
   roots = []  # The model's own comes first; another is that of an `apply` within it.
 
   def mark(call: _Call, array: jax.Array) -> jax.Array:
-    name = f'{_MARK}{len(calls)}'
+    name = f'kdih.cohort.frozen_teacher {len(calls)}'
     calls[name] = call
     return checkpoint_name(array, name)
 
@@ -129,8 +125,10 @@ def _marker(leaves: list[jax.Array], calls: dict[str, _Call]):
 
 
 def _is_layer(module: nn.Module) -> bool:
+  # Fields by which a layer may be made to do other than multiply by its kernel.
+  replaced = ('conv_general_dilated', 'conv_general_dilated_cls', 'dot_general', 'dot_general_cls')
   return (type(module) in (nn.Conv, nn.Dense) and _in_float32(module)
-          and all(getattr(module, field, None) is None for field in _REPLACED))
+          and all(getattr(module, field, None) is None for field in replaced))
 
 
 def _is_norm(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:

@@ -25,13 +25,13 @@ class Heads(nn.Module):
   @nn.compact
   def __call__(self, features: taps.Features) -> dict[str, jax.Array]:
     """Logits [batch, num_classes] of every head, by tap."""
-    return {tap: self._head(tap, self._pool(feature)) for tap, feature in features.items()}
-
-  def _head(self, tap: str, inputs: jax.Array) -> jax.Array:
-    return layers.dense(inputs.shape[-1], self.num_classes, name=param_name(tap))(inputs)
-
-  def _pool(self, feature: jax.Array) -> jax.Array:
-    feature = feature.astype(jnp.float32)
-    if self.kind == 'flatten':
-      return feature.reshape(feature.shape[0], -1)
-    return feature.mean(axis=range(1, feature.ndim - 1))
+    logits = {}
+    for tap, feature in features.items():
+      feature = feature.astype(jnp.float32)
+      if self.kind == 'flatten':
+        inputs = feature.reshape(feature.shape[0], -1)
+      else:
+        inputs = feature.mean(axis=range(1, feature.ndim - 1))
+      head = layers.dense(inputs.shape[-1], self.num_classes, name=param_name(tap))
+      logits[tap] = head(inputs)
+    return logits

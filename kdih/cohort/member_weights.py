@@ -44,7 +44,8 @@ def _minimise(loss, start: np.ndarray, steps: int = 50) -> jax.Array:
         gradient, state, point, value=value, grad=gradient, value_fn=loss)
     return optax.apply_updates(point, change), state
 
-  point, state = jnp.asarray(start), solver.init(jnp.asarray(start))
+  point = jnp.asarray(start)
+  state = solver.init(point)
   for _ in range(steps):
     point, state = update(point, state)
   return point

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from kdih.distillation.lesson import Lesson
-from kdih.models.taps import Features, Output
+from kdih.models.taps import Output
 
 
 def pairs(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
@@ -14,8 +14,13 @@ def pairs(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
   Raises:
     ValueError: they are not equally many, or they are no maps.
   """
-  student, teacher = lesson.student.features, _teacher(lesson).features
-  _check_counts(student, teacher)
+  student = lesson.student.features
+  teacher = _teacher(lesson).features
+  if not student or len(student) != len(teacher):
+    raise ValueError(
+        f'the student has {len(student)} taps ({", ".join(student)}) and the teacher '
+        f'{len(teacher)} ({", ".join(teacher)}); choose equally many with config.student.taps and '
+        'config.student.teacher_taps')
   for feature in (*student.values(), *teacher.values()):
     if feature.ndim != 4:
       raise ValueError(f'a tap has the shape {feature.shape[1:]}; maps (height, width, channels) '
@@ -74,24 +79,13 @@ def _teacher(lesson: Lesson) -> Output:
   return lesson.teacher
 
 
-def _check_counts(student: Features, teacher: Features) -> None:
-  if not student or len(student) != len(teacher):
-    raise ValueError(
-        f'the student has {len(student)} taps ({", ".join(student)}) and the teacher '
-        f'{len(teacher)} ({", ".join(teacher)}); choose equally many with config.student.taps and '
-        'config.student.teacher_taps')
-
-
-_SHORTEST = 1e-12  # PyTorch's `normalize` divides by no less.
-
-
 def unit(vectors: jax.Array) -> jax.Array:
   """Each vector of the last axis over its length; one shorter than 1e-12 is 0, without gradient.
 
   PyTorch's `normalize` divides the latter by 1e-12, which makes their gradients as much larger.
   """
   squares = (vectors * vectors).sum(-1, keepdims=True)
-  long = squares > _SHORTEST**2
+  long = squares > 1e-12**2
   return jnp.where(long, vectors * jax.lax.rsqrt(jnp.where(long, squares, 1)), 0)
 
 

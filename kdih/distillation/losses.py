@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 View = Callable[[jax.Array], jax.Array]
-TINY = 1e-30  # Of a probability, so that its logarithm is finite.
 
 
 def as_they_are(logits: jax.Array) -> jax.Array:

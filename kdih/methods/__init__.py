@@ -14,8 +14,6 @@ from kdih import errors
 from kdih.distillation.method import Context, Method
 from kdih.distillation.options import check_positive
 
-_NO_OPTIONS = {'context', 'parent', 'name'}
-
 
 def names() -> tuple[str, ...]:
   """Every kind of method."""
@@ -37,11 +35,12 @@ def create(name: str, options: Mapping[str, Any], context: Context) -> Method:
   setting = f'config.methods.{name}'
   options = {key: tuple(value) if isinstance(value, list) else value
              for key, value in options.items()}
-  kind, rate = options.pop('kind', None), options.pop('learning_rate', 1.0)
+  kind = options.pop('kind', None)
+  rate = options.pop('learning_rate', 1.0)
   if kind not in names():
     raise errors.unknown(f'{setting}.kind', kind, names())
   cls = importlib.import_module(f'{__name__}.{kind}').Method
-  fields = {field.name for field in dataclasses.fields(cls)} - _NO_OPTIONS
+  fields = {field.name for field in dataclasses.fields(cls)} - {'context', 'parent', 'name'}
   for option in sorted(options.keys() - fields):
     raise errors.unknown(f'{setting}.{option}', option, fields)
   for option in sorted(fields - options.keys()):

@@ -36,20 +36,15 @@ class Method(method.Method):
   def prepare(self, lesson):
     """[batch]; see `kdih.distillation.method.Method`."""
     pairs = features.preactivation_pairs(lesson)
-    return 0.003 * sum(
-        2.0**(number - len(pairs)) * self._boundary(self._connected(number, *pair), pair[1])
-        for number, pair in enumerate(pairs, 1))
+    terms = []
+    for number, (student, teacher) in enumerate(pairs, 1):
+      if student.shape != teacher.shape:
+        connector = Regressor(self.context.axis_name, name=f'connector{number}')
+        student = connector(student, teacher.shape)
+      missed = jnp.where(teacher > 0, self.margin - student, self.margin + student)
+      terms.append(2.0**(number - len(pairs)) * (nn.relu(missed)**2).sum((1, 2, 3)))
+    return 0.003 * sum(terms)
 
   def __call__(self, lesson):
     """[batch]; see `kdih.distillation.method.Method`."""
     return losses.cross_entropy(lesson.student.logits, lesson.labels)
-
-  def _connected(self, number, student, teacher):
-    if student.shape == teacher.shape:
-      return student
-    return Regressor(self.context.axis_name, name=f'connector{number}')(student, teacher.shape)
-
-  @nn.nowrap
-  def _boundary(self, student, teacher):
-    missed = jnp.where(teacher > 0, self.margin - student, self.margin + student)
-    return (nn.relu(missed)**2).sum((1, 2, 3))

@@ -2,10 +2,7 @@
 from flax import linen as nn
 
 from kdih.distillation import method
-from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import FeatureMethod
-
-_RANK = ('labels', 'teacher', 'cohort')
 
 
 class Method(method.Method):
@@ -45,7 +42,7 @@ class Method(method.Method):
   @property
   def taught_by(self):
     """The most that a part asks for."""
-    return max((part.taught_by for part in self._made()), key=_RANK.index)
+    return max((part.taught_by for part in self._made()), key=('labels', 'teacher', 'cohort').index)
 
   @property
   def prepares(self):
@@ -72,11 +69,8 @@ class Method(method.Method):
 
   def __call__(self, lesson):
     """Scalar; see `kdih.distillation.method.Method`."""
-    return sum(weight * _loss(part, lesson).mean()
-               for weight, part in zip(self.weights, self.parts, strict=True))
-
-
-def _loss(part: method.Method, lesson: Lesson):
-  if isinstance(part, FeatureMethod):
-    return part.weight * part.term(lesson)
-  return part(lesson)
+    terms = []
+    for weight, part in zip(self.weights, self.parts, strict=True):
+      loss = part.weight * part.term(lesson) if isinstance(part, FeatureMethod) else part(lesson)
+      terms.append(weight * loss.mean())
+    return sum(terms)

@@ -2,7 +2,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih.cohort import soft_labels
+from kdih.cohort import soft_label_mean
 from kdih.cohort.member_weights import RULES
 from kdih.cohort.members import FINAL
 from kdih.distillation import losses, method, options
@@ -56,15 +56,17 @@ class Method(method.Method):
 
   def __call__(self, lesson):
     """[batch]; see `kdih.distillation.method.Method`."""
-    heard, (alphas, temperatures) = self.hear(lesson), self._per_member()
-    student, labels, choices = lesson.student.logits, lesson.labels, dict(
+    student, labels = lesson.student.logits, lesson.labels
+    heard = self.hear(lesson)
+    alphas, temperatures = self._per_member()
+    choices = dict(
         reduction=self.reduction, cross_entropy_per=self.cross_entropy, gain=self.gain,
         weights=self._chosen(lesson.weights), view=self._view)
     if (temperature := self._shared_temperature()) is None:
       parts = jnp.split(heard, self.context.num_members, axis=-1)
       members = {str(number): logits for number, logits in enumerate(parts)}
       return losses.cohort_loss(student, members, labels, alphas, temperatures, **choices)
-    label = losses.SoftLabel(heard[:, :-1], heard[:, -1])
+    label = losses.SoftLabel(mean=heard[:, :-1], spread=heard[:, -1])
     return losses.soft_label_loss(student, label, labels, alphas, temperature, **choices)
 
   @property
@@ -87,7 +89,7 @@ class Method(method.Method):
   @nn.nowrap
   def _soft_label(self, teacher, members, weights):
     del teacher
-    label = soft_labels.mean_soft_label(
+    label = soft_label_mean.mean_soft_label(
         self._members(members), self._per_member()[0], self._shared_temperature(),
         self._chosen(weights), self._view)
     return jnp.concatenate([label.mean, label.spread[:, None]], axis=-1)

@@ -49,20 +49,13 @@ class Method(method.Method):
   def __call__(self, lesson):
     """[batch]; see `kdih.distillation.method.Method`."""
     label_loss = losses.cross_entropy(lesson.student.logits, lesson.labels)
-    return self.cross_entropy * label_loss + self._warmth(lesson.epoch) * self._taught(lesson)
-
-  @nn.nowrap
-  def _warmth(self, epoch):
-    return jnp.minimum(epoch / self.warmup_epochs, 1) if self.warmup_epochs else 1
-
-  @nn.nowrap
-  def _taught(self, lesson):
+    warmth = jnp.minimum(lesson.epoch / self.warmup_epochs, 1) if self.warmup_epochs else 1
     view = losses.standardise if self.standardise else losses.as_they_are
     student, teacher = (_decoupled(view(logits), lesson.labels, self.temperature)
                         for logits in (lesson.student.logits, self.hear(lesson)))
-    target, others = (losses.tempered_kl(*both, self.temperature)
-                      for both in zip(student, teacher, strict=True))
-    return self.alpha * target + self.beta * others
+    tckd, nckd = (losses.tempered_kl(*both, self.temperature)  # With the factor T^2.
+                  for both in zip(student, teacher, strict=True))
+    return self.cross_entropy * label_loss + warmth * (self.alpha * tckd + self.beta * nckd)
 
 
 def _decoupled(logits: jax.Array, labels: jax.Array, temperature: float):

@@ -39,14 +39,15 @@ class Method(method.Method):
   @nn.compact
   def __call__(self, lesson):
     """[batch]; see `kdih.distillation.method.Method`."""
-    everyone = [lesson.student.logits, *(
-        self.context.model(name).clone(name=f'peer{number}', parent=self)(
-            lesson.images, train=True) for number, name in enumerate(self.peers, 1))]
-    return sum(self._loss(z, everyone[:i] + everyone[i + 1:], lesson.labels)
-               for i, z in enumerate(everyone))
-
-  @nn.nowrap
-  def _loss(self, z, others, labels):
-    taught = sum(losses.tempered_kl(z, jax.lax.stop_gradient(other), self.temperature)
-                 for other in others) / len(others)
-    return (1 - self.alpha) * losses.cross_entropy(z, labels) + self.alpha * taught
+    everyone = [lesson.student.logits]
+    for number, name in enumerate(self.peers, 1):
+      peer = self.context.model(name).clone(name=f'peer{number}', parent=self)
+      everyone.append(peer(lesson.images, train=True))
+    terms = []
+    for i, z in enumerate(everyone):
+      others = everyone[:i] + everyone[i + 1:]
+      taught = sum(losses.tempered_kl(z, jax.lax.stop_gradient(other), self.temperature)
+                   for other in others) / len(others)
+      label_loss = losses.cross_entropy(z, lesson.labels)
+      terms.append((1 - self.alpha) * label_loss + self.alpha * taught)
+    return sum(terms)

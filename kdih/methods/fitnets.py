@@ -86,21 +86,20 @@ class Regressor(nn.Module):
   @nn.compact
   def __call__(self, student: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """[batch, H, W, C] to `shape`. Raises ValueError where no convolution leads there."""
-    x = _convolution(student.shape, shape)(student)
-    return layers.batch_norm(train=True, axis_name=self.axis_name, name='norm')(x)
-
-
-def _convolution(given: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
-  size, goal, features = given[1:3], wanted[1:3], wanted[-1]
-  if size == (2 * goal[0], 2 * goal[1]):
-    return layers.conv(features, stride=2, kernel_init=layers.PYTORCH_DEFAULT, name='conv')
-  if goal == (2 * size[0], 2 * size[1]):
-    return nn.ConvTranspose(features, (4, 4), strides=(2, 2), use_bias=False,
-                            kernel_init=layers.PYTORCH_DEFAULT, name='conv')
-  if size[0] < goal[0] or size[1] < goal[1]:
-    raise ValueError(
-        f'no regressor leads from a map of {size[0]}x{size[1]} to one of {goal[0]}x{goal[1]}; '
-        'the student\'s has to be half as large, or as large or larger')
-  kernel_size = (1 + size[0] - goal[0], 1 + size[1] - goal[1])
-  return nn.Conv(features, kernel_size, padding='VALID', use_bias=False,
-                 kernel_init=layers.PYTORCH_DEFAULT, name='conv')
+    size, goal, features = student.shape[1:3], shape[1:3], shape[-1]
+    conv: nn.Module
+    if size == (2 * goal[0], 2 * goal[1]):
+      conv = layers.conv(features, stride=2, kernel_init=layers.PYTORCH_DEFAULT, name='conv')
+    elif goal == (2 * size[0], 2 * size[1]):
+      conv = nn.ConvTranspose(features, (4, 4), strides=(2, 2), use_bias=False,
+                              kernel_init=layers.PYTORCH_DEFAULT, name='conv')
+    elif size[0] < goal[0] or size[1] < goal[1]:
+      raise ValueError(
+          f'no regressor leads from a map of {size[0]}x{size[1]} to one of {goal[0]}x{goal[1]}; '
+          'the student\'s has to be half as large, or as large or larger')
+    else:
+      kernel_size = (1 + size[0] - goal[0], 1 + size[1] - goal[1])
+      conv = nn.Conv(features, kernel_size, padding='VALID', use_bias=False,
+                     kernel_init=layers.PYTORCH_DEFAULT, name='conv')
+    norm = layers.batch_norm(train=True, axis_name=self.axis_name, name='norm')
+    return norm(conv(student))

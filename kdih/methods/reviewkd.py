@@ -11,8 +11,6 @@ from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
 
-_SIDES = (4, 2, 1)
-
 
 class Method(FeatureMethod):
   """Each feature of the student, fused with all deeper ones, imitates the teacher's there.
@@ -50,16 +48,14 @@ class Method(FeatureMethod):
   def term(self, lesson):
     """[batch]; see `kdih.distillation.method.FeatureMethod`."""
     width = self.width or min(512, features_lib.embeddings(lesson)[0].shape[-1])
-    fused, total = None, jnp.zeros(len(lesson.labels))
+    fused = None
+    total = jnp.zeros(len(lesson.labels))
     for number, (student, teacher) in reversed(list(enumerate(_levels(lesson), 1))):
       fusion = _Fusion(width, self.context.axis_name, name=f'fusion{number}')
       learnt, fused = fusion(student, fused, teacher.shape)
       total += _context_loss(learnt, teacher)
-    return self._warmth(lesson.epoch) * total
-
-  @nn.nowrap
-  def _warmth(self, epoch):
-    return jnp.minimum(epoch / self.warmup_epochs, 1) if self.warmup_epochs else 1
+    warmth = jnp.minimum(lesson.epoch / self.warmup_epochs, 1) if self.warmup_epochs else 1
+    return warmth * total
 
 
 class _Fusion(nn.Module):
@@ -80,15 +76,13 @@ class _Fusion(nn.Module):
     """Returns what is to be like a feature of `shape`, and what is fused, as large."""
     fused = self._convolved('narrow', student, self.width, 1)
     if deeper is not None:
-      fused = self._attended(fused, _resized(deeper, student.shape))
+      deeper = _resized(deeper, student.shape)
+      both = jnp.concatenate([fused, deeper], axis=-1)
+      attention = nn.sigmoid(layers.conv(
+          2, 1, use_bias=True, kernel_init=layers.PYTORCH_DEFAULT, name='attention')(both))
+      fused = fused * attention[..., :1] + deeper * attention[..., 1:]
     fused = _resized(fused, shape)
     return self._convolved('widen', fused, shape[-1], 3), fused
-
-  def _attended(self, feature, deeper):
-    both = jnp.concatenate([feature, deeper], axis=-1)
-    attention = nn.sigmoid(layers.conv(
-        2, 1, use_bias=True, kernel_init=layers.PYTORCH_DEFAULT, name='attention')(both))
-    return feature * attention[..., :1] + deeper * attention[..., 1:]
 
   def _convolved(self, name, x, features, kernel_size):
     # Uniform within the square root of 3 / fan-in, as the authors have it.
@@ -114,7 +108,7 @@ def _resized(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _context_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """HCL of two maps of one shape: [batch]."""
-  sides = [side for side in _SIDES if side < student.shape[1]]
+  sides = [side for side in (4, 2, 1) if side < student.shape[1]]
   difference = student - teacher  # Pooling is linear.
   maps = [difference, *(features_lib.pool_to(difference, side, side) for side in sides)]
   weights = [0.5**i for i in range(len(maps))]

@@ -40,14 +40,10 @@ class Method(FeatureMethod):
 
   def term(self, lesson):
     """Scalar; see `kdih.distillation.method.FeatureMethod`."""
-    student, teacher = (_differences(lesson.gather(e)) for e in features.embeddings(lesson))
+    rows = map(lesson.gather, features.embeddings(lesson))
+    student, teacher = (e[None] - e[:, None] for e in rows)  # [batch, batch, width].
     return (self.distance * _huber(_distances(student), _distances(teacher))
             + self.angle * _huber(_cosines(student), _cosines(teacher)))
-
-
-def _differences(rows: jax.Array) -> jax.Array:
-  """[batch, batch, width]."""
-  return rows[None] - rows[:, None]
 
 
 def _distances(differences: jax.Array) -> jax.Array:

@@ -72,16 +72,13 @@ class Method(method.Method):
                                        (embeddings[1], lesson.teacher.logits)])
     loss = jnp.zeros(())
     for number, (student, teacher) in enumerate(zip(learning, taught_by, strict=True), 1):
-      mapped, skew = _Link(teacher[0].shape[-1], name=f'link{number}')(student[0])
-      loss += self._answers(student[1], teacher[1], lesson.labels).mean()
-      loss += self.alpha * _norm(lesson.gather(mapped - teacher[0])) + self.beta * skew
+      (g_student, z_student), (g_teacher, z_teacher) = student, teacher
+      mapped, skew = _Link(g_teacher.shape[-1], name=f'link{number}')(g_student)
+      soft = optax.losses.softmax_cross_entropy(
+          z_student / self.temperature, jax.nn.softmax(z_teacher / self.temperature))
+      loss += (losses.cross_entropy(z_student, lesson.labels) + soft).mean()
+      loss += self.alpha * _norm(lesson.gather(mapped - g_teacher)) + self.beta * skew
     return loss
-
-  @nn.nowrap
-  def _answers(self, student, teacher, labels):
-    soft = optax.losses.softmax_cross_entropy(
-        student / self.temperature, jax.nn.softmax(teacher / self.temperature))
-    return losses.cross_entropy(student, labels) + soft
 
 
 class _Branches(nn.Module):

@@ -9,8 +9,6 @@ from kdih.distillation import features
 from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
 
-_INITIAL_VARIANCE, _LEAST_VARIANCE = 5.0, 1e-5
-
 
 class Method(FeatureMethod):
   """How likely the teacher's features are, given the student's, at every tap.
@@ -38,11 +36,14 @@ class _Unlikelihood(nn.Module):
 
   @nn.compact
   def __call__(self, student: jax.Array, teacher: jax.Array) -> jax.Array:
-    channels, mean = teacher.shape[-1], student
+    channels = teacher.shape[-1]
+    mean = student
     for number in (1, 2, 3):
-      mean = layers.conv(channels, 1, kernel_init=layers.PYTORCH_DEFAULT, name=f'conv{number}')(
-          nn.relu(mean) if number > 1 else mean)
-    initial = math.log(math.expm1(_INITIAL_VARIANCE - _LEAST_VARIANCE))
+      if number > 1:
+        mean = nn.relu(mean)
+      mean = layers.conv(
+          channels, 1, kernel_init=layers.PYTORCH_DEFAULT, name=f'conv{number}')(mean)
+    initial = math.log(math.expm1(5 - 1e-5))  # So that the variance is 5.
     scale = self.param('scale', nn.initializers.constant(initial), (channels,))
-    variance = (nn.softplus(scale) + _LEAST_VARIANCE).reshape(1, 1, 1, channels)
+    variance = (nn.softplus(scale) + 1e-5).reshape(1, 1, 1, channels)
     return 0.5 * ((mean - teacher)**2 / variance + jnp.log(variance)).mean((1, 2, 3))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdih.cohort import analysis, head_modules, member_weights, soft_labels
+from kdih.cohort import analysis, head_modules, member_weights, soft_label_mean
 from kdih.cohort.members import FINAL, MEAN, cohort_logits
 from kdih.distillation import losses
 from kdih.models import cost, taps as taps_lib
@@ -57,7 +57,7 @@ def heads_task(
   def predict(variables, frozen, images):
     members = cohort_logits(
         teacher, heads, {**frozen, 'heads': variables}, images, taps)
-    return {**members, MEAN: soft_labels.mean_logits(members)}
+    return {**members, MEAN: soft_label_mean.mean_logits(members)}
 
   return Task(loss, predict, {'teacher': teacher_variables, 'backbone': variables},
               reference=FINAL, table=table)

@@ -194,7 +194,7 @@ def plainly(tmp_path_factory, digits_dir):
 
 def tiny_run(workdir, digits_dir, setting):
   return main.run(read_config(workdir, digits_dir, f'--config.compute.{setting}',
-                                  '--config.student.methods=dih,takd'), workdir)
+                              '--config.student.methods=dih,takd'), workdir)
 
 
 @pytest.mark.slow

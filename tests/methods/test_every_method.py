@@ -65,7 +65,7 @@ def experiment(tmp_path, finished, digits_dir):
 def test_images_to_validate_with_are_no_negatives(experiment):
   found, hidden = experiment.train_labels(), experiment.validation_subset
   images = source.open_split(datasets.open_builder(experiment.config.data), 'train_split',
-                           experiment.config.data)
+                             experiment.config.data)
   assert len(hidden) == 40 and (found[hidden] == -1).all()
   shown = np.setdiff1d(np.arange(200), hidden)
   np.testing.assert_array_equal(found[shown], images.labels()[shown])

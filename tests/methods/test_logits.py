@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kdih import errors
-from kdih.cohort import member_weights, soft_labels
+from kdih.cohort import member_weights, soft_label_mean
 from kdih.config import fields
 from kdih.distillation import losses
 from kdih.distillation.lesson import Lesson
@@ -219,7 +219,7 @@ def test_the_switch_changes_the_program_where_the_members_share_a_temperature(te
 def test_the_mean_soft_label_worked_by_hand():
   """Of (1/4, 3/4) thrice and (3/4, 1/4) once; its spread is H(3/8) less H(1/4), in nats."""
   members = {'a': lessons.single([[0.0, np.log(9.0)]]), 'b': lessons.single([[np.log(9.0), 0.0]])}
-  found = soft_labels.mean_soft_label(members, (0.6, 0.2), 2.0)
+  found = soft_label_mean.mean_soft_label(members, (0.6, 0.2), 2.0)
   np.testing.assert_allclose(found.mean, [[3 / 8, 5 / 8]], rtol=1e-6)
   np.testing.assert_allclose(found.spread, [0.6615632 - 0.5623351], rtol=1e-5)
 

@@ -132,7 +132,7 @@ def entry(name):
 
 
 def test_the_entries_have_the_numbers_of_their_sources():
-  """Those of test_methods_{crd,logits,maps,relations}.py are held there."""
+  """Those of test_{crd,logits,at_nst_vid,sp_cc_rkd_pkt}.py are held there."""
   hint = dict(kind='fitnets', hint=2, alpha=0.1, temperature=5.0, cross_entropy=1.0, weight=100.0)
   assert entry('fitnets') == {**hint, 'phases': 'two'}
   assert entry('fitnets_one') == {**hint, 'phases': 'one'}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdih import errors, methods
-from kdih.cohort import head_modules, soft_labels
+from kdih.cohort import head_modules, soft_label_mean
 from kdih.cohort.members import cohort_logits
 from kdih.distillation import losses
 from kdih.distillation.lesson import Lesson
@@ -282,7 +282,7 @@ def test_mean_logits_is_the_log_of_the_mean_softmax():
   rng = np.random.default_rng(4)
   members = {name: rng.normal(scale=3, size=(2, 4)) for name in 'abc'}
   soft = [np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in members.values()]
-  found = soft_labels.mean_logits(
+  found = soft_label_mean.mean_logits(
       {name: jnp.asarray(z, jnp.float32) for name, z in members.items()})
   np.testing.assert_allclose(found, np.log(np.mean(soft, axis=0)), rtol=1e-4)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdih import errors, main
-from kdih.cohort import cache, soft_labels
+from kdih.cohort import cache, soft_label_mean
 from kdih.cohort.cache import build, store
 from kdih.phases import cache_plan
 from kdih.sweep import __main__ as sweep
@@ -143,8 +143,8 @@ def test_where_there_is_no_room_for_all_tables_each_is_made_when_it_is_wanted(
 @pytest.mark.slow
 def test_heads_that_say_what_is_not_finite_fail_dih_and_not_kd(
     tmp_path, finished, digits_dir, capsys, monkeypatch):
-  said = soft_labels.mean_soft_label
-  monkeypatch.setattr(soft_labels, 'mean_soft_label', lambda *args: said(*args)._replace(
+  said = soft_label_mean.mean_soft_label
+  monkeypatch.setattr(soft_label_mean, 'mean_soft_label', lambda *args: said(*args)._replace(
       spread=jnp.full(args[0]['final'].shape[0], jnp.nan)))
   with pytest.raises(errors.TrainingError, match='say what is not finite in float16'):
     run(tmp_path, finished, digits_dir, 'compute.cache=all_views')

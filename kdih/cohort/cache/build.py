@@ -170,8 +170,9 @@ def _with_room(request: BuildRequest, forget: Callable[[], None]) -> BuildReques
 def _in_memory(request: BuildRequest) -> list[np.ndarray]:
   """The rows of each table, filled up with zeros so that devices can share the images evenly."""
   share = devices.num_devices() if request.place == 'device' else 1
-  length, done = -(-request.tables[0].shape[0] // share) * share, 0
+  length = -(-request.tables[0].shape[0] // share) * share
   made = [np.zeros((length, *table.shape[1:]), DTYPE) for table in request.tables]
+  done = 0
   for blocks in _blocks(request, 0, request.block):
     for rows, block in zip(made, blocks, strict=True):
       rows[done:done + len(block)] = block
@@ -225,8 +226,10 @@ def _blocks(request: BuildRequest, done: int, block: int) -> Iterator[list[np.nd
     rows = request.rows(frozen, preprocess.view(batch['image'], number))
     return tuple(devices.gather(table.astype(DTYPE)) for table in rows)
 
-  step, frozen = devices.pmap_step(rows_of), devices.replicate(request.frozen)
-  subset, even = request.subset[done:], -(-block // devices.num_devices()) * devices.num_devices()
+  step = devices.pmap_step(rows_of)
+  frozen = devices.replicate(request.frozen)
+  subset = request.subset[done:]
+  even = -(-block // devices.num_devices()) * devices.num_devices()
   batches = ({'index': np.resize(batch['index'], even)}  # So that the devices can share it evenly.
              for batch in sampling.eval_batches(subset, block))
   feeds = loader.feeds(map(devices.share, batches))

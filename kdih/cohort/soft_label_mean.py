@@ -1,26 +1,31 @@
-"""The cohort's soft labels, averaged over its members."""
+"""How the cohort's soft labels are averaged over its members."""
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from kdih.distillation import losses
-from kdih.distillation.losses import TINY, SoftLabel, View
+
+_TINY = 1e-30  # So that logarithms of probabilities, and divisions by a sum of shares, are finite.
 
 
 def mean_soft_label(
     members: Mapping[str, jax.Array], alphas: Sequence[float], temperature: float,
-    weights: jax.Array | None = None, view: View = losses.as_they_are,
-) -> SoftLabel:
-  """The soft label that teaches what the members do; the arguments are those of `cohort_loss`."""
+    weights: jax.Array | None = None, view: losses.View = losses.as_they_are,
+) -> losses.SoftLabel:
+  """The soft label that teaches what the members do, by `losses.soft_label_loss`.
+
+  mean = sum_b c_b p_b / C and spread = sum_b c_b KL(p_b || mean) / C, with p_b = p_T(t_b),
+  c_b = alpha_b w_b and C their sum. The arguments are those of `losses.cohort_loss`.
+  """
   heard = [(view(z), share) for z, share in zip(
       members.values(), losses.member_shares(alphas, weights), strict=True) if share is not None]
   shares = jnp.stack([share for _, share in heard])
-  shares = shares / jnp.maximum(shares.sum(), TINY)
+  shares = shares / jnp.maximum(shares.sum(), _TINY)
   log_labels = jax.nn.log_softmax(jnp.stack([z for z, _ in heard]) / temperature)
   mean = jnp.tensordot(shares, jnp.exp(log_labels), 1)
-  divergences = jnp.exp(log_labels) * (log_labels - jnp.log(jnp.maximum(mean, TINY))[None])
-  return SoftLabel(mean, jnp.tensordot(shares, divergences.sum(-1), 1))
+  divergences = jnp.exp(log_labels) * (log_labels - jnp.log(jnp.maximum(mean, _TINY))[None])
+  return losses.SoftLabel(mean, jnp.tensordot(shares, divergences.sum(-1), 1))
 
 
 def mean_logits(members: dict[str, jax.Array]) -> jax.Array:
