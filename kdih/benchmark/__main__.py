@@ -69,8 +69,8 @@ def _measure(
   dih = programs.Training(lab, programs.student_task(lab, 'dih'))
   peer = None
   if settings.peer:
-    from kdih.benchmark.peer import comparison
-    peer = comparison.Peer(lab, (teacher, student), settings.precision)
+    from kdih.benchmark.peer import equality
+    peer = equality.Peer(lab, (teacher, student), settings.precision)
   items = [*programs.items(lab, dih, settings.measures),
            *(step_parts.items(lab) if 'parts' in settings.measures else []),
            *(peer.items() if peer else [])]

@@ -11,7 +11,7 @@ from tests.helpers.model_checks import close, random_images, random_variables
 
 torch = pytest.importorskip('torch')
 
-from kdih.benchmark.peer import comparison, forms, networks  # noqa: E402
+from kdih.benchmark.peer import equality, forms, networks  # noqa: E402
 
 SMALL = {
     'resnet8': {'stage_sizes': (2, 1), 'stage_widths': (4, 6), 'stem_width': 4},
@@ -80,14 +80,14 @@ def test_the_loss_is_that_of_the_cohort():
 @pytest.mark.slow
 def test_both_forms_are_checked_and_one_that_differs_is_refused(monkeypatch):
   lab = programs.make_lab('resnet8', 'resnet8', 8, 'float32', programs.MadeImages(64))
-  report = comparison.Peer(lab, ('resnet8', 'resnet8'), 'float32').report()
+  report = equality.Peer(lab, ('resnet8', 'resnet8'), 'float32').report()
   assert list(report['forms']) == ['torch_paper', 'torch_tuned']
   for deviations in report['deviations'].values():
     assert set(deviations) == {'input', 'members', 'student', 'loss', 'update'}
     assert max(deviations.values()) < 1e-3
   monkeypatch.setattr(programs, 'WEIGHT_DECAY', 0.05)
-  expected = comparison._expected(lab, ('resnet8', 'resnet8'))
+  expected = equality._expected(lab, ('resnet8', 'resnet8'))
   monkeypatch.setattr(programs, 'WEIGHT_DECAY', 5e-4)
   form = forms.Paper(lab, ('resnet8', 'resnet8'), torch.device('cpu'))
   with pytest.raises(errors.TrainingError, match='update of paper is off by .*nothing was timed'):
-    comparison._compare('paper', form, expected)
+    equality._compare('paper', form, expected)

@@ -1,4 +1,5 @@
 """Launch scripts: shellcheck, missing settings, Slurm, plain ssh hosts."""
+import functools
 import json
 import os
 import shutil
@@ -133,9 +134,12 @@ def hosts(tmp_path):
 
 
 def start(tmp_path, hosts, program, **settings) -> subprocess.Popen[str]:
+  # Tests that run in the background of a shell ignore SIGINT, and what they start would too.
+  interruptible = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
   return subprocess.Popen([MULTIHOST, hosts, 'sh', '-c', program, 'x'], stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          cwd=tmp_path, env=environment(tmp_path, **settings))
+                          cwd=tmp_path, env=environment(tmp_path, **settings),
+                          preexec_fn=interruptible)
 
 
 def test_multihost_tells_each_process_who_it_is(tmp_path, hosts):
@@ -225,8 +229,7 @@ def test_multihost_trains_as_one_process_does(tmp_path, hosts, finished, digits_
   workdir = tmp_path / 'run'
   command = tiny_command(workdir, digits_dir, '--config.student.methods=dih')[1:]
   settings = {name: value for name, value in os.environ.items() if name.startswith('JAX')}
-  settings.update(JAX_NUM_CPU_DEVICES='2',
-                  PYTHONPATH=str(ROOT))
+  settings.update(JAX_NUM_CPU_DEVICES='2', PYTHONPATH=str(ROOT))
   done = run(MULTIHOST, hosts, sys.executable, '-m', 'kdih.main', *command, cwd=tmp_path,
              env=environment(tmp_path, **settings))
   assert done.returncode == 0, done.stderr

@@ -41,6 +41,7 @@ def read(path: pathlib.Path):
   return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_ends_as_it_would_have(tmp_path, digits_dir):
   workdir = unpack('run', tmp_path)
   others = {path: path.stat().st_mtime_ns for phase in ('teacher', 'heads', 'student/kd')

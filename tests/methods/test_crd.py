@@ -166,6 +166,7 @@ def test_z_is_a_constant_to_the_gradient_of_the_first_batch_too(method, variable
                              atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_embeddings_are_learnt_and_the_banks_are_not(method, after):
   def term(variables):
     return method.apply(variables, lesson(), mutable=['memory'], method='term')[0].sum()

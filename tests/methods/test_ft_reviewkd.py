@@ -43,6 +43,7 @@ def test_the_paraphraser_learns_to_rebuild_the_teachers_last_feature():
       'prepare')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('student, teacher', [(2, 2), (4, 2), (2, 3)])
 def test_the_translator_learns_the_factors_of_the_frozen_paraphraser(student, teacher):
   lesson = lessons.lesson(((4, 4, 3), (student, student, 5)), ((4, 4, 6), (teacher, teacher, 8)))
@@ -77,6 +78,7 @@ def test_the_paraphrasers_batch_norms_rest_while_the_translator_learns(phase, mo
                                             strict=True))} == moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rate, width', [(0.5, 4), (0.3, 2), (2.0, 16), (0.01, 1)])
 def test_the_rate_sets_the_channels_of_a_factor(rate, width):
   _, variables = float64.started({**FT, 'rate': rate}, lessons.lesson())
@@ -147,6 +149,7 @@ def test_the_review_is_its_formula(student_shapes, teacher_shapes):
   float64.check(method, variables, lesson, review_of(lesson, 0.25))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('epoch, warmup, warmth', [
     (0.0, 20.0, 0.0), (10.0, 20.0, 0.5), (20.0, 20.0, 1.0), (99.0, 20.0, 1.0), (0.0, 0.0, 1.0)])
 def test_the_review_warms_up(epoch, warmup, warmth):
@@ -206,6 +209,7 @@ def test_ft_needs_maps():
     float64.started(FT, dataclasses.replace(lesson, student=flat))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options, phase', [
     (FT, 'prepare'), (FT, '__call__'), (REVIEW, '__call__')])
 def test_batch_norms_see_the_images_of_all_devices(options, phase):

@@ -92,6 +92,7 @@ def forward() -> int:
                     taps.abstract_variables(model, (8, 8, 1)), images)
 
 
+@pytest.mark.slow
 def test_students_of_a_cache_are_counted_without_the_teacher_and_its_making_once():
   alone, = planned('sweep.methods=kd,at', UNFOLDED)
   cached, = planned('sweep.methods=kd,dkd,dih,at', UNFOLDED, 'compute.cache=all_views')

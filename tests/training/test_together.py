@@ -62,6 +62,7 @@ def test_students_that_learn_together_are_those_that_learn_alone(model, way):
     assert int(one.step) == 2 and int(one.seed) == seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('way', ['unrolled', 'vmap'])
 def test_each_learns_at_its_own_rate(way):
   """With vmap those of the same rate are one, and the third is on its own."""
