@@ -86,11 +86,11 @@ def _apply(
   updates, opt_state = tx.update(slopes, state.opt_state, state.params)
   updates = jax.tree.map(lambda update: update * state.pace.astype(update.dtype), updates)
   params = optax.apply_updates(state.params, updates)
-  # Batch statistics become their mean; every device has the same memory already.
-  collections = {name: jax.lax.pmean(tree, devices.AXIS) if name == 'batch_stats' else tree
-                 for name, tree in collections.items()}
   return dataclasses.replace(
-      state, step=state.step + 1, params=params, opt_state=opt_state, collections=collections),
+      state, step=state.step + 1, params=params, opt_state=opt_state,
+      # Batch statistics become their mean; every device has the same memory already.
+      collections={name: jax.lax.pmean(tree, devices.AXIS) if name == 'batch_stats' else tree
+                   for name, tree in collections.items()}),
 
 
 def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Callable:
