@@ -1,4 +1,4 @@
-"""The compiled steps: what learns, what stays frozen, what is reduced over the devices."""
+"""A loader over arrays that a test knows, and what a step is fed with."""
 import numpy as np
 
 from kdih.data import augment

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, and disks that are full."""
+"""Files damaged on purpose, and what folders hold."""
 import pathlib
 
 

@@ -7,8 +7,11 @@ import tensorflow_datasets as tfds
 
 from kdih import errors
 from kdih.config import fields as fields_lib
+from kdih.data import datasets
+from kdih.data.source import open_split
 
 FORMATS = ('tfrecord', 'array_record')
+CLASSES = ('ant', 'Bee', 'cow')
 PHOTO_SHAPES = ((8, 12, 3), (12, 8, 3), (10, 10, 3))
 
 
@@ -45,6 +48,12 @@ def make_config(**fields):
   return config
 
 
+def open_source(config):
+  builder = datasets.open_builder(config)
+  datasets.describe(builder, config)
+  return open_split(builder, 'train_split', config)
+
+
 def message(call, *args, kind=errors.ConfigError):
   with pytest.raises(kind) as caught:
     call(*args)
@@ -55,9 +64,6 @@ def message(call, *args, kind=errors.ConfigError):
 def examples(loader, batches):
   gather = jax.jit(loader.gather)
   return [jax.device_get(gather(loader.resident, feed)) for feed in loader.feeds(batches)]
-
-
-CLASSES = ('ant', 'Bee', 'cow')
 
 
 def save(path, array, mode=None, **options):

@@ -1,4 +1,4 @@
-"""Several processes that run as one, each with some of the devices."""
+"""Processes of `kdih.main`, started for real, alone or several that run as one."""
 import os
 import socket
 import subprocess

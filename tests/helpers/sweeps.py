@@ -1,4 +1,4 @@
-"""Sweeps through the entry point: the grid, what is shared, resumed, refused, and failures."""
+"""Sweeps of tiny networks, through the entry point."""
 import pathlib
 
 from kdih.sweep import __main__ as sweep

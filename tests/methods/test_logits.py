@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from kdih import errors
-from kdih.cohort import member_weights, soft_label_mean
 from kdih.config import fields
 from kdih.distillation import losses
 from kdih.distillation.lesson import Lesson
@@ -216,45 +215,11 @@ def test_the_switch_changes_the_program_where_the_members_share_a_temperature(te
   assert (program(True) != program(False)) == other
 
 
-def test_the_mean_soft_label_worked_by_hand():
-  """Of (1/4, 3/4) thrice and (3/4, 1/4) once; its spread is H(3/8) less H(1/4), in nats."""
-  members = {'a': lessons.single([[0.0, np.log(9.0)]]), 'b': lessons.single([[np.log(9.0), 0.0]])}
-  found = soft_label_mean.mean_soft_label(members, (0.6, 0.2), 2.0)
-  np.testing.assert_allclose(found.mean, [[3 / 8, 5 / 8]], rtol=1e-6)
-  np.testing.assert_allclose(found.spread, [0.6615632 - 0.5623351], rtol=1e-5)
-
-
 def test_weights_of_a_run_without_validation_are_refused():
   batch = dataclasses.replace(lesson_of(), weights={})
   method = lessons.make(ENTRIES['dih_learnt'], Context(3))
   with pytest.raises(ValueError, match=r'config\.data\.validation_fraction above 0, or weights to'):
     method.apply({}, batch)
-
-
-def test_members_weigh_by_their_accuracy():
-  labels = np.array([0, 1, 2, 3, 4, 0, 1, 2])
-  right = 5 * np.eye(5, dtype=np.float32)[labels]
-  found = member_weights.weigh({
-      'stage1': np.roll(right, 1, axis=1), 'stage2': np.r_[right[:4], -right[4:]],
-      'final': right}, labels)['accuracy']
-  np.testing.assert_allclose(found, [0, 1, 2], rtol=1e-6)
-
-
-def test_learnt_weights_maximise_the_likelihood_of_the_mixture():
-  """Against the weights that expectation maximisation finds, in float64."""
-  rng = np.random.default_rng(6)
-  labels = rng.integers(0, 5, 300)
-  signal = np.eye(5)[labels]
-  logits = {name: (strength * signal + rng.normal(scale=1.5, size=(300, 5))).astype(np.float32)
-            for name, strength in (('stage1', 0.0), ('stage2', 2.0), ('final', 2.5))}
-  right = np.stack([soft(z.astype(np.float64))[range(300), labels] for z in logits.values()])
-  share = np.full(3, 1 / 3)
-  for _ in range(3000):
-    posterior = share[:, None] * right / (share @ right)
-    share = posterior.mean(axis=1)
-  found = member_weights.weigh(logits, labels)['learnt']
-  np.testing.assert_allclose(found, 3 * share, atol=5e-3)
-  assert found[0] < found[1] < found[2] and share[1] > 0.1
 
 
 @pytest.mark.parametrize('name, changes, message', [
