@@ -183,7 +183,7 @@ def test_damage_found_while_streaming_loses_nothing(tmp_path, digits_dir, capsys
   """The run ends in one line; with the data put back the same command ends with the same bits."""
   folder, whole = copy_of(digits_dir, tmp_path), tmp_path / 'whole'
   options = ('--config.data.loader=streaming', '--config.phases=teacher')
-  monkeypatch.setattr('kdih.data.spec._LOOKED_AT', 3)
+  monkeypatch.setattr('kdih.data.splits._LOOKED_AT', 3)
   assert main.main(tiny_command(whole, str(folder), *options)) == 0
   read, calls = source_lib.Source._example, []
 

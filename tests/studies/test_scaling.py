@@ -102,7 +102,8 @@ def test_without_heads_the_step_is_that_of_kd():
 
 @pytest.mark.slow
 def test_a_small_run_measures_adds_to_the_file_and_fills_the_page(tmp_path, capsys):
-  out, page = tmp_path / 'results' / 'scaling', tmp_path / 'scaling.md'
+  out, page = tmp_path / 'results' / 'scaling', tmp_path / 'studies' / 'scaling.md'
+  page.parent.mkdir()
   shutil.copy(PAGE, page)
   assert run(out, '--only=devices,caches') == 0
   assert run(out, '--only=batch,heads') == 0
