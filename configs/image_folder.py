@@ -1,8 +1,8 @@
 """Your own images, in folders: resnet34 and its heads teach resnet8.
 
-    python -m kdih.main --config=configs/image_folder.py --workdir=runs/mine \
+    python -m kdih.main --config=configs/image_folder.py --workdir=runs/mine \\
         --config.data.folder=~/pictures --config.data.image_size=64
-    python -m kdih.main --config=configs/image_folder.py:runlocal --workdir=/tmp/smoke \
+    python -m kdih.main --config=configs/image_folder.py:runlocal --workdir=/tmp/smoke \\
         --config.data.folder=~/pictures --config.data.image_size=64
 
 The images lie in ~/pictures/train/cat/1.jpg, ~/pictures/test/dog/2.png and so on: one folder for

@@ -2,7 +2,7 @@
 
   python -m kdih.main --config=configs/digits.py --workdir=runs/digits
   python -m kdih.main --config=configs/cifar100.py:runlocal --workdir=runs/smoke
-  python -m kdih.main --config=configs/cifar100.py --workdir=runs/cifar100 \
+  python -m kdih.main --config=configs/cifar100.py --workdir=runs/cifar100 \\
       --config.seed=50 --config.student.methods=kd,dih
 
 The same command goes on with a run that was cut off. Exit codes: 0 done, 1 training failed,
@@ -42,7 +42,7 @@ def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[
   from kdih.phases import pipeline  # These import jax, which takes seconds.
   from kdih.report import run_report
 
-  experiment = pipeline.open_run(config, workdir)
+  experiment = pipeline.prepare_run(config, workdir)
   with experiment.workdir.locked():
     pipeline.run(experiment)
     return run_report.write(experiment.workdir, experiment.networks, config)

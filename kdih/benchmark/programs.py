@@ -255,11 +255,11 @@ class Training:
 
     def seconds(count: int) -> float:
       total = per_call * (1 + -(-count // per_call))  # The loop's clock leaves out the first call.
-      plan = LoopSchedule('benchmark', total, total, log_every, batch_size,
+      schedule = LoopSchedule('benchmark', total, total, log_every, batch_size,
                           len(self._lab.examples) / batch_size, 0, per_call)
       program = loop.Program(
           lambda states, feed: self.step(states, self._frozen, self._resident, feed),
-          self._lab.feeds, lambda variables: None, plan)
+          self._lab.feeds, lambda variables: None, schedule)
       with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         initial = self.initial[0]
         kept = checkpoints.Checkpoints(pathlib.Path(folder) / 'checkpoints', initial)

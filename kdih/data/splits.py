@@ -26,7 +26,6 @@ def split_validation(
   return np.sort(order[cut:]), np.sort(order[:cut])
 
 
-
 class Splits:
   """The splits of a data set, each read when first asked for and then kept.
 

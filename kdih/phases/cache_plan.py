@@ -201,5 +201,6 @@ def _request(
   config = experiment.config
   return build.BuildRequest(
       rows, frozen, tables, config.compute.cache_place, experiment.teachers.path,
-      experiment.splits.loader('train'), experiment.train_subset, experiment.student_preprocess,
+      lambda: experiment.splits.loader('train'), experiment.train_subset,
+      experiment.student_preprocess,
       config.data.eval_global_batch_size)

@@ -60,7 +60,7 @@ class Experiment:
   Args:
     config: checked.
     networks: built from it.
-    workdir: open.
+    workdir: checked; `pipeline.run` opens it.
     splits: the 'train' and 'test' split.
     teachers: the workdir that holds teacher and heads; `workdir` itself unless given.
   """
@@ -163,7 +163,7 @@ class Experiment:
         remat=compute.remat, together_by=together_by, resident=loader.resident, table=task.table)
     resident = {**loader.resident, **task.table.resident}
     frozen, validator = devices.replicate(task.frozen), self._validator(task)
-    plan = LoopSchedule(
+    schedule = LoopSchedule(
         phase=phase, total_steps=max(duration.steps(train.length), 1),
         evaluate_every=max(duration.steps(train.evaluate_every), 1),
         log_every=config.log_every_steps, batch_size=train.global_batch_size,
@@ -182,7 +182,7 @@ class Experiment:
     return loop.Program(
         step=lambda states, feed: compiled(states, frozen, resident, feed), feeds=feeds,
         evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
-        plan=plan, hooks=self._hooks(self.workdir.phase(phase), plan))
+        schedule=schedule, hooks=self._hooks(self.workdir.phase(phase), schedule))
 
   def _duration(self, train: 'ml_collections.ConfigDict') -> optimizer.Duration:
     return optimizer.Duration(train.unit, len(self.train_subset) / train.global_batch_size)
@@ -209,11 +209,11 @@ class Experiment:
 
     return optimizer.reached(loss, variables['params'])
 
-  def _hooks(self, folder: Any, plan: LoopSchedule) -> tuple:
+  def _hooks(self, folder: Any, schedule: LoopSchedule) -> tuple:
     if not self.config.profile:
       return ()
     from clu import periodic_actions  # Imports TensorFlow, which takes seconds.
-    first = steps_per_call.end_from(_FIRST_PROFILED, plan.evaluate_every, plan.per_call)
+    first = steps_per_call.end_from(_FIRST_PROFILED, schedule.evaluate_every, schedule.per_call)
     return (periodic_actions.Profile(
         logdir=str(folder), num_profile_steps=5, profile_duration_ms=None, first_profile=first),)
 

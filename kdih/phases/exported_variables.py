@@ -50,7 +50,7 @@ def load_model(
 ) -> tuple[nn.Module, Variables, dict]:
   """A trained teacher or student, to use: its module, its variables and their description.
 
-      model, variables, meta = exported.load_model('runs/digits/student/dih/variables')
+      model, variables, meta = exported_variables.load_model('runs/digits/student/dih/variables')
       logits = model.apply(variables, images, train=False)
 
   Nothing that is stored is executed: a class of your own is imported only if you name it.

@@ -16,14 +16,11 @@ from kdih.data.spec import DataSpec
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import STUDENT, Context, Method
 from kdih.models import registry, taps as taps_lib
-from kdih.models.taps import Output
+from kdih.models.taps import Output, Shapes
 from kdih.runtime import devices
 
 if TYPE_CHECKING:
   import ml_collections
-
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)

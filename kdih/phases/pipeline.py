@@ -15,7 +15,7 @@ from kdih.runtime import devices, digests, environment
 from kdih.runtime.workdir import Workdir
 
 
-def open_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Experiment:
+def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Experiment:
   """The run of `config` in the workdir `path`, with everything checked; nothing is written there.
 
   Args:

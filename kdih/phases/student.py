@@ -197,10 +197,10 @@ def _run(
   task = _task(experiment, student, taps, name, teacher)
   learnt = experiment.train(
       phase, task, variables, method_presets.training(experiment.config, name))
-  compared = task  # With the teacher, where there is one, to measure how far they agree.
-  if experiment.teachers.result('teacher'):
-    compared = with_teacher(task, experiment.networks.teacher, load_teacher(experiment))
-  measured = experiment.measure(task, learnt, compared)['student']
+  measured = experiment.measure(
+      task, learnt,  # With the teacher, where there is one, to see how far they agree.
+      with_teacher(task, experiment.networks.teacher, load_teacher(experiment))
+      if experiment.teachers.result('teacher') else task)['student']
   alone = dataclasses.replace(learnt, last=state.part(learnt.last, 'student'),
                               best=state.part(learnt.best, 'student'))
   flops = cost.forward_flops(student, alone.best, experiment.networks.spec.image_shape)

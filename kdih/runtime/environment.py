@@ -1,6 +1,7 @@
 """What is set for the whole process: environment variables, XLA's flags, kept programs and memory.
 
-The first part is for before jax is imported; nothing here changes a number.
+The first part is for before jax is imported; of the rest, from `prepare` on, nothing changes a
+number.
 """
 import ctypes
 import importlib.metadata

@@ -1,6 +1,6 @@
 """Compares methods: one teacher and one set of heads, every method, student and seed.
 
-  python -m kdih.sweep --config=configs/cifar100.py --methods=ce,kd,kd_matched,dih \
+  python -m kdih.sweep --config=configs/cifar100.py --methods=ce,kd,kd_matched,dih \\
       --students=resnet8,resnet20 --seeds=30,50,67 --workdir=runs/sweep
   python -m kdih.sweep --config=configs/paper.py:table=cifar100 --workdir=runs/paper --dry_run
 

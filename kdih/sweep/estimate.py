@@ -25,7 +25,7 @@ from kdih.phases.teacher import teacher_task
 from kdih.runtime import devices as devices_lib
 from kdih.sweep import plan as plan_lib
 from kdih.training import optimizer, state
-from kdih.training.task import LiveOutputs, Task
+from kdih.training.task import Task, TeacherOutputs
 
 _Runs = Sequence[tuple[plan_lib.Run, ...]]
 _Hears = tuple[str, str, str]  # A teacher, what it teaches with, and the name of the hearing.
@@ -190,7 +190,7 @@ def _heads_phases(setting: Setting) -> Iterator[Phase]:
   prepared = _prepared_teacher(setting, names)
   if config.compute.cache_taps:
     module, variables = prepared
-    table = _table(setting, cache_plan.taps_width(built))
+    table = _TableShapes(setting, cache_plan.taps_width(built))
     cached = table, built.taps
     yield _making(setting, 'cache taps', cache_plan.tap_rows(built, module), {'teacher': variables},
                   {cache_plan.taps_kind(built): table.width})
@@ -239,7 +239,7 @@ def _student_task(setting: Setting, name: str, *, preparing: bool = False) -> tu
   method, table = built.methods[name], None
   frozen: dict[str, Any]
   if cache_plan.serves(setting.config, built, name) and not preparing:
-    table = _table(setting, built.heard_widths[name])
+    table = _TableShapes(setting, built.heard_widths[name])
     module, frozen = built.teacher, {'weights': _member_weights(built, name)}
   else:
     module, frozen = _teacher_of(setting, name)
@@ -287,14 +287,16 @@ def _member_weights(built: Networks, name: str) -> dict[str, Any]:
           for rule in member_weights.RULES}
 
 
-def _table(setting: Setting, width: int) -> LiveOutputs:
-  """A table, with the shapes of what lies on one device."""
-  table, images = LiveOutputs(width), setting.sizes['train']
-  if setting.config.compute.cache_place == 'device':
-    share = -(-images // devices_lib.num_devices()), _num_slots(setting.config), width
-    table.resident = {'heard': jax.ShapeDtypeStruct(share, build.DTYPE),
-                      'heard_images': jax.ShapeDtypeStruct((images,), jnp.int32)}
-  return table
+class _TableShapes(TeacherOutputs):
+  """A table of so many numbers in a row, with the shapes of what lies on one device."""
+
+  def __init__(self, setting: Setting, width: int):
+    self.width, self.resident, self.axes = width, {}, {}
+    images = setting.sizes['train']
+    if setting.config.compute.cache_place == 'device':
+      share = -(-images // devices_lib.num_devices()), _num_slots(setting.config), width
+      self.resident = {'heard': jax.ShapeDtypeStruct(share, build.DTYPE),
+                       'heard_images': jax.ShapeDtypeStruct((images,), jnp.int32)}
 
 
 def _num_slots(config: ml_collections.ConfigDict) -> int:
@@ -345,7 +347,7 @@ def _making(
   """
   config = setting.config
   views = setting.sizes['train'], _num_slots(config)
-  table = _table(setting, sum(widths.values()))
+  table = _TableShapes(setting, sum(widths.values()))
   block = -(-config.data.eval_global_batch_size // devices_lib.num_devices())
   flops, program = cost.analyse(jax.jit(rows), frozen, _images(setting, block))
   memory = (_bytes(frozen) + _image_bytes(setting) + _bytes(table.resident)

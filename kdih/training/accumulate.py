@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from kdih.runtime import devices
+from kdih.training.groups import Each
 from kdih.training.task import Batch, Task
-from kdih.training.together import Each
 
 # (students, frozen, batch, epoch, part) to (gradients, metrics, new collections), all but the
 # middle of each student. A student is (params, collections, key, key of dropout); the batch is what

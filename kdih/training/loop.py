@@ -59,23 +59,23 @@ class Program:
     feeds: (start, sizes) to what each call is fed with that makes so many updates.
     evaluate: variables to validation scalars, of which `top1` chooses the best checkpoint; None
       where nothing is validated.
-    plan: when to do what.
+    schedule: when to do what.
     hooks: called with the number of updates made, after each call.
   """
 
   step: Callable[[tuple[TrainState, ...], Any], tuple[tuple[TrainState, ...], Any]]
   feeds: Callable[[int, Sequence[int]], Iterator[Any]]
   evaluate: Callable[[Any], Scalars | None]
-  plan: LoopSchedule
+  schedule: LoopSchedule
   hooks: Sequence[Callable[[int], Any]] = ()
 
 
 def train(program: Program, learner: Learner) -> Outcome:
-  """Trains from the last checkpoint, or from the learner's state, to the end of the plan.
+  """Trains from the last checkpoint, or from the learner's state, to the end of the schedule.
 
   Raises:
-    NotFiniteError: the loss is not finite, and was not after `plan.max_rewinds` rewinds, each to
-      the last checkpoint from which it has not begun before, with half the learning rate; names
+    NotFiniteError: the loss is not finite, and was not after `schedule.max_rewinds` rewinds, each
+      to the last checkpoint from which it has not begun before, with half the learning rate; names
       phase and step.
     PreemptedError: the process was asked to stop; there is a checkpoint of its last call.
     TrainingError: a checkpoint cannot be written.
@@ -86,7 +86,7 @@ def train(program: Program, learner: Learner) -> Outcome:
     try:
       return train_together(program, [learner], [(state, meta)])[0]
     except errors.NotFiniteError as error:
-      if _rewinds(state) >= program.plan.max_rewinds:
+      if _rewinds(state) >= program.schedule.max_rewinds:
         raise errors.NotFiniteError(
             f'{error}; {checkpoints.last_good()}. Lower the learning rate, look at the data, or '
             'set config.on_nan=rewind and config.max_rewinds') from None
@@ -101,7 +101,7 @@ def train(program: Program, learner: Learner) -> Outcome:
 def train_together(
     program: Program, learners: Sequence[Learner], begun: Sequence[tuple[TrainState, dict]]
 ) -> list[Outcome]:
-  """Trains learners to the end of the plan.
+  """Trains learners to the end of the schedule.
 
   Args:
     program: how.
@@ -112,18 +112,18 @@ def train_together(
     NotFiniteError: the loss of a learner is not finite.
     PreemptedError, TrainingError: see `train`.
   """
-  plan, number = program.plan, int(begun[0][0].step)
+  schedule, number = program.schedule, int(begun[0][0].step)
   states = tuple(state for state, _ in begun)
   with contextlib.ExitStack() as stack:
     monitors = []
     for learner, (_, meta) in zip(learners, begun, strict=True):
-      own = dataclasses.replace(plan, phase=learner.phase)
+      own = dataclasses.replace(schedule, phase=learner.phase)
       monitors.append(Monitor(own, meta, number, learner.directory, learner.events))
       stack.callback(monitors[-1].close)
     stack.enter_context(preemption.training())
     states = devices.replicate(states)
     sizes = list(steps_per_call.sizes(
-        number, plan.total_steps, plan.evaluate_every, plan.per_call))
+        number, schedule.total_steps, schedule.evaluate_every, schedule.per_call))
     for size, feed in zip(sizes, program.feeds(number, sizes), strict=True):
       states, metrics = program.step(states, feed)
       number += size
@@ -131,12 +131,12 @@ def train_together(
         monitor.record(number, values)
       for hook in program.hooks:
         hook(number)
-      leaving, evaluating = preemption.reached(), plan.evaluates_after(number)
+      leaving, evaluating = preemption.reached(), schedule.evaluates_after(number)
       if evaluating or leaving:
         _save(learners, monitors, number, states, program.evaluate if evaluating else None)
       if leaving:
-        raise errors.PreemptedError(f'{plan.phase}: asked to stop, and saved at step {number}; the '
-                                    'same command goes on from there')
+        raise errors.PreemptedError(f'{schedule.phase}: asked to stop, and saved at step {number}; '
+                                    'the same command goes on from there')
   return [Outcome(state, monitor.clock.meta['seconds'], monitor.clock.examples_per_second)
           for state, monitor in zip(states, monitors, strict=True)]
 

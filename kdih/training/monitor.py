@@ -46,15 +46,16 @@ class Monitor:
   """Looks at the metrics now and then: checks, writes and shows them.
 
   Args:
-    plan: of the phase.
+    schedule: of the phase.
     meta: of the checkpoint that it goes on from; {} at its beginning.
     start: updates made before.
     directory: where `metrics.jsonl` and events go.
     events: whether there are any.
   """
 
-  def __init__(self, plan: LoopSchedule, meta: dict, start: int, directory: Any, events: bool):
-    self._plan, self._first = plan, start + 1
+  def __init__(
+      self, schedule: LoopSchedule, meta: dict, start: int, directory: Any, events: bool):
+    self._schedule, self._first = schedule, start + 1
     self._pending: list[Any] = []  # Of calls, on the device.
     self._seen = start  # Updates whose metrics are on the host.
     self._values: list[Scalars] = []  # Of updates that no line tells of yet.
@@ -62,9 +63,9 @@ class Monitor:
     self._compiled = False  # Whether a pending call was the first of its size.
     self._writer = MetricWriter(directory, start, events)
     self._progress = Progress(
-        phase=plan.phase, total_steps=plan.total_steps, start_step=start,
-        steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size)
-    self.clock = _Clock(meta, plan.batch_size)
+        phase=schedule.phase, total_steps=schedule.total_steps, start_step=start,
+        steps_per_epoch=schedule.steps_per_epoch, batch_size=schedule.batch_size)
+    self.clock = _Clock(meta, schedule.batch_size)
 
   def record(self, number: int, metrics: Any) -> None:
     """Takes the metrics, [updates] and still on the device, of the call that ends at `number`."""
@@ -77,7 +78,7 @@ class Monitor:
 
   def _is_due(self, number: int) -> bool:
     """Whether a line tells of the updates up to this one."""
-    return number == self._first or self._plan.logs_after(number)
+    return number == self._first or self._schedule.logs_after(number)
 
   def settle(self, number: int) -> None:
     """Makes sure that all metrics up to `number` are finite, and written."""
@@ -94,7 +95,7 @@ class Monitor:
       self._require_finite(number, 'validation loss', scalars['loss'])
       self._writer.write(number, {f'val/{name}': value for name, value in scalars.items()})
       self._writer.flush()
-      say(f'{self._plan.phase}: step {number} validation '
+      say(f'{self._schedule.phase}: step {number} validation '
           + ' '.join(f'{name} {value:.4f}' for name, value in scalars.items()))
     return scalars
 
@@ -124,7 +125,8 @@ class Monitor:
 
   def _require_finite(self, number: int, what: str, value: float) -> None:
     if not math.isfinite(value):
-      raise errors.NotFiniteError(f'{self._plan.phase}: the {what} is {value} at step {number}')
+      raise errors.NotFiniteError(
+          f'{self._schedule.phase}: the {what} is {value} at step {number}')
 
   def close(self) -> None:
     """Ends the files and the bar."""

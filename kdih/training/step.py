@@ -10,7 +10,7 @@ import optax
 
 from kdih.distillation import losses
 from kdih.runtime import devices
-from kdih.training import state as state_lib, together
+from kdih.training import groups, state as state_lib
 from kdih.training.accumulate import accumulated, make_learn
 from kdih.training.state import TrainState
 from kdih.training.task import Learning, LiveOutputs, Task, TeacherOutputs
@@ -43,7 +43,7 @@ def make_train_step(
     resident: what the loader keeps on the devices, where there is a `table`.
     table: where the step finds what the teachers say; its `resident` joins the loader's.
   """
-  each, kinds = together.group(together_by, learning)
+  each, kinds = groups.group(together_by, learning)
   learn = accumulated(make_learn([kind.task for kind in kinds], each, remat), accumulate)
   apply = each([functools.partial(_apply, kind.tx) for kind in kinds])
   table = table or LiveOutputs()

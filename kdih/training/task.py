@@ -15,7 +15,7 @@ Arrays = dict[str, jax.Array]
 
 
 class TeacherOutputs(Protocol):
-  """From where a step gets what the teachers say: live, or of a table on the host or the devices.
+  """From where a step gets what the teachers say: live, or from a table on the host or the devices.
 
   The tables are those of `kdih.cohort.cache`: a row of numbers for every view of every image.
 
@@ -32,34 +32,21 @@ class TeacherOutputs(Protocol):
   def feeds(
       self, batches: Iterator[sampling.Batch], seed: int, start: int
   ) -> Iterator[sampling.Batch]:
-    """Adds what the host has to send to the batches of the steps from `start` on."""
-
-  def look_up(self, resident: Arrays, index: jax.Array, key: jax.Array) -> Arrays:
-    """Inside a step with this `key`: {'heard': float32 [batch, width]}, unless it was sent."""
-
-
-class LiveOutputs:
-  """The teachers speak for themselves, at every step; see `TeacherOutputs`.
-
-  With a `width` it stands for a table of which shapes alone are needed.
-  """
-
-  def __init__(self, width: int = 0):
-    self.width = width
-    self.resident: dict[str, Any] = {}
-    self.axes: dict[str, int | None] = {}
-
-  def feeds(
-      self, batches: Iterator[sampling.Batch], seed: int, start: int
-  ) -> Iterator[sampling.Batch]:
-    """Nothing is added."""
+    """Adds what the host has to send to the batches of the steps from `start` on; here nothing."""
     del seed, start
     return batches
 
   def look_up(self, resident: Arrays, index: jax.Array, key: jax.Array) -> Arrays:
-    """Nothing is looked up."""
+    """Inside a step with this `key`: {'heard': float32 [batch, width]}; {} if it was sent."""
     del resident, index, key
     return {}
+
+
+class LiveOutputs(TeacherOutputs):
+  """The teachers speak for themselves, at every step: there is no table."""
+
+  def __init__(self):
+    self.width, self.resident, self.axes = 0, {}, {}
 
 
 @dataclasses.dataclass(frozen=True)

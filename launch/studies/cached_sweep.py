@@ -1,6 +1,6 @@
 """Times a sweep with and without the cache: kd, dih and dkd, three seeds, resnet110 to resnet8.
 
-  python -m launch.studies.cached_sweep --workdir=/tmp/cs \
+  python -m launch.studies.cached_sweep --workdir=/tmp/cs \\
       --out=launch/results/benchmark/cached_sweep.json
 
 On a slice of CIFAR-100, in the proportion of the paper's 200 epochs: there an image of 162 views
@@ -23,7 +23,8 @@ _SEEDS, _METHODS = (30, 50, 67), ('kd', 'dih', 'dkd')
 
 def main() -> None:
   """Does all of it, and writes the numbers."""
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser = argparse.ArgumentParser(
+      'python -m launch.studies.cached_sweep', description=__doc__.split('\n')[0])
   parser.add_argument('--out', required=True, help='JSON file')
   parser.add_argument('--workdir', required=True, help='folder; must not exist')
   parser.add_argument('--data_dir', default='', help='of TFDS')

@@ -23,4 +23,5 @@ def test_help_imports_neither_jax_nor_tensorflow(module):
                         text=True, check=False)
   assert done.returncode == 0, done.stderr
   assert f'python -m {module}' in done.stdout
+  assert not [line for line in done.stdout.splitlines() if 6 * ' ' + '--' in line.lstrip()]
   assert done.stdout.splitlines()[-1] == 'imported:'

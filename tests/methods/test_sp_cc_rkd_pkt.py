@@ -140,7 +140,6 @@ def test_the_loss_adds_the_labels_and_the_weight(name):
   np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_four_devices_learn_what_one_learns_from_the_whole_batch(name):
   """Each has one image, of which alone none of the terms says anything."""
@@ -169,7 +168,6 @@ def test_four_devices_learn_what_one_learns_from_the_whole_batch(name):
     np.testing.assert_allclose(mean, gradient, rtol=1e-4, atol=1e-5 * scale)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('degenerate', ['zeros', 'one is zeros', 'identical', 'two identical',
                                         'one image', 'two images'])

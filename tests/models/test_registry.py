@@ -27,7 +27,7 @@ from tests.helpers.model_checks import (
 
 # Parameters at 100 classes: wrn_28_2 is that of the DIH paper's code; all others were counted on
 # the model files of RepDistiller (github.com/HobbitLong/RepDistiller) and of mdistiller
-# (github.com/megvii-research/mdistiller), which agree (vit_tiny: test_models_vit.py).
+# (github.com/megvii-research/mdistiller), which agree (vit_tiny: test_vit.py).
 PARAMETERS = {
     'resnet8': 83_892, 'resnet14': 181_108, 'resnet20': 278_324, 'resnet32': 472_756,
     'resnet44': 667_188, 'resnet56': 861_620, 'resnet110': 1_736_564,

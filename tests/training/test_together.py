@@ -16,7 +16,7 @@ from kdih.phases import networks
 from kdih.phases.teacher import teacher_task
 from kdih.runtime import devices, preemption
 from kdih.sweep import plan
-from kdih.training import checkpoints, metric_log, state as state_lib, together as together_lib
+from kdih.training import checkpoints, groups, metric_log, state as state_lib
 from kdih.training.step import make_train_step
 from kdih.training.task import Learning
 from tests.helpers import sweeps
@@ -75,16 +75,16 @@ def test_each_learns_at_its_own_rate(way):
 
 def test_a_cpu_unrolls(monkeypatch):
   one, other = object(), object()
-  assert together_lib.group('auto', [one, one, other])[0].sizes == (1, 1, 1)
+  assert groups.group('auto', [one, one, other])[0].sizes == (1, 1, 1)
   monkeypatch.setattr(devices, 'on_cpu', lambda: False)
-  grouped, kinds = together_lib.group('auto', [one, one, other])
+  grouped, kinds = groups.group('auto', [one, one, other])
   assert grouped.sizes == (2, 1) and kinds == [one, other]
-  assert together_lib.group('unrolled', [one, one, other])[0].sizes == (1, 1, 1)
+  assert groups.group('unrolled', [one, one, other])[0].sizes == (1, 1, 1)
 
 
 def test_students_are_stacked_and_come_apart_again():
   students = [{'w': np.full(3, number)} for number in range(4)]
-  grouped = together_lib.Each((2, 1, 1))
+  grouped = groups.Each((2, 1, 1))
   joined = grouped.join(students)
   assert [tree['w'].shape for tree in joined] == [(2, 3), (3,), (3,)]
   doubled, = grouped([lambda tree, times=times: (tree['w'] * times,) for times in (1, 10, 100)])(

@@ -52,7 +52,7 @@ class BuildRequest:
     tables: which; they differ in their width alone.
     place: where they are kept, one of `choices.CACHE_PLACES`.
     folder: on the disk, their files lie in its folder `cache`.
-    loader: of the train split.
+    loader: gives that of the train split, which may have to read it first.
     subset: int32 [images], those that are trained with, their numbers in the split, sorted.
     preprocess: shows the images.
     block: images that are asked about at once, and written at once.
@@ -63,7 +63,7 @@ class BuildRequest:
   tables: tuple[Table, ...]
   place: str
   folder: epath.Path
-  loader: Loader
+  loader: Callable[[], Loader]
   subset: np.ndarray
   preprocess: Preprocess
   block: int
@@ -217,7 +217,7 @@ def _blocks(request: BuildRequest, done: int, block: int) -> Iterator[list[np.nd
 
   The first image is `done`.
   """
-  loader, preprocess = request.loader, request.preprocess
+  loader, preprocess = request.loader(), request.preprocess
 
   def rows_of(slot, frozen, resident, feed):
     """To rows [batch, width] of each table, of all devices' images."""

@@ -10,10 +10,10 @@ import numpy as np
 from kdih.data.augment import Preprocess
 from kdih.runtime import devices
 from kdih.training import state
-from kdih.training.task import LiveOutputs
+from kdih.training.task import TeacherOutputs
 
 
-class HostTable(LiveOutputs):
+class HostTable(TeacherOutputs):
   """Stays in the memory of the host, or on its disk; its rows are sent with each batch.
 
   Args:
@@ -23,7 +23,7 @@ class HostTable(LiveOutputs):
   """
 
   def __init__(self, rows: np.ndarray, subset: np.ndarray, preprocess: Preprocess):
-    super().__init__(rows.shape[-1])
+    self.width, self.resident, self.axes = rows.shape[-1], {}, {}
     self._rows, self._subset = rows, subset
     self._draw = jax.jit(lambda index, seed, step: preprocess.draw(
         index, state.step_key(seed, step)))
@@ -43,7 +43,7 @@ def _host_device() -> jax.Device | None:
     return None
 
 
-class DeviceTable(LiveOutputs):
+class DeviceTable(TeacherOutputs):
   """Stays in the memory of the devices, of which each has an equal part of the images.
 
   Args:
@@ -53,7 +53,7 @@ class DeviceTable(LiveOutputs):
   """
 
   def __init__(self, rows: np.ndarray, subset: np.ndarray, preprocess: Preprocess):
-    super().__init__(rows.shape[-1])
+    self.width = rows.shape[-1]
     self._preprocess = preprocess
     self.resident = {'heard': devices.split(rows), 'heard_images': devices.replicate(subset)}
     self.axes = {'heard': 0, 'heard_images': None}

@@ -2,14 +2,15 @@
 
   python -m launch.studies.scaling --out=launch/results/scaling
   python -m launch.studies.scaling --out=launch/results/scaling --only=batch,depth
-  pip install '.[tpu]' && \
+  pip install '.[tpu]' && \\
       python -m launch.studies.scaling --out=launch/results/scaling --only=compiled
 
 Parts: batch, depth, heads, classes, classes_gap, devices (measured here, on the CPU), head_sizes,
 caches (worked out), compiled (by XLA's compiler for the TPU, without one; it takes half an hour,
 and goes on where it was cut off). Each replaces its numbers in `scaling.json` and leaves the
-others. Tables are printed, pictures drawn beside the file, and `studies/scaling.md` two
-folders above is brought up to date if it is there. Exit codes: 0 done, 2 a setting is wrong.
+others. Tables are printed, pictures drawn beside the file, and the page of these results,
+`launch/studies/scaling.md`, is brought up to date: `studies/scaling.md`, seen from the folder above
+that of the results, if it is there. Exit codes: 0 done, 2 a setting is wrong.
 """
 import argparse
 import os
