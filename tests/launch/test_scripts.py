@@ -1,5 +1,4 @@
 """Launch scripts: shellcheck, missing settings, Slurm, plain ssh hosts."""
-import functools
 import json
 import os
 import shutil
@@ -134,12 +133,9 @@ def hosts(tmp_path):
 
 
 def start(tmp_path, hosts, program, **settings) -> subprocess.Popen[str]:
-  # Tests that run in the background of a shell ignore SIGINT, and what they start would too.
-  interruptible = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
   return subprocess.Popen([MULTIHOST, hosts, 'sh', '-c', program, 'x'], stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          cwd=tmp_path, env=environment(tmp_path, **settings),
-                          preexec_fn=interruptible)
+                          cwd=tmp_path, env=environment(tmp_path, **settings))
 
 
 def test_multihost_tells_each_process_who_it_is(tmp_path, hosts):
