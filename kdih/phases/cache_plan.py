@@ -200,7 +200,7 @@ def _request(
 ) -> build.BuildRequest:
   config = experiment.config
   return build.BuildRequest(
-      rows, frozen, tables, config.compute.cache_place, experiment.teachers.path,
-      lambda: experiment.splits.loader('train'), experiment.train_subset,
-      experiment.student_preprocess,
-      config.data.eval_global_batch_size)
+      rows=rows, frozen=frozen, tables=tables, place=config.compute.cache_place,
+      folder=experiment.teachers.path, loader=lambda: experiment.splits.loader('train'),
+      subset=experiment.train_subset, preprocess=experiment.student_preprocess,
+      block=config.data.eval_global_batch_size)

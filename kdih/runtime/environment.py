@@ -78,10 +78,10 @@ def keep_freed_memory() -> None:
   system at once; the page faults of taking them again are a fifth of a step. Elsewhere than on
   glibc nothing is done.
   """
-  import jax
-
   if sys.platform != 'linux':  # Not every system can open the running program as a library.
     return
+  import jax  # After the flags are set.
+
   libc = ctypes.CDLL(None)
   if jax.default_backend() == 'cpu' and hasattr(libc, 'mallopt'):
     # Parameters of glibc's mallopt, from malloc.h.
