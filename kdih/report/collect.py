@@ -167,7 +167,17 @@ def _protocol(config: dict, teacher: dict | None) -> str:
   return json.dumps({
       'data': data, 'student': student, 'heads': heads, 'dtype': config['dtype'],
       'sync_batch_norm': config['sync_batch_norm'],
+      'compute': _compute(config.get('compute') or {}, config['dtype']),
       'teacher': teacher['fingerprint'] if teacher else None}, sort_keys=True)
+
+
+def _compute(compute: dict, dtype: str) -> dict:
+  """What of `config.compute` changes numbers by more than rounding; an early run has none of it."""
+  cache = compute.get('cache', 'none')
+  return {'accumulate': compute.get('accumulate', 1),
+          'teacher_dtype': compute.get('teacher_dtype') or dtype,
+          'cache': cache if str(cache).startswith('views:') else 'none',
+          'cache_taps': compute.get('cache_taps', False)}
 
 
 def _provenance(manifest: dict) -> tuple[str, ...]:

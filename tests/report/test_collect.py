@@ -100,6 +100,10 @@ def test_a_student_without_a_teacher_is_read(tmp_path):
     ('heads.variables', 'x', True), ('heads.kind', 'gap', False), ('dtype', 'bfloat16', False),
     ('student.train.length', 4.0, False), ('student.prepare.length', 4.0, False),
     ('student.taps', ('stage1',), False), ('sync_batch_norm', False, False),
+    ('compute.cache', 'all_views', True), ('compute.cache', 'views:8', False),
+    ('compute.cache_taps', True, False), ('compute.accumulate', 4, False),
+    ('compute.teacher_dtype', 'bfloat16', False), ('compute.teacher_dtype', 'float32', True),
+    ('compute.fold_batch_norm', False, True), ('compute.cache_place', 'disk', True),
 ])
 def test_what_a_protocol_consists_of(tmp_path, name, value, same):
   single(tmp_path / 'a', 'ce')
