@@ -11,16 +11,16 @@ The same command goes on with a run that was cut off. Exit codes: 0 done, 1 trai
 import sys
 from typing import TYPE_CHECKING, Any
 
-from kdih.runtime import environment, flags, processes, program
+from kdih.config import flags
+from kdih.runtime import environment, processes, program
 
 if TYPE_CHECKING:
   import ml_collections
   from etils import epath
 
-_FLAGS = {
-    'coordinator': 'Of several processes that run as one: HOST:PORT of process 0.',
-    'num_processes': 'How many there are.',
-    'process_id': 'Which of them this is, from 0. Slurm and TPU slices need none of the three.',
+_SHORT = {  # Flags, and the fields that they set.
+    'accept': 'accept',
+    **{name: f'distributed.{name}' for name in ('coordinator', 'num_processes', 'process_id')},
 }
 
 
@@ -50,11 +50,11 @@ def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[
 
 def main(argv: list[str]) -> int:
   """Runs what the command line `argv` asks for and returns the exit code."""
-  return program.main(argv, f'{__doc__}\n{flags.usage(_FLAGS)}', _run)
+  return program.main(argv, f'{__doc__}\n{flags.usage(_SHORT)}', _run)
 
 
 def _run(argv: list[str]) -> int:
-  config, workdir = flags.read(argv, _FLAGS, 'distributed')
+  config, workdir = flags.read(argv, _SHORT)
   environment.set_environment(config)
   # These take seconds; the settings are read first.
   from kdih.config import checks

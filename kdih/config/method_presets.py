@@ -8,16 +8,16 @@ import numbers
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kdih.config import recipes
+
 if TYPE_CHECKING:
   import ml_collections
 
 
 def methods(recipe: str) -> dict[str, dict[str, Any]]:
   """Entries of `config.methods`; `kind` is a file of kdih.methods, the rest are its options."""
-  # How labels and a teacher's logits are weighted.
-  paper = dict(alpha=0.1, temperature=5.0)
-  repdistiller = dict(alpha=0.9, temperature=4.0)
-  weighting = paper if recipe == 'paper' else repdistiller
+  weighting = recipes.get(recipe)['logits']
+  paper, repdistiller = (recipes.RECIPES[name]['logits'] for name in ('paper', 'repdistiller'))
   # What several entries are made from.
   kd = dict(kind='kd', **weighting, scale='one', gain=1.0, standardise=False)
   dih = dict(kind='dih', alpha=0.1, temperature=5.0, reduction='sum', cross_entropy='per_branch',

@@ -1,39 +1,34 @@
-"""How a phase trains, by recipe; and how a config shrinks to a smoke test."""
+"""The recipes: in which defaults they differ. And how a config shrinks to a smoke test."""
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
 
 from kdih import errors
-from kdih.config import choices
+
+# Of each recipe, `train`: how phases train (fields of `config.<phase>.train`); and `logits`: how
+# labels and a teacher's logits are weighted (options of `config.methods`).
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    # The DIH code's.
+    'paper': {
+        'train': dict(length=200.0, learning_rate=0.1, milestones=(60.0, 120.0, 180.0), decay=0.2,
+                      nesterov=True),
+        'logits': dict(alpha=0.1, temperature=5.0),
+    },
+    # That of RepDistiller and mdistiller.
+    'repdistiller': {
+        'train': dict(length=240.0, learning_rate=0.05, milestones=(150.0, 180.0, 210.0), decay=0.1,
+                      nesterov=False),
+        'logits': dict(alpha=0.9, temperature=4.0),
+    },
+}
 
 
-def train(recipe: str) -> ml_collections.ConfigDict:
-  """How a phase trains, after a `recipe` (one of `choices.RECIPES`).
-
-  'paper' is the DIH code's, 'repdistiller' that of RepDistiller and mdistiller.
-  """
-  if recipe not in choices.RECIPES:
-    raise errors.unknown('recipe', recipe, choices.RECIPES)
-  paper = recipe == 'paper'
-  config = ml_collections.ConfigDict()
-  # What `length`, `milestones`, `warmup` and `evaluate_every` count: 'epochs' or 'steps'.
-  config.unit = 'epochs'
-  config.length = 200.0 if paper else 240.0
-  # Between two evaluations on the validation split, each with a checkpoint.
-  config.evaluate_every = 1.0
-  # Images in one step, over all devices.
-  config.global_batch_size = 64
-  # 'sgd' or 'adamw'; weight decay applies to every parameter.
-  config.optimizer = 'sgd'
-  config.momentum = 0.9
-  config.nesterov = paper
-  config.weight_decay = 5e-4
-  # 'piecewise' multiplies by `decay` at each milestone; 'cosine' falls to 0; 'constant'.
-  config.schedule = 'piecewise'
-  config.learning_rate = 0.1 if paper else 0.05
-  config.milestones = (60.0, 120.0, 180.0) if paper else (150.0, 180.0, 210.0)
-  config.decay = 0.2 if paper else 0.1
-  # A linear rise of the learning rate from 0.
-  config.warmup = 0.0
-  return config
+def get(name: str) -> Mapping[str, dict[str, Any]]:
+  """Returns the entry of `RECIPES`; raises ConfigError where there is none."""
+  if name not in RECIPES:
+    raise errors.unknown('recipe', name, RECIPES)
+  return RECIPES[name]
 
 
 def run_local(config: ml_collections.ConfigDict) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from kdih.distillation import losses
+from kdih.distillation import losses, options
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.signal import Hearing
 
@@ -33,6 +33,8 @@ class Context:
 
 class Method(nn.Module):
   """How the student is taught: a loss, as a linen module whose fields are the method's options.
+
+  An option's type says which values it takes, `Annotated[float, Number(0, 1)]`; see `options`.
 
   What it defines in `setup` or `__call__` is trained beside the student, kept in its checkpoints
   and left out of the exported student: parameters, `batch_stats`, and the collection `memory` for
@@ -86,7 +88,7 @@ class Method(nn.Module):
 
   @nn.nowrap
   def check(self) -> None:
-    """Raises ValueError where an option is wrong, with a line that begins with its name."""
+    """Raises ValueError where options do not fit together; the line begins with the name of one."""
 
   def __call__(self, lesson: Lesson) -> jax.Array:
     """The loss: [batch], or a scalar where it couples the images of a batch.
@@ -111,16 +113,8 @@ class FeatureMethod(Method):
     weight: of the term, above 0.
   """
 
-  cross_entropy: float
-  weight: float
-
-  @nn.nowrap
-  def check(self) -> None:
-    """See `Method.check`; whoever overrides it calls this one too."""
-    if not self.cross_entropy >= 0:
-      raise ValueError(f'cross_entropy: {self.cross_entropy} is below 0; 1 is usual')
-    if not 0 < self.weight < float('inf'):
-      raise ValueError(f'weight: {self.weight} is not above 0')
+  cross_entropy: options.Weight
+  weight: options.PositiveWeight
 
   def term(self, lesson: Lesson) -> jax.Array:
     """The unweighted term: [batch] or scalar; see `Method.__call__`."""

@@ -11,48 +11,71 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdih import errors
+from kdih.config.values import RATE, Kind, Plain
 from kdih.distillation.method import Context, Method
-from kdih.distillation.options import check_positive
+
+_OF_ANY = {'learning_rate': RATE}  # Options of every kind, which need not be set.
 
 
 def names() -> tuple[str, ...]:
-  """Every kind of method."""
+  """Returns every kind of method."""
   return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
+def option_kinds(kind: str) -> dict[str, Kind]:
+  """Returns which values each option of a kind of method takes: what its type is annotated with."""
+  cls = importlib.import_module(f'{__name__}.{kind}').Method
+  return {field.name: getattr(field.type, '__metadata__', (Plain(),))[0]
+          for field in dataclasses.fields(cls) if field.name not in ('context', 'parent', 'name')}
+
+
+def check(methods: Mapping[str, Mapping[str, Any]]) -> None:
+  """Checks the options of every entry of `config.methods`, used or not.
+
+  Raises:
+    ConfigError: an unknown kind, or an option that is missing, unknown or has a wrong value.
+  """
+  for name, options in methods.items():
+    _check_options(f'config.methods.{name}', options)
+    for part in options.get('methods', ()):  # Those that it is a sum of.
+      if part not in methods:
+        raise errors.unknown(f'config.methods.{name}.methods', part, methods)
+
+
+def _check_options(setting: str, options: Mapping[str, Any]) -> None:
+  if options.get('kind') not in names():
+    raise errors.unknown(f'{setting}.kind', options.get('kind'), names())
+  kinds = option_kinds(options['kind'])
+  for option in sorted(options.keys() - kinds.keys() - _OF_ANY.keys() - {'kind'}):
+    raise errors.unknown(f'{setting}.{option}', option, kinds)
+  for option in sorted(kinds.keys() - options.keys()):
+    raise errors.ConfigError(
+        f'{setting}.{option}: is not set; the kind {options["kind"]!r} needs it')
+  for option, kind in (kinds | _OF_ANY).items():
+    if option in options:
+      kind.check(f'{setting}.{option}', options[option])
+
+
 def create(name: str, options: Mapping[str, Any], context: Context) -> Method:
-  """The method that `config.methods.<name>` describes.
+  """Returns the method that `config.methods.<name>` describes.
 
   Args:
     name: for messages.
-    options: `kind`, and every option of that kind; perhaps a `learning_rate`, which is checked,
-      and not the method's own.
+    options: `kind`, and every option of that kind; perhaps a `learning_rate`, which is not the
+      method's own.
     context: what it is made for.
 
   Raises:
-    ConfigError: an unknown kind, or an option that is missing, unknown or out of range.
+    ConfigError: as `check` does; or options that do not fit together, or not the context.
   """
-  setting = f'config.methods.{name}'
-  options = {key: tuple(value) if isinstance(value, list) else value
-             for key, value in options.items()}
-  kind = options.pop('kind', None)
-  rate = options.pop('learning_rate', 1.0)
-  if kind not in names():
-    raise errors.unknown(f'{setting}.kind', kind, names())
-  cls = importlib.import_module(f'{__name__}.{kind}').Method
-  fields = {field.name for field in dataclasses.fields(cls)} - {'context', 'parent', 'name'}
-  for option in sorted(options.keys() - fields):
-    raise errors.unknown(f'{setting}.{option}', option, fields)
-  for option in sorted(fields - options.keys()):
-    raise errors.ConfigError(f'{setting}.{option}: is not set; the kind {kind!r} needs it')
-  method = cls(context=context, **options)
+  _check_options(f'config.methods.{name}', options)
+  cls = importlib.import_module(f'{__name__}.{options["kind"]}').Method
+  method = cls(context=context, **{
+      option: tuple(value) if isinstance(value, list) else value
+      for option, value in options.items() if option not in ('kind', *_OF_ANY)})
   try:
-    check_positive('learning_rate', rate)
     method.check()
   except ValueError as error:
     named = str(error).startswith('config.')  # Of another entry.
-    raise errors.ConfigError(str(error) if named else f'{setting}.{error}') from None
-  except Exception as error:  # Numbers where names are needed, and the like.
-    raise errors.ConfigError(f'{setting}: its options cannot be used: '
-                             f'{errors.first_line(error)}') from error
+    raise errors.ConfigError(str(error) if named else f'config.methods.{name}.{error}') from None
   return method

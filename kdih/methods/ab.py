@@ -1,8 +1,11 @@
 """Transfer of activation boundaries (Heo et al., AAAI 2019, arXiv 1811.03233, section 3)."""
+from typing import Annotated
+
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih.distillation import features, losses, method, options
+from kdih.config.values import Number
+from kdih.distillation import features, losses, method
 from kdih.methods.fitnets import Regressor
 
 
@@ -25,12 +28,7 @@ class Method(method.Method):
 
   prepares = True
 
-  margin: float
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    options.check_positive('margin', self.margin)
+  margin: Annotated[float, Number(0, 1e6, open_low=True)]
 
   @nn.compact
   def prepare(self, lesson):

@@ -2,7 +2,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih.distillation import features
+from kdih.distillation import features, options
 from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
 
@@ -21,14 +21,7 @@ class Method(FeatureMethod):
 
   couples = True
 
-  width: int
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    super().check()
-    if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
-      raise ValueError(f'width: {self.width!r} is not a whole number above 0; 128 is usual')
+  width: options.Width
 
   @nn.compact
   def term(self, lesson):

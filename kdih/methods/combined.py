@@ -1,7 +1,10 @@
 """A weighted sum of other methods, such as DIH with a feature method."""
+from typing import Annotated
+
 from flax import linen as nn
 
-from kdih.distillation import method
+from kdih.config.values import Many, Number
+from kdih.distillation import method, options
 from kdih.distillation.method import FeatureMethod
 
 
@@ -16,8 +19,8 @@ class Method(method.Method):
     weights: one for each.
   """
 
-  methods: tuple[str, ...]
-  weights: tuple[float, ...]
+  methods: options.Names
+  weights: Annotated[tuple[float, ...], Many(Number(0, 1e9, open_low=True), least=1)]
 
   @nn.nowrap
   def check(self):
@@ -25,9 +28,6 @@ class Method(method.Method):
     if len(self.methods) < 2 or len(self.methods) != len(self.weights):
       raise ValueError(f'methods: has {len(self.methods)} names and weights {len(self.weights)} '
                        'numbers; name two methods or more, and give a weight for each')
-    for weight in self.weights:
-      if not 0 < weight < float('inf'):
-        raise ValueError(f'weights: {weight} is not above 0')
     for name, part in zip(self.methods, self._made(), strict=True):
       if part.assistants or isinstance(part, Method):
         raise ValueError(f'methods: {name!r} has assistants or parts of its own and cannot be '

@@ -1,10 +1,12 @@
 """Contrastive representation distillation (Tian et al., 2020, arXiv 1910.10699, section 3)."""
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from kdih.config.values import Number, Whole
 from kdih.distillation import features, options
 from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
@@ -41,22 +43,10 @@ class Method(FeatureMethod):
 
   needs_train_labels = True
 
-  width: int
-  negatives: int
-  temperature: float
-  momentum: float
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    super().check()
-    for option in ('width', 'negatives'):
-      value = getattr(self, option)
-      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'{option}: {value!r} is not a whole number above 0')
-    options.check_positive('temperature', self.temperature)
-    if not 0 <= self.momentum < 1:
-      raise ValueError(f'momentum: {self.momentum} is outside [0, 1); 0.5 is usual')
+  width: options.Width
+  negatives: Annotated[int, Whole(1, 2**24)]
+  temperature: options.Temperature
+  momentum: Annotated[float, Number(0, 1, open_high=True)]
 
   @nn.compact
   def term(self, lesson):

@@ -1,10 +1,13 @@
 """Distillation via intermediate classifiers: the cohort teaches (arXiv 2103.00497)."""
+from typing import Annotated
+
 import jax.numpy as jnp
 from flax import linen as nn
 
 from kdih.cohort import soft_label_mean
 from kdih.cohort.member_weights import RULES
 from kdih.cohort.members import FINAL
+from kdih.config.values import Choice
 from kdih.distillation import losses, method, options
 from kdih.distillation.signal import Hearing
 
@@ -30,26 +33,18 @@ class Method(method.Method):
 
   taught_by = 'cohort'
 
-  alpha: options.PerBranch
-  temperature: options.PerBranch
-  reduction: str
-  cross_entropy: str
-  members: str
-  weights: str
-  gain: float
-  standardise: bool
+  alpha: options.AlphaPerMember
+  temperature: options.TemperaturePerMember
+  reduction: Annotated[str, Choice(('sum', 'mean'))]
+  cross_entropy: Annotated[str, Choice(('per_branch', 'once'))]
+  members: Annotated[str, Choice(('cohort', 'teacher'))]
+  weights: Annotated[str, Choice(('equal', *RULES))]
+  gain: options.PositiveWeight
+  standardise: options.Flag
 
   @nn.nowrap
   def check(self):
     """See `kdih.distillation.method.Method`."""
-    options.check_alpha(self.alpha)
-    options.check_temperature(self.temperature)
-    options.check_choice('reduction', self.reduction, ('sum', 'mean'))
-    options.check_choice('cross_entropy', self.cross_entropy, ('per_branch', 'once'))
-    options.check_choice('members', self.members, ('cohort', 'teacher'))
-    options.check_choice('weights', self.weights, ('equal', *RULES))
-    options.check_positive('gain', self.gain)
-    options.check_flag('standardise', self.standardise)
     alphas, _ = self._per_member()
     if not any(alphas):
       raise ValueError('alpha: is 0 for every member, so that none teaches; use the method ce')
@@ -100,7 +95,7 @@ class Method(method.Method):
 
   @nn.nowrap
   def _per_member(self):
-    return [options.per_branch(option, getattr(self, option), self.context.num_members)
+    return [options.per_member(option, getattr(self, option), self.context.num_members)
             for option in ('alpha', 'temperature')]
 
   @nn.nowrap

@@ -26,25 +26,18 @@ class Method(method.Method):
 
   hearing = LOGITS
 
-  alpha: float
-  beta: float
-  temperature: float
-  cross_entropy: float
-  warmup_epochs: float
-  standardise: bool
+  alpha: options.Weight
+  beta: options.Weight
+  temperature: options.Temperature
+  cross_entropy: options.Weight
+  warmup_epochs: options.Epochs
+  standardise: options.Flag
 
   @nn.nowrap
   def check(self):
     """See `kdih.distillation.method.Method`."""
-    for option in ('alpha', 'beta', 'cross_entropy', 'warmup_epochs'):
-      options.check_single(option, getattr(self, option))
-      if not 0 <= getattr(self, option) < float('inf'):
-        raise ValueError(f'{option}: {getattr(self, option)} is below 0 or not finite')
     if not self.alpha + self.beta:
       raise ValueError('alpha: and beta are both 0, so that the teacher says nothing; use ce')
-    options.check_single('temperature', self.temperature)
-    options.check_temperature(self.temperature)
-    options.check_flag('standardise', self.standardise)
 
   def __call__(self, lesson):
     """[batch]; see `kdih.distillation.method.Method`."""

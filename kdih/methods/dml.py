@@ -20,19 +20,13 @@ class Method(method.Method):
 
   taught_by = 'labels'
 
-  peers: tuple[str, ...]
-  alpha: float
-  temperature: float
+  peers: options.Names
+  alpha: options.Alpha
+  temperature: options.Temperature
 
   @nn.nowrap
   def check(self):
     """See `kdih.distillation.method.Method`."""
-    if not (self.peers and isinstance(self.peers, tuple)):
-      raise ValueError(f"peers: is {self.peers!r}; name one model or more, such as ('student',)")
-    for option in ('alpha', 'temperature'):
-      options.check_single(option, getattr(self, option))
-    options.check_alpha(self.alpha)
-    options.check_temperature(self.temperature)
     for name in self.peers:
       self.context.model(name)
 

@@ -1,9 +1,10 @@
 """FitNets: hints from a layer in the middle (Romero et al., 2015, arXiv 1412.6550, section 2)."""
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from flax import linen as nn
 
+from kdih.config.values import Choice, Whole
 from kdih.distillation import features as features_lib, losses, options
 from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
@@ -26,27 +27,15 @@ class Method(FeatureMethod):
     temperature: T.
   """
 
-  phases: str
-  hint: int
-  alpha: float
-  temperature: float
+  phases: Annotated[str, Choice(('two', 'one'))]
+  hint: Annotated[int, Whole(1, 1000)]
+  alpha: options.Alpha
+  temperature: options.Temperature
 
   @property
   def prepares(self):
     """See `kdih.distillation.method.Method`."""
     return self.phases == 'two'
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    super().check()
-    options.check_choice('phases', self.phases, ('one', 'two'))
-    if isinstance(self.hint, bool) or not isinstance(self.hint, int) or self.hint < 1:
-      raise ValueError(f'hint: {self.hint!r} is not the number of a tap, 1 or more')
-    for option in ('alpha', 'temperature'):
-      options.check_single(option, getattr(self, option))
-    options.check_alpha(self.alpha)
-    options.check_temperature(self.temperature)
 
   @nn.compact
   def term(self, lesson):

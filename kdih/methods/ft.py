@@ -1,12 +1,13 @@
 """Factor transfer (Kim et al., NeurIPS 2018, arXiv 1802.04977, section 3)."""
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih.distillation import features, options
+from kdih.config.values import Number
+from kdih.distillation import features
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
@@ -32,13 +33,7 @@ class Method(FeatureMethod):
 
   prepares = True
 
-  rate: float
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    super().check()
-    options.check_positive('rate', self.rate)
+  rate: Annotated[float, Number(0, 100, open_low=True)]
 
   def setup(self):
     """Makes paraphraser (an encoder and a decoder) and translator."""

@@ -1,6 +1,7 @@
 """Knowledge distillation from the teacher's own classifier (Hinton et al., arXiv 1503.02531)."""
-from flax import linen as nn
+from typing import Annotated
 
+from kdih.config.values import Choice
 from kdih.distillation import losses, method, options
 from kdih.distillation.signal import LOGITS
 
@@ -19,22 +20,11 @@ class Method(method.Method):
 
   hearing = LOGITS
 
-  alpha: float
-  temperature: float
-  scale: str
-  gain: float
-  standardise: bool
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    options.check_single('alpha', self.alpha)
-    options.check_single('temperature', self.temperature)
-    options.check_alpha(self.alpha)
-    options.check_temperature(self.temperature)
-    options.check_choice('scale', self.scale, ('one', 'cohort'))
-    options.check_positive('gain', self.gain)
-    options.check_flag('standardise', self.standardise)
+  alpha: options.Alpha
+  temperature: options.Temperature
+  scale: Annotated[str, Choice(('one', 'cohort'))]
+  gain: options.PositiveWeight
+  standardise: options.Flag
 
   def __call__(self, lesson):
     """[batch]; see `kdih.distillation.method.Method`."""

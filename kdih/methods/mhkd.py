@@ -24,21 +24,10 @@ class Method(method.Method):
     width: of the heads.
   """
 
-  alpha: float
-  temperature: float
-  beta: float
-  width: int
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    for option in ('alpha', 'temperature'):
-      options.check_single(option, getattr(self, option))
-    options.check_alpha(self.alpha)
-    options.check_temperature(self.temperature)
-    options.check_positive('beta', self.beta)
-    if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
-      raise ValueError(f'width: {self.width!r} is not a whole number above 0')
+  alpha: options.Alpha
+  temperature: options.Temperature
+  beta: options.PositiveWeight
+  width: options.Width
 
   @nn.compact
   def __call__(self, lesson):

@@ -1,12 +1,13 @@
 """Knowledge review (Chen et al., CVPR 2021, arXiv 2104.09044, section 3)."""
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from kdih.distillation import features as features_lib
+from kdih.config.values import Whole
+from kdih.distillation import features as features_lib, options
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import FeatureMethod
 from kdih.models import layers
@@ -32,17 +33,8 @@ class Method(FeatureMethod):
     warmup_epochs: until the term counts in full; 0 for at once.
   """
 
-  width: int
-  warmup_epochs: float
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    super().check()
-    if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 0:
-      raise ValueError(f'width: {self.width!r} is not a whole number, 0 or more')
-    if not 0 <= self.warmup_epochs < float('inf'):
-      raise ValueError(f'warmup_epochs: {self.warmup_epochs} is below 0 or not finite')
+  width: Annotated[int, Whole(0, 65536)]
+  warmup_epochs: options.Epochs
 
   @nn.compact
   def term(self, lesson):

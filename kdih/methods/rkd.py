@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from kdih.distillation import features
+from kdih.distillation import features, options
 from kdih.distillation.method import FeatureMethod
 
 
@@ -24,17 +24,12 @@ class Method(FeatureMethod):
 
   couples = True
 
-  distance: float
-  angle: float
+  distance: options.Weight
+  angle: options.Weight
 
   @nn.nowrap
   def check(self):
     """See `kdih.distillation.method.Method`."""
-    super().check()
-    for option in ('distance', 'angle'):
-      value = getattr(self, option)
-      if not 0 <= value < float('inf'):
-        raise ValueError(f'{option}: {value} is below 0 or not finite')
     if not self.distance + self.angle:
       raise ValueError('distance: and angle are both 0, so that nothing is compared')
 

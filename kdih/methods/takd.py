@@ -1,5 +1,4 @@
 """Teacher assistants (Mirzadeh et al., 2020, arXiv 1902.03393, section 3)."""
-from flax import linen as nn
 
 from kdih.distillation import losses, method, options
 
@@ -16,20 +15,9 @@ class Method(method.Method):
     temperature: T.
   """
 
-  chain: tuple[str, ...]
-  alpha: float
-  temperature: float
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    if not (self.chain and isinstance(self.chain, tuple)):
-      raise ValueError(f'chain: is {self.chain!r}; name one model or more, such as '
-                       "('resnet56', 'resnet20'), or use the method kd")
-    for option in ('alpha', 'temperature'):
-      options.check_single(option, getattr(self, option))
-    options.check_alpha(self.alpha)
-    options.check_temperature(self.temperature)
+  chain: options.Names
+  alpha: options.Alpha
+  temperature: options.Temperature
 
   @property
   def assistants(self):

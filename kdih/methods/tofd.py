@@ -35,19 +35,9 @@ class Method(method.Method):
   prepares = True
   couples = True
 
-  temperature: float
-  alpha: float
-  beta: float
-
-  @nn.nowrap
-  def check(self):
-    """See `kdih.distillation.method.Method`."""
-    options.check_single('temperature', self.temperature)
-    options.check_temperature(self.temperature)
-    for option in ('alpha', 'beta'):
-      value = getattr(self, option)
-      if not 0 <= value < float('inf'):
-        raise ValueError(f'{option}: {value} is below 0 or not finite')
+  temperature: options.Temperature
+  alpha: options.Weight
+  beta: options.Weight
 
   def setup(self):
     """Makes the auxiliary classifiers."""

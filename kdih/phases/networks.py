@@ -71,6 +71,7 @@ def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Networks:
     ConfigError: an unknown model, tap or method, or one that does not fit the data set.
     UnfitError: a method by which this teacher cannot teach this student.
   """
+  methods.check(config.methods.to_dict())
   teacher, student = (_model(config, spec, role) for role in ('teacher', 'student'))
   taps = taps_lib.choose_taps(teacher, spec.image_shape, config.heads.taps)
   chosen = {name: _method(config, spec, len(taps) + 1, name) for name in config.student.methods}

@@ -3,16 +3,16 @@ import ml_collections
 from etils import epath
 
 from kdih import errors
-from kdih.config import checks, fields
+from kdih.config import checks
 from kdih.data import datasets, source
-from kdih.phases import cache_plan, exported_variables, networks
+from kdih.phases import cache_plan, exported_variables, identity, networks
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
 from kdih.phases.networks import Networks
 from kdih.phases.student import run_student
 from kdih.phases.teacher import run_teacher
 from kdih.runtime import devices, digests, environment
-from kdih.runtime.workdir import Workdir
+from kdih.runtime.workdir import Workdir, resolved
 
 
 def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Experiment:
@@ -28,7 +28,7 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
   """
   checks.check(config)
   workdir = Workdir(path)
-  workdir.check(config, fields.base())
+  identity.check_config(workdir, resolved(config))
   check_devices(config)
   builder = datasets.open_builder(config.data)
   built = networks.build(config, datasets.describe(builder, config.data))

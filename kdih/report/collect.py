@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from kdih import errors
+from kdih.config import protocol
 from kdih.report.aggregate import Run
 from kdih.runtime import result_schema
 from kdih.runtime.files import folder_name
@@ -159,25 +160,12 @@ def _home(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _protocol(config: dict, teacher: dict | None) -> str:
-  """See `Run.protocol`; the config of the heads is a part of it, for heads may teach."""
-  student = {key: value for key, value in config['student'].items() if key != 'methods'}
-  heads = {key: value for key, value in config['heads'].items() if key != 'variables'}
-  free = ('data_dir', 'loader', 'eval_global_batch_size')  # They change no number.
-  data = {key: value for key, value in config['data'].items() if key not in free}
-  return json.dumps({
-      'data': data, 'student': student, 'heads': heads, 'dtype': config['dtype'],
-      'sync_batch_norm': config['sync_batch_norm'],
-      'compute': _compute(config.get('compute') or {}, config['dtype']),
-      'teacher': teacher['fingerprint'] if teacher else None}, sort_keys=True)
-
-
-def _compute(compute: dict, dtype: str) -> dict:
-  """What of `config.compute` changes numbers by more than rounding; an early run has none of it."""
-  cache = compute.get('cache', 'none')
-  return {'accumulate': compute.get('accumulate', 1),
-          'teacher_dtype': compute.get('teacher_dtype') or dtype,
-          'cache': cache if str(cache).startswith('views:') else 'none',
-          'cache_taps': compute.get('cache_taps', False)}
+  """See `Run.protocol`; that of the heads is a part of it, for heads may teach."""
+  fields = protocol.averaged(config)
+  if config['data']['name'] == 'image_folder':
+    fields['data.folder'] = config['data'].get('folder')
+  return json.dumps({**fields, 'teacher': teacher['fingerprint'] if teacher else None},
+                    sort_keys=True)
 
 
 def _provenance(manifest: dict) -> tuple[str, ...]:

@@ -3,13 +3,13 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import filelock
 from etils import epath
 
 from kdih import errors
-from kdih.runtime import devices, files, processes, provenance, resume_check
+from kdih.runtime import devices, files, processes, provenance
 from kdih.runtime.files import is_remote
 
 if TYPE_CHECKING:
@@ -17,36 +17,24 @@ if TYPE_CHECKING:
 
 
 class Workdir:
-  """The folder of a run.
+  """The folder of a run."""
 
-  Args:
-    path: of the folder.
-    free: fields, or groups of them, that may change from one command to the next, beside those
-      that change no number.
-  """
-
-  def __init__(self, path: epath.PathLike, free: tuple[str, ...] = ()):
+  def __init__(self, path: epath.PathLike):
     self.path = epath.Path(path)
-    self._free = free
 
-  def check(
-      self, config: 'ml_collections.ConfigDict', defaults: 'ml_collections.ConfigDict'
-  ) -> None:
-    """Writes nothing; raises ConfigError where `config` cannot run in this folder.
+  def manifest(self) -> dict[str, Any] | None:
+    """Returns what the last command wrote about the run; None before the first one.
 
-    Args:
-      config: of this command.
-      defaults: every field with its default.
+    Raises:
+      ConfigError: the folder cannot be written to, or the manifest is damaged.
     """
     _check_writable(self.path)
     path = self.path / 'manifest.json'
     manifest = files.read_json(path)
-    if manifest is None:
-      return
-    if not (isinstance(manifest, dict) and isinstance(manifest.get('config'), dict)):
+    if manifest is not None and not (
+        isinstance(manifest, dict) and isinstance(manifest.get('config'), dict)):
       raise files.damaged(path, 'it holds no config')
-    resume_check.check(self.path, manifest['config'], resolved(config),
-                       defaults=resolved(defaults), free=self._free)
+    return manifest
 
   def open(self, config: 'ml_collections.ConfigDict') -> None:
     """Makes the folder and writes `manifest.json`."""

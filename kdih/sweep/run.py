@@ -10,11 +10,11 @@ import ml_collections
 from etils import epath
 
 from kdih import errors
-from kdih.config import checks, fields
+from kdih.config import checks
 from kdih.data import datasets, sizes, source
 from kdih.data.spec import DataSpec
 from kdih.data.splits import Splits
-from kdih.phases import cache_plan, networks, pipeline
+from kdih.phases import cache_plan, identity, networks, pipeline
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
 from kdih.phases.networks import Networks
@@ -28,9 +28,6 @@ from kdih.sweep import estimate as estimate_lib, plan
 from kdih.sweep.plan import Job
 
 _PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
-_FREE = ('student', 'methods')  # What a teacher and its heads do not depend on.
-# In what the runs of one sweep differ.
-_VARIED = ('seed', 'teacher.name', 'teacher.kwargs', 'student.name', 'student.kwargs')
 
 _Jobs = tuple[Job, ...]  # That are done together.
 
@@ -81,22 +78,20 @@ class _Sweep:
 
   def teachers(self, pair: plan.Pair) -> Workdir:
     """The workdir of a pair's teacher and heads."""
-    free = _FREE if pair.config.compute.cache_taps else (*_FREE, 'compute.cache')
-    return Workdir(plan.pair_folder(self.path, pair.teacher), free)
+    return Workdir(plan.pair_folder(self.path, pair.teacher))
 
   def _check(self) -> None:
     """Raises ConfigError where the workdir holds runs of another config, or what exists does not
     serve; writes nothing."""
-    defaults = fields.base()
     pipeline.check_devices(self.config)
-    Workdir(self.path).check(self.config, defaults)
+    identity.check_config(Workdir(self.path), resolved(self.config))
     for pair in self.pairs:
-      self.teachers(pair).check(pair.config, defaults)
+      identity.check_config(self.teachers(pair), resolved(pair.config), student=False)
       pipeline.check_existing(pair.config, self.networks(pair))
     for run in itertools.chain.from_iterable(self.runs):
-      Workdir(run.folder(self.path)).check(run.config, defaults)
+      identity.check_config(Workdir(run.folder(self.path)), resolved(run.config))
     for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
-      Workdir(folder, _VARIED).check(self.pairs[0].config, defaults)
+      identity.check_swept(Workdir(folder), resolved(self.pairs[0].config))
 
   def check_cache(self, num_examples: int) -> None:
     """Raises ConfigError where a cache is asked for that cannot be, for so many images."""

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from kdih import errors, main
-from kdih.config import arguments as arguments_lib, checks
+from kdih.config import arguments as arguments_lib, checks, flags
 from kdih.data.spec import DataSpec
 from kdih.phases import networks, pipeline
-from kdih.runtime import flags
 from tests.helpers.fuzzing import ANYTHING, JSON, TEXTS, times
 from tests.helpers.runs import CONFIG, read_config
 

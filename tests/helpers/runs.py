@@ -5,7 +5,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from kdih.runtime import flags
+from kdih.config import flags
 from kdih.training import checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdih import errors, methods
-from kdih.config import choices, fields
+from kdih.config import fields, recipes
 from kdih.distillation import losses
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import Context
@@ -121,7 +121,7 @@ def test_options_may_be_lists():
 
 
 def test_the_recipes_weight_kd_as_their_sources_do():
-  paper, repdistiller = (fields.base(recipe).methods for recipe in choices.RECIPES)
+  paper, repdistiller = (fields.base(recipe).methods for recipe in recipes.RECIPES)
   for name in ('kd', 'takd', 'fitnets'):  # All three are compared with each other.
     assert (paper[name].alpha, paper[name].temperature) == (0.1, 5.0)
     assert (repdistiller[name].alpha, repdistiller[name].temperature) == (0.9, 4.0)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from kdih import errors, main
-from kdih.config import fields
-from kdih.phases import exported_variables
-from kdih.runtime import flags, workdir as workdir_lib
+from kdih.config import flags
+from kdih.phases import exported_variables, identity
+from kdih.runtime import workdir as workdir_lib
 from kdih.training import checkpoints, metric_log
 from tests.helpers.runs import ROOT, exported, read_config, tiny_command
 
@@ -123,11 +123,12 @@ def test_another_config_in_the_workdir_is_refused_and_named(capsys, finished, di
 
 
 def test_the_data_may_lie_elsewhere_when_a_run_goes_on(finished):
-  workdir_lib.Workdir(finished).check(
-      read_config(finished, '/elsewhere'), fields.base())
+  workdir = workdir_lib.Workdir(finished)
+  assert identity.check_config(
+      workdir, workdir_lib.resolved(read_config(finished, '/elsewhere'))) == []
   with pytest.raises(errors.ConfigError, match='config.data.validation_seed'):
-    workdir_lib.Workdir(finished).check(
-        read_config(finished, '/elsewhere', '--config.data.validation_seed=1'), fields.base())
+    identity.check_config(workdir, workdir_lib.resolved(
+        read_config(finished, '/elsewhere', '--config.data.validation_seed=1')))
 
 
 @pytest.mark.slow

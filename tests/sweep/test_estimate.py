@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kdih.config import checks
+from kdih.config import checks, flags
 from kdih.data.spec import DataSpec
 from kdih.models import cost, registry, taps
 from kdih.phases import networks
-from kdih.runtime import flags
 from kdih.sweep import __main__ as sweep, estimate, plan
 from tests.helpers.runs import ROOT, read_config, tiny_command
 from tests.helpers.sweeps import NETS

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdih.config import fields, recipes
+from kdih.config import fields
 from kdih.runtime import devices
 from kdih.training import optimizer
 
@@ -13,7 +13,7 @@ STEPS = optimizer.Duration('steps', 100.0)
 
 
 def make_train(**changes):
-  train = recipes.train('paper')
+  train = fields.base().student.train
   train.update(**changes)
   return train
 
@@ -66,7 +66,7 @@ def test_the_paper_recipe_decays_at_epochs_60_120_and_180():
 
 def test_the_repdistiller_recipe_decays_at_epochs_150_180_and_210():
   duration = optimizer.Duration('epochs', 4.0)
-  found = rates(recipes.train('repdistiller'), duration, 0, 599, 600, 719, 720, 839, 840)
+  found = rates(fields.base('repdistiller').student.train, duration, 0, 599, 600, 719, 720, 839, 840)
   expected = [0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5]
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kdih import methods
 from kdih.cohort.head_modules import Heads
 from kdih.cohort.members import make_teach
-from kdih.config import method_presets, recipes
+from kdih.config import fields, method_presets
 from kdih.data import augment
 from kdih.distillation.method import Context
 from kdih.models import registry, taps as taps_lib
@@ -106,7 +106,7 @@ def build(setup: Setup) -> Problem:
                           Context(num_members=len(features) + 1, axis_name=devices_lib.AXIS))
   teach = make_teach(method.taught_by, teacher, (), heads, tuple(features))
   task = student_task(student, (), method, teach, frozen)
-  train = recipes.train('paper')
+  train = fields.base().student.train
   tx = optimizer.make_optimizer(train, lambda step: 1e-3)
   step = make_train_step(
       learning=[Learning(task, tx)], gather=lambda resident, feed: feed,

@@ -1,0 +1,173 @@
+"""The command line: `--config=FILE[:ARGUMENT] --workdir=FOLDER --config.field=value ...`."""
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from kdih import errors
+from kdih.config.fields import FIELDS
+from kdih.config.values import Flag, Group, read_plain, shown
+
+_HELP = {
+    'config': 'Config file, with its argument if any: configs/cifar100.py:runlocal. Set any field '
+              'with --config.field=value; kdih/config/README.md lists them all.',
+    'workdir': 'Folder for checkpoints, variables, metrics and the report.',
+}
+
+
+class _Override(NamedTuple):
+  """What a command line says of a field; `text` is None for `--config.field` and nothing else."""
+
+  name: str
+  text: str | None
+
+
+def usage(short: Mapping[str, str] = MappingProxyType({})) -> str:
+  """Returns the flags, one line each; `short` as for `read`."""
+  lines = {**_HELP, **{flag: FIELDS[name].doc for flag, name in short.items()}}
+  return '\n'.join(f'  --{name}  {text}' for name, text in lines.items())
+
+
+def read(
+    argv: Sequence[str], short: Mapping[str, str] = MappingProxyType({})
+) -> tuple[ml_collections.ConfigDict, str]:
+  """Returns the config, with its overrides, and the workdir.
+
+  Args:
+    argv: the command, program name first.
+    short: further flags, {flag: the field that it sets}: {'seeds': 'sweep.seeds'}.
+
+  Raises:
+    ConfigError: a flag that is missing or unknown, a config file that cannot be read or raises
+      an error, an override of a field that does not exist or of another type.
+  """
+  rest, overrides = _separated([_lengthened(argument, short) for argument in argv])
+  config, workdir = _parsed(rest)
+  for name, value in (('config', config), ('workdir', workdir)):
+    if not value:
+      raise errors.ConfigError(f'--{name}: is not set; such as --config=configs/digits.py '
+                               '--workdir=runs/digits')
+  if type(config) is not ml_collections.ConfigDict:
+    raise errors.ConfigError('--config: get_config must return a ConfigDict that can be changed; '
+                             'it begins with config = fields.base()')
+  for override in overrides:
+    _set(config, override)
+  return config, workdir
+
+
+def _lengthened(argument: str, short: Mapping[str, str]) -> str:
+  """Returns an argument with the whole name of the field that a short flag stands for."""
+  name, equals, value = argument.removeprefix('-').removeprefix('-').partition('=')
+  if not argument.startswith('-') or name not in short:
+    return argument
+  if equals and not value:  # As where a variable of the shell is not set.
+    raise errors.ConfigError(f'--{name}: has no value; write --{name}=VALUE, or leave it out')
+  return f'--config.{short[name]}{equals}{value}'
+
+
+def _separated(argv: Sequence[str]) -> tuple[list[str], list[_Override]]:
+  """Returns the arguments that are no overrides, and the overrides."""
+  rest: list[str] = []
+  overrides = []
+  arguments = iter(argv)
+  for argument in arguments:
+    found = re.fullmatch(r'--?(no)?config\.([^=]*)(?:=(.*))?', argument, re.DOTALL)
+    if argument == '--':
+      rest += [argument, *arguments]
+    elif not found:
+      rest.append(argument)
+    elif found[1] and found[3] is None:
+      overrides.append(_Override(found[2], 'false'))
+    elif found[3] is not None or _is_flag(found[2]):
+      overrides.append(_Override(found[2], found[3]))
+    else:
+      overrides.append(_Override(found[2], next(arguments, None)))
+  return rest, overrides
+
+
+def _is_flag(name: str) -> bool:
+  return name in FIELDS and isinstance(FIELDS[name].kind, Flag)
+
+
+def _parsed(argv: list[str]) -> tuple[Any, str | None]:
+  """Returns what the config file gives and the workdir; either may be missing."""
+  values = flags.FlagValues()
+  flags.DEFINE_string('workdir', None, _HELP['workdir'], flag_values=values)
+  try:
+    config_flags.DEFINE_config_file('config', None, _HELP['config'], flag_values=values,
+                                    sys_argv=argv)
+    rest = values(argv)[1:]
+    config, workdir = values.config, values.workdir
+    bool(config)  # The first to look into the config, which raises if it was not read.
+  except Exception as error:  # A config is a program: it may raise anything.
+    raise errors.ConfigError(errors.in_line(_reason(error))) from error
+  if rest:
+    raise errors.ConfigError(f'{rest[0]!r} is not a flag; settings are --config.field=value')
+  return config, workdir
+
+
+def _reason(error: Exception) -> str:
+  text = str(error).strip()
+  last = text.split('\n')[-1].strip()
+  if isinstance(error, OSError):
+    return f'--config: the config file cannot be read: {last}'
+  if 'Traceback' in text:  # ml_collections puts that of the config file into the message.
+    return last.removeprefix('kdih.errors.ConfigError: ')
+  return text if isinstance(error, flags.Error) else f'--config: {type(error).__name__}: {text}'
+
+
+def _set(config: ml_collections.ConfigDict, override: _Override) -> None:
+  """Sets the field that an override names to the value that it gives, which is checked later."""
+  name, text = override
+  setting = f'config.{errors.in_line(name)}'
+  field = FIELDS.get(name)
+  if text is None and not _is_flag(name):
+    raise errors.ConfigError(f'{setting}: has no value; write --{setting}=VALUE')
+  *groups, key = name.split('.')
+  if field and not isinstance(field.kind, Group):
+    value = field.kind.read(setting, text or '')
+    _assign(_group(config, groups, setting), key, value)
+    return
+  if not re.fullmatch(r'(methods\.[^.]+|(teacher|student)\.kwargs)\..+', name):
+    raise errors.ConfigError(
+        f'{setting}: there is no such field; {errors.closest(name, FIELDS)}'
+        'kdih/config/README.md lists all')
+  group = _group(config, groups, setting, make=True)
+  _assign(group, key, _free_value(group.get(key), text or ''))
+
+
+def _free_value(before: Any, text: str) -> Any:
+  """Returns what a text says of a field of the user's own, of the type that it has by now."""
+  value = read_plain(text)
+  if isinstance(before, str) and not isinstance(value, tuple):
+    return text
+  if isinstance(before, tuple | list) and not isinstance(value, tuple):
+    return (value,) if value != '' else ()
+  return value
+
+
+def _group(
+    config: ml_collections.ConfigDict, names: Sequence[str], setting: str, make: bool = False
+) -> ml_collections.ConfigDict:
+  """Returns the group of fields of these names, one in the other."""
+  for depth, name in enumerate(names, 1):
+    if make and name not in config:
+      _assign(config, name, ml_collections.ConfigDict(type_safe=False))
+    if name not in config:
+      raise errors.ConfigError(f'config.{".".join(names[:depth])}: is missing in the config file; '
+                               f'without it there is no {setting}')
+    inner = config[name]
+    if not isinstance(inner, ml_collections.ConfigDict):
+      raise errors.ConfigError(f'config.{".".join(names[:depth])}: is {shown(inner)}; it must '
+                               'hold fields of its own')
+    config = inner
+  return config
+
+
+def _assign(group: ml_collections.ConfigDict, key: str, value: Any) -> None:
+  with group.unlocked(), group.ignore_type():
+    group[key] = value

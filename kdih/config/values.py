@@ -1,0 +1,365 @@
+"""Kinds of values: which a setting may have, and how one is read from a command line."""
+import ast
+import ctypes
+import dataclasses
+import math
+import re
+import reprlib
+from typing import Any
+
+from kdih import errors
+
+_SMALLEST = 2.0**-126  # The smallest normal number in float32; XLA takes smaller ones for 0.
+_INT32 = 2**31 - 1
+_BRACKETS = {'(': ')', '[': ']', '{': '}'}
+
+
+class Kind:
+  """What the values of a setting are."""
+
+  def check(self, setting: str, value: Any) -> None:
+    """Raises ConfigError, which names the setting and what it must be, for any other value."""
+    raise NotImplementedError
+
+  def read(self, setting: str, text: str) -> Any:
+    """Returns the value that a command line gives as `text`; not yet checked.
+
+    Raises:
+      ConfigError: the text cannot be one.
+    """
+    raise NotImplementedError
+
+  def canonical(self, value: Any) -> Any:
+    """Returns the same for values that mean the same, such as 1 and 1.0."""
+    return value
+
+  @property
+  def words(self) -> str:
+    """Says what a value must be: '<the setting> must be ...'."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag(Kind):
+  """True or False."""
+
+  def check(self, setting, value):
+    """See `Kind`."""
+    if not isinstance(value, bool):
+      raise _wrong(setting, value, self)
+
+  def read(self, setting, text):
+    """See `Kind`; '' is what a flag without a value gives."""
+    known = {'': True, 'true': True, '1': True, 'yes': True,
+             'false': False, '0': False, 'no': False}
+    if text.strip().lower() not in known:
+      raise _wrong(setting, text, self)
+    return known[text.strip().lower()]
+
+  @property
+  def words(self):
+    """See `Kind`."""
+    return 'True or False'
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(Kind):
+  """A whole number from `low` to `high`, both included."""
+
+  low: int = 0
+  high: int = _INT32
+
+  def check(self, setting, value):
+    """See `Kind`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
+      raise _wrong(setting, value, self)
+
+  def read(self, setting, text):
+    """See `Kind`."""
+    if not re.fullmatch(r'[+-]?[0-9]{1,400}', text.strip()):
+      raise _wrong(setting, text, self)
+    return int(text)
+
+  @property
+  def words(self):
+    """See `Kind`."""
+    return f'a whole number from {self.low} to {self.high}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Number(Kind):
+  """A number from `low` to `high` as float32 holds it, these two included unless they are open.
+
+  What float32 takes for 0 or for infinity counts as that.
+  """
+
+  low: float
+  high: float
+  open_low: bool = False
+  open_high: bool = False
+
+  def check(self, setting, value):
+    """See `Kind`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise _wrong(setting, value, self)
+    single, low, high = float32(value), float32(self.low), float32(self.high)
+    if not (low < single or low == single and not self.open_low) or not (
+        single < high or single == high and not self.open_high):
+      raise _wrong(setting, value, self)
+
+  def read(self, setting, text):
+    """See `Kind`."""
+    try:
+      return float(text if text.isascii() and '_' not in text else '')
+    except ValueError:
+      raise _wrong(setting, text, self) from None
+
+  def canonical(self, value):
+    """See `Kind`."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+  @property
+  def words(self):
+    """See `Kind`."""
+    low = f'above {self.low:g}' if self.open_low else f'from {self.low:g}'
+    high = f'below {self.high:g}' if self.open_high else f'to {self.high:g}'
+    joint = ' and ' if self.open_low and not self.open_high else ' '
+    high = high.replace('to', 'at most') if joint == ' and ' else high
+    return f'a number {low}{joint}{high}'
+
+
+def float32(number: float) -> float:
+  """Returns what float32 holds of a number: 0 of a tiny one, infinity of a huge one."""
+  try:
+    single = ctypes.c_float(number).value
+  except OverflowError:  # An int beyond float64.
+    return float('inf') if number > 0 else -float('inf')
+  return 0.0 if abs(single) < _SMALLEST else single
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Kind):
+  """One of some names."""
+
+  names: tuple[str, ...]
+
+  def check(self, setting, value):
+    """See `Kind`."""
+    if not isinstance(value, str):
+      raise _wrong(setting, value, self)
+    if value not in self.names:
+      raise errors.unknown(setting, value, self.names)
+
+  def read(self, setting, text):
+    """See `Kind`."""
+    del setting
+    return _unquoted(text)
+
+  @property
+  def words(self):
+    """See `Kind`."""
+    return 'one of ' + ', '.join(map(repr, self.names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(Kind):
+  """A text, of the form of a regular expression where one is given; `form` says it in words."""
+
+  pattern: str = r'[^\0]*'
+  form: str = 'a text'
+
+  def check(self, setting, value):
+    """See `Kind`."""
+    if not (isinstance(value, str) and re.fullmatch(self.pattern, value, re.DOTALL)):
+      raise _wrong(setting, value, self)
+
+  def read(self, setting, text):
+    """See `Kind`."""
+    del setting
+    return _unquoted(text)
+
+  @property
+  def words(self):
+    """See `Kind`."""
+    return self.form
+
+
+RATE = Number(0, 100, open_low=True)  # A learning rate.
+NAME = Text(r'[^\0]+', 'a name')
+
+
+@dataclasses.dataclass(frozen=True)
+class Many(Kind):
+  """Several values of one kind, as a tuple: at least `least`, none of them twice if `distinct`."""
+
+  kind: Kind
+  least: int = 0
+  distinct: bool = False
+
+  def check(self, setting, value):
+    """See `Kind`."""
+    if not isinstance(value, tuple | list):
+      raise _wrong(setting, value, self)
+    for item in value:
+      self.kind.check(setting, item)
+    if len(value) < self.least or self.distinct and len(set(value)) < len(value):
+      raise errors.ConfigError(
+          f'{setting}: is {shown(tuple(value))}; name '
+          + ('each wanted one once' if self.distinct else f'{self.least} or more'))
+
+  def read(self, setting, text):
+    """See `Kind`; brackets around all may be left out."""
+    return tuple(self.kind.read(setting, part) for part in split(_without_brackets(text)) if part)
+
+  def canonical(self, value):
+    """See `Kind`."""
+    return list(map(self.kind.canonical, value)) if isinstance(value, tuple | list) else value
+
+  @property
+  def words(self):
+    """See `Kind`."""
+    return f'a tuple, each {self.kind.words}'
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOrMany(Kind):
+  """One value of a kind, or a tuple of several."""
+
+  kind: Kind
+
+  def check(self, setting, value):
+    """See `Kind`."""
+    if isinstance(value, tuple | list):
+      Many(self.kind, least=1).check(setting, value)
+    else:
+      self.kind.check(setting, value)
+
+  def read(self, setting, text):
+    """See `Kind`."""
+    several = len(split(text)) > 1 or text.strip()[:1] in _BRACKETS
+    return (Many(self.kind) if several else self.kind).read(setting, text)
+
+  def canonical(self, value):
+    """See `Kind`."""
+    return (Many(self.kind) if isinstance(value, tuple | list) else self.kind).canonical(value)
+
+  @property
+  def words(self):
+    """See `Kind`."""
+    return f'{self.kind.words}, or a tuple of such'
+
+
+@dataclasses.dataclass(frozen=True)
+class Group(Kind):
+  """Fields of one's own, by name: numbers, texts, tuples and groups of such."""
+
+  def check(self, setting, value):
+    """See `Kind`; `value` is a dict."""
+    if not isinstance(value, dict):
+      raise errors.ConfigError(f'{setting}: is {shown(value)}; it must hold fields of its own')
+    check_plain(setting, value)
+
+  @property
+  def words(self):
+    """See `Kind`."""
+    return 'fields of your own, by name'
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(Kind):
+  """Whatever JSON can keep, and float32 its numbers."""
+
+  def check(self, setting, value):
+    """See `Kind`."""
+    check_plain(setting, value)
+
+  @property
+  def words(self):
+    """See `Kind`."""
+    return 'a number, a text, or a tuple of such'
+
+
+def check_plain(setting: str, value: Any) -> None:
+  """Raises ConfigError unless JSON can keep the value, and float32 its numbers."""
+  if isinstance(value, dict):
+    for key, item in value.items():
+      if not isinstance(key, str):
+        raise errors.ConfigError(f'{setting}: {shown(key)} is no name; it must be a text')
+      check_plain(f'{setting}.{errors.in_line(key)}', item)
+  elif isinstance(value, tuple | list):
+    for item in value:
+      check_plain(setting, item)
+  elif isinstance(value, int) and abs(value) > _INT32:
+    raise errors.ConfigError(f'{setting}: is {shown(value)}; it must be below {_INT32 + 1}')
+  elif isinstance(value, float) and not (
+      math.isfinite(float32(value)) and bool(float32(value)) == bool(value)):
+    raise errors.ConfigError(f'{setting}: is {shown(value)}, which float32 cannot hold; give '
+                             'another number')
+  elif not (value is None or isinstance(value, bool | int | float | str)):
+    raise errors.ConfigError(f'{setting}: {shown(value)} is neither a number, nor a text, nor a '
+                             'tuple or group of such')
+
+
+def read_plain(text: str) -> Any:
+  """Returns what a text says of which the kind is unknown: a number, a flag, a tuple, or itself."""
+  parts = split(text)
+  if len(parts) > 1:
+    return tuple(map(read_plain, parts))
+  text = text.strip()
+  if text[:1] in _BRACKETS and text[-1:] == _BRACKETS[text[0]]:
+    inside = split(text[1:-1])
+    return tuple(read_plain(part) for part in inside if part)
+  if text.lower() in ('true', 'false'):
+    return text.lower() == 'true'
+  if re.fullmatch(r'[+-]?[0-9]{1,400}', text):
+    return int(text)
+  try:
+    return float(text if text.isascii() and '_' not in text else '')
+  except ValueError:
+    return None if text == 'None' else _unquoted(text)
+
+
+def split(text: str) -> list[str]:
+  """Returns the parts between commas, without spaces around; brackets and quotes hold together."""
+  parts, depth, quote = [''], 0, ''
+  for character in text:
+    if quote:
+      quote = '' if character == quote else quote
+    elif character in '\'"' and not parts[-1].strip():
+      quote = character
+    elif character in '([{':
+      depth += 1
+    elif character in ')]}':
+      depth = max(depth - 1, 0)
+    elif character == ',' and not depth:
+      parts.append('')
+      continue
+    parts[-1] += character
+  return [part.strip() for part in parts]
+
+
+def _without_brackets(text: str) -> str:
+  text = text.strip()
+  closed = text[:1] in ('(', '[') and text[-1:] == _BRACKETS[text[0]]
+  return text[1:-1] if closed and len(split(text)) == 1 else text
+
+
+def _unquoted(text: str) -> str:
+  """Returns what quotes around a whole text hold, or the text."""
+  text = text.strip()
+  if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"':
+    try:
+      return str(ast.literal_eval(text))
+    except (SyntaxError, ValueError):
+      return text
+  return text
+
+
+def shown(value: Any) -> str:
+  """Returns a value as a message shows it: in one line, and short."""
+  return errors.in_line(reprlib.repr(value))
+
+
+def _wrong(setting: str, value: Any, kind: Kind) -> errors.ConfigError:
+  return errors.ConfigError(f'{setting}: is {shown(value)}; it must be {kind.words}')
+
