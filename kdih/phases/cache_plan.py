@@ -13,7 +13,8 @@ from kdih import errors
 from kdih.cohort import cache
 from kdih.cohort.cache import build
 from kdih.cohort.members import make_teach
-from kdih.config import choices
+from kdih.config import choices, protocol
+from kdih.config.schema import OUTPUTS, TAPS
 from kdih.data import augment
 from kdih.distillation.signal import LOGITS, Hearing
 from kdih.models import taps
@@ -21,6 +22,7 @@ from kdih.phases.experiment import Experiment
 from kdih.phases.networks import Networks
 from kdih.runtime import digests
 from kdih.runtime.files import is_remote
+from kdih.runtime.workdir import resolved
 from kdih.training.task import TeacherOutputs
 
 if TYPE_CHECKING:
@@ -163,7 +165,7 @@ def table(
   for name in names:
     parts = fingerprints if built.methods[name].taught_by == 'cohort' else {
         'teacher': fingerprints['teacher']}
-    found = _wanted(experiment, hearing(built, name).name, built.heard_widths[name], parts)
+    found = _wanted(experiment, OUTPUTS, hearing(built, name).name, built.heard_widths[name], parts)
     wanted.setdefault(digests.of_json(found.identity), (name, found))
   chosen = [name for name, _ in wanted.values()]
   return cache.table(_request(experiment, rows(built, chosen, teacher), frozen,
@@ -173,7 +175,7 @@ def table(
 def taps_table(experiment: Experiment, teacher: nn.Module, variables: Any) -> TeacherOutputs:
   """The table of `tap_rows`, for the heads alone. Raises ConfigError as `table`."""
   built, frozen = experiment.networks, {'teacher': variables}
-  wanted = _wanted(experiment, taps_kind(built), taps_width(built),
+  wanted = _wanted(experiment, TAPS, taps_kind(built), taps_width(built),
                    {'teacher': digests.of(variables)})
   made, = build.make(
       _request(experiment, tap_rows(built, teacher), frozen, (wanted,)), cache.forget)
@@ -181,17 +183,19 @@ def taps_table(experiment: Experiment, teacher: nn.Module, variables: Any) -> Te
 
 
 def _wanted(
-    experiment: Experiment, kind: str, width: int, fingerprints: dict[str, str]
+    experiment: Experiment, cache_kind: str, kind: str, width: int, fingerprints: dict[str, str]
 ) -> build.Table:
+  """Returns a table of `cache_kind`, one of `schema.CACHES`, with the `kind` of its rows."""
   preprocess, subset = experiment.student_preprocess, experiment.train_subset
   shape = len(subset), preprocess.num_slots, width
+  fields = protocol.cached(resolved(experiment.config), cache_kind)
   return build.Table(shape, {
       **{part: fingerprints.get(part, '') for part in ('teacher', 'heads', 'weights')},
-      'data set': experiment.data_identity,
-      'folder': experiment.config.data.folder, 'choice of images': digests.of(subset),
+      **{f'config.{name}': value for name, value in fields.items()},
+      **(experiment.identity.of_cache() if experiment.identity else {}),
+      'choice of images': digests.of(subset),
       'augmentation': digests.of_json(dataclasses.asdict(preprocess)),
-      'kind of rows': kind, 'shape': list(shape), 'type': build.DTYPE.name,
-      'dtype of the teacher': [experiment.config.dtype, experiment.config.compute.teacher_dtype]})
+      'kind of rows': kind, 'shape': list(shape), 'type': build.DTYPE.name})
 
 
 def _request(

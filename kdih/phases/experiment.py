@@ -15,7 +15,8 @@ from kdih.config import choices
 from kdih.data import augment, sampling
 from kdih.data.splits import Splits, split_validation
 from kdih.models import cost
-from kdih.phases import exported_variables
+from kdih.phases import exported_variables, identity as identity_lib
+from kdih.phases.identity import Identity
 from kdih.phases.networks import Networks
 from kdih.runtime import devices, digests
 from kdih.runtime.files import write_atomically
@@ -63,13 +64,15 @@ class Experiment:
     workdir: checked; `pipeline.run` opens it.
     splits: the 'train' and 'test' split.
     teachers: the workdir that holds teacher and heads; `workdir` itself unless given.
+    identity: what it is made of; None where nothing is trained.
   """
 
   def __init__(self, config: 'ml_collections.ConfigDict', networks: Networks, workdir: Workdir,
-               splits: Splits, teachers: Workdir | None = None):
+               splits: Splits, teachers: Workdir | None = None,
+               identity: Identity | None = None):
     self.config, self.networks, self.workdir = config, networks, workdir
     self.teachers = teachers or workdir
-    self.splits = splits
+    self.splits, self.identity = splits, identity
     self._validated: tuple[Task, Evaluator] | None = None
     self.train_subset, self.validation_subset = split_validation(
         splits.size('train'), config.data.validation_fraction, config.data.validation_seed)
@@ -82,6 +85,13 @@ class Experiment:
   def train_size(self) -> int:
     """Images in the train split, those to validate with included."""
     return self.splits.size('train')
+
+  def open(self) -> None:
+    """Makes the workdir and writes down what the run is made of, as far as it is known by now."""
+    assert self.identity, 'a run that trains has an identity'
+    self.identity = dataclasses.replace(
+        self.identity, teacher=identity_lib.of_teacher(self.teachers))
+    identity_lib.record(self.workdir, self.identity, self.config)
 
   @property
   def data_identity(self) -> dict[str, Any]:
@@ -269,6 +279,10 @@ def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, repor
     meta: what the exported variables are of.
     report: what was measured: 'val', 'test_last', 'test_best_val', and more.
   """
+  made_of: dict[str, Any] = {}
+  if experiment.identity:
+    made_of = {'identity': experiment.identity.of_phase(phase),
+               'accepted': list(experiment.identity.accepted)}
   meta = {**meta, 'data': experiment.data_identity, 'val': report['val'],
           'test_best_val': report['test_best_val']}
   exported_variables.save(experiment.workdir.phase(phase) / 'variables', learnt.best, meta)
@@ -281,4 +295,5 @@ def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, repor
       'seconds': learnt.seconds,
       'examples_per_second': learnt.examples_per_second,
       'rewinds': learnt.rewinds,
+      **made_of,
   })

@@ -1,10 +1,12 @@
 """A whole run: everything is checked, then the phases follow each other."""
+import dataclasses
+
 import ml_collections
 from etils import epath
 
 from kdih import errors
 from kdih.config import checks
-from kdih.data import datasets, source
+from kdih.data import datasets, identity as data_identity, source
 from kdih.phases import cache_plan, exported_variables, identity, networks
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
@@ -27,18 +29,21 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
     DataError: the data set cannot be read.
   """
   checks.check(config)
-  workdir = Workdir(path)
-  identity.check_config(workdir, resolved(config))
+  workdir, fields = Workdir(path), resolved(config)
+  accepted = identity.check_config(workdir, fields)
   check_devices(config)
   builder = datasets.open_builder(config.data)
   built = networks.build(config, datasets.describe(builder, config.data))
   _check_phases(config, built, workdir)
   check_existing(config, built)
   splits = source.open_splits(builder, config.data)
+  now = identity.collect(built, workdir, data_identity.identify(builder, config.data, splits))
+  accepted += identity.check(workdir, now, fields)
   if _left(config, built, workdir):
     cache_plan.check(config, built, workdir.path, splits.size('train'))
     splits.check()
-  return Experiment(config, built, workdir, splits)
+  return Experiment(config, built, workdir, splits,
+                    identity=dataclasses.replace(now, accepted=tuple(accepted)))
 
 
 def run(experiment: Experiment) -> None:
@@ -51,13 +56,15 @@ def run(experiment: Experiment) -> None:
     PreemptedError: the process was asked to stop, and has saved.
   """
   config = experiment.config
-  experiment.workdir.open(config)
+  experiment.open()
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   for phase in config.phases:
     if phase == 'teacher':
       run_teacher(experiment)
+      experiment.open()  # Who teaches is a part of what students are made of.
     elif phase == 'heads':
       run_heads(experiment)
+      experiment.open()
     else:
       for name in experiment.networks.methods:
         run_student(experiment, name)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kdih.cohort.members import Teach, make_teach
-from kdih.config import method_presets
+from kdih.config import method_presets, protocol
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import STUDENT, Method
 from kdih.models import cost, taps as taps_lib
@@ -203,10 +203,12 @@ def _run(
       if experiment.teachers.result('teacher') else task)['student']
   alone = dataclasses.replace(learnt, last=state.part(learnt.last, 'student'),
                               best=state.part(learnt.best, 'student'))
+  every = experiment.config.methods.to_dict()
+  parts = {part: every[part] for part in protocol.parts({'methods': every}, name)}
   flops = cost.forward_flops(student, alone.best, experiment.networks.spec.image_shape)
   return finish(experiment, phase, alone, {'model': described}, {
       **measured, 'model': described['name'], 'flops': flops,
-      'method': experiment.config.methods[name].to_dict()})
+      'method': experiment.config.methods[name].to_dict(), 'parts': parts})
 
 
 def _initial(

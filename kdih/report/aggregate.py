@@ -1,14 +1,16 @@
 """Methods compared: what runs of several seeds say together, pair by pair."""
 import dataclasses
+import itertools
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from kdih.config import method_presets
+from kdih.config.schema import flat
 from kdih.report import published
 from kdih.report.published import Published
-from kdih.runtime.result_schema import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +24,10 @@ class Run:
     student: name of the model.
     method: name of the entry of `config.methods`.
     seed: of the run.
-    protocol: what must be the same for two runs to be compared: data, teacher's fingerprint,
-      student's kwargs and training; as JSON.
+    protocol: what must be the same for two runs to be compared: the fields of the config that
+      `kdih.config.protocol.averaged` names, the teacher's fingerprint, and differences to what it
+      was begun with that were accepted; as JSON.
+    settings: options of the method, and those of its parts.
     result: its `result.json`.
     teacher_result: that of its teacher, or None.
     heads_result: that of the heads of its teacher, or None.
@@ -37,10 +41,45 @@ class Run:
   method: str
   seed: int
   protocol: str
+  settings: dict
   result: dict
   teacher_result: dict | None
   heads_result: dict | None
   provenance: tuple[str, ...]
+
+  def unlike(self, other: 'Run') -> list[str]:
+    """Returns what keeps it from being compared with another run of this teacher and student.
+
+    Of the protocol all that differs; 'data' where the content of the data sets differs, and
+    'computation' where the code of the models does. What a run of an earlier version does not tell
+    is not compared, nor is a computation under another version of jax.
+    """
+    found = [] if self.protocol == other.protocol else _differences([self.protocol, other.protocol])
+    mine, its = (run.result.get('identity') or {} for run in (self, other))
+    if _differ(mine.get('data'), its.get('data')):
+      found.append('data')
+    if _traced_otherwise(mine, its, 'models'):
+      found.append('computation')
+    return found
+
+  def taught_unlike(self, other: 'Run') -> list[str]:
+    """Returns what keeps it from being averaged with another run of its method."""
+    mine, its = (json.dumps(run.settings, sort_keys=True) for run in (self, other))
+    found = [] if mine == its else _differences([mine, its])
+    if _traced_otherwise(self.result.get('identity') or {}, other.result.get('identity') or {},
+                         'method'):
+      found.append('computation')
+    return found
+
+
+def _differ(mine: Any, its: Any) -> bool:
+  """Whether both are known and not the same."""
+  return mine is not None and its is not None and mine != its
+
+
+def _traced_otherwise(mine: dict, its: dict, part: str) -> bool:
+  mine, its = mine.get('computation') or {}, its.get('computation') or {}
+  return mine.get('jax') == its.get('jax') and _differ(mine.get(part), its.get(part))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +157,12 @@ class Pair:
   heads: dict | None
   rows: tuple[Row, ...]
 
+  @property
+  def shares_batches(self) -> bool:
+    """Whether several seeds saw the same batches: `config.data.order_seed` was set."""
+    several = any(row.n > 1 for row in self.rows)
+    return several and json.loads(self.protocol).get('data.order_seed', -1) >= 0
+
 
 BASELINES = ('ce', 'kd', 'kd_matched')
 _ORDER = (*BASELINES, 'kd_repdistiller', 'kd_std', 'dkd', 'dkd_std', 'takd', 'dml', 'fitnets',
@@ -136,17 +181,19 @@ def compare(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
     Pairs in the order in which they are found, and what stands in the way of comparing, a line
     each. Rows come with the baselines first, then known methods, then the others as found.
   """
-  groups: dict[tuple[str, str, str], dict[str, list[Run]]] = {}
+  of_pair: dict[tuple[str, str, str], list[Run]] = {}
   for run in runs:
-    protocols = groups.setdefault((run.data, run.teacher, run.student), {})
-    protocols.setdefault(run.protocol, []).append(run)
+    of_pair.setdefault((run.data, run.teacher, run.student), []).append(run)
   pairs, problems = [], []
-  for (data, teacher, student), protocols in groups.items():
+  for (data, teacher, student), of_it in of_pair.items():
     name = f'{data}: {teacher} -> {student}'
+    protocols = _alike(of_it, Run.unlike)
     if len(protocols) > 1:
+      apart = dict.fromkeys(itertools.chain.from_iterable(
+          protocols[0][0].unlike(found[0]) for found in protocols[1:]))
       problems.append(f'{name}: runs under {len(protocols)} protocols are not compared with each '
-                      f'other; they differ in {", ".join(_differences(protocols))}')
-    for number, found in enumerate(protocols.values(), 1):
+                      f'other; they differ in {", ".join(apart)}')
+    for number, found in enumerate(protocols, 1):
       which = f' (protocol {number} of {len(protocols)})' if len(protocols) > 1 else ''
       methods = _by_method(found, name + which, problems)
       _note_missing_seeds(methods, name + which, problems)
@@ -154,11 +201,22 @@ def compare(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
   return pairs, problems
 
 
+def _alike(runs: Sequence[Run], unlike: Callable[[Run, Run], list[str]]) -> list[list[Run]]:
+  """Returns the runs in groups, in each of which nothing keeps any two apart."""
+  groups: list[list[Run]] = []
+  for run in runs:
+    fitting = (group for group in groups if not any(unlike(run, other) for other in group))
+    if (group := next(fitting, None)) is None:
+      groups.append(group := [])
+    group.append(run)
+  return groups
+
+
 def _differences(protocols: Iterable[str]) -> list[str]:
-  flat = [dict(flatten(json.loads(protocol))) for protocol in protocols]
-  names = sorted({name for fields in flat for name in fields})
+  every = [dict(flat(json.loads(protocol))) for protocol in protocols]
+  names = sorted({name for fields in every for name in fields})
   return [name for name in names
-          if any(fields.get(name) != flat[0].get(name) for fields in flat)]
+          if any(fields.get(name) != every[0].get(name) for fields in every)]
 
 
 def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, list[Run]]:
@@ -169,13 +227,13 @@ def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, lis
   known = [method for method in _ORDER if method in found]
   methods = {}
   for method in dict.fromkeys((*known, *found)):
-    settings: dict[str, list[Run]] = {}
-    for run in found[method]:
-      settings.setdefault(json.dumps(run.result['method'], sort_keys=True), []).append(run)
-    most = max(settings.values(), key=len)
-    if others := [run.seed for run in found[method] if run not in most]:
-      problems.append(f'{name}: {method} has other {", ".join(_differences(settings))} for '
-                      f'{_seeds(others)}, left out')
+    settings = _alike(found[method], Run.taught_unlike)
+    most = max(settings, key=len)
+    if others := [run for run in found[method] if run not in most]:
+      apart = dict.fromkeys(itertools.chain.from_iterable(
+          most[0].taught_unlike(run) for run in others))
+      problems.append(f'{name}: {method} has other {", ".join(apart)} for '
+                      f'{_seeds(run.seed for run in others)}, left out')
     methods[method] = sorted(most, key=lambda run: run.seed)
   return methods
 
@@ -227,7 +285,7 @@ def _row(method: str, methods: dict[str, list[Run]]) -> Row:
       best_mean=statistics.fmean(best) if best else None, best_std=_std(best), gains=gains,
       published=published.taught(one.data, one.teacher, one.student, one.result['method']),
       val_mean=statistics.fmean(val) if val else None,
-      family=method_presets.family(one.result['method']))
+      family=method_presets.family(one.settings))
 
 
 def _last(runs: list[Run]) -> dict[int, float]:

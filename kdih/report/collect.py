@@ -33,19 +33,20 @@ def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
       continue
     if not found.search(path):
       found.note(f'{path}: holds no student')
-  return list(found.runs.values()), found.problems
+  return found.runs, found.problems
 
 
 class _Collection:
   """What has been found so far.
 
   Attributes:
-    runs: by what tells them apart.
+    runs: as they were found.
     problems: a line each, none twice.
   """
 
   def __init__(self):
-    self.runs: dict[tuple, Run] = {}
+    self.runs: list[Run] = []
+    self._same: dict[tuple, list[Run]] = {}  # By data, models, method and seed.
     self.problems: list[str] = []
 
   def note(self, problem: str) -> None:
@@ -115,10 +116,13 @@ class _Collection:
         self.note(str(error))
         continue
       if result:
+        if result.get('accepted'):
+          self.note(f'{folder}: was resumed although {"; ".join(map(str, result["accepted"]))}')
         self._add(Run(
             path, config['data']['name'], config['teacher']['name'],
             config['student']['name'], errors.printable(folder.name), result['seed'],
-            _protocol(config, teacher), result, teacher, heads,
+            _protocol(config, teacher, result), _settings(config, folder.name, result), result,
+            teacher, heads,
             _provenance(result.get('made_by') or manifest)))
 
   def _phase(self, folder: pathlib.Path, keys: result_schema.Keys) -> dict | None:
@@ -145,9 +149,12 @@ class _Collection:
     return heads
 
   def _add(self, run: Run) -> None:
-    known = self.runs.setdefault(
-        (run.data, run.teacher, run.student, run.method, run.seed, run.protocol), run)
-    if _numbers(known) != _numbers(run):
+    same = self._same.setdefault((run.data, run.teacher, run.student, run.method, run.seed), [])
+    known = next((other for other in same if not run.unlike(other)), None)
+    if known is None:
+      same.append(run)
+      self.runs.append(run)
+    elif _numbers(known) != _numbers(run):
       self.note(f'{run.path}: {run.method} with seed {run.seed} has other numbers than in '
                 f'{known.path}, under the same protocol; those of the latter are taken')
 
@@ -159,13 +166,23 @@ def _home(workdir: pathlib.Path) -> pathlib.Path:
   return where.parent.parent if in_sweep else where
 
 
-def _protocol(config: dict, teacher: dict | None) -> str:
-  """See `Run.protocol`; that of the heads is a part of it, for heads may teach."""
+def _protocol(config: dict, teacher: dict | None, result: dict) -> str:
+  """See `Run.protocol`; fields of the heads are a part of it, for heads may teach."""
   fields = protocol.averaged(config)
-  if config['data']['name'] == 'image_folder':
-    fields['data.folder'] = config['data'].get('folder')
+  if config['data'].get('folder') and not result.get('identity'):
+    fields['data.folder'] = config['data']['folder']  # All that an earlier version knew of it.
+  if result.get('accepted'):
+    fields['accepted'] = result['accepted']
   return json.dumps({**fields, 'teacher': teacher['fingerprint'] if teacher else None},
                     sort_keys=True)
+
+
+def _settings(config: dict, method: str, result: dict) -> dict:
+  """See `Run.settings`; a result of an earlier version lacks the parts."""
+  parts = result.get('parts')
+  if parts is None:
+    parts = {part: config.get('methods', {}).get(part) for part in protocol.parts(config, method)}
+  return {**result['method'], **({'parts': parts} if parts else {})}
 
 
 def _provenance(manifest: dict) -> tuple[str, ...]:
@@ -180,4 +197,4 @@ def _provenance(manifest: dict) -> tuple[str, ...]:
 
 
 def _numbers(run: Run) -> list:
-  return [run.result[key] for key in ('test_last', 'test_best_val', 'val', 'method')]
+  return [run.settings, *(run.result[key] for key in ('test_last', 'test_best_val', 'val'))]

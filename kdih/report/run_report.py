@@ -196,6 +196,12 @@ def _markdown(
             *([phase, f'{result["steps"]:,}', f'{result["seconds"]:,.1f}',
                f'{result["examples_per_second"]:,.0f}'] for phase, result in phases.items())])]
 
+  if changed := [f'- {phase}: {line}' for phase, result in phases.items()
+                 for line in result.get('accepted', ())]:
+    parts += ['## Accepted changes',
+              'What the run is made of had changed when it was resumed before these phases ended:',
+              '\n'.join(changed)]
+
   for title, picture in pictures.items():
     parts += [f'## {title}', f'![{title}]({picture})']
 

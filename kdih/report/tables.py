@@ -89,8 +89,12 @@ def caption(pair: Pair) -> str:
   if pair.teacher_top1 is not None:
     numbers = ', '.join(map(_published, pair.teacher_published))
     teacher = f' (teacher {pair.teacher_top1:.2f} %{numbers and f"; published: {numbers}"})'
+  shared = ''
+  if pair.shares_batches:
+    shared = (' All seeds saw the same batches (config.data.order_seed), so that ± is the spread of '
+              'initialisation alone, smaller than that of independent runs.')
   return (f'{title(pair)}{teacher}: mean ± standard deviation over n seeds; paired gains in points '
-          '± standard error.')
+          f'± standard error.{shared}')
 
 
 def _latex_header(text: str) -> str:

@@ -20,7 +20,8 @@ def collect() -> dict[str, Any]:
   """What made it: the command, the code, the machine."""
   return {
       'command': _command(),
-      'versions': {'kdih': kdih.__version__, 'python': sys.version.split()[0], **_versions()},
+      'versions': {'kdih': kdih.__version__, 'python': sys.version.split()[0],
+                   **versions(_PACKAGES)},
       'devices': [str(device.device_kind) for device in jax.devices()],
       'platform': jax.default_backend(),
       'xla_flags': os.environ.get('XLA_FLAGS', ''),
@@ -39,9 +40,10 @@ def _command() -> str:
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+  """Returns the version of each package, or 'not installed'."""
   found = {}
-  for package in _PACKAGES:
+  for package in packages:
     try:
       found[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

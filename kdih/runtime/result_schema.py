@@ -3,7 +3,7 @@ import json
 import math
 import pathlib
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from kdih import errors
@@ -38,7 +38,9 @@ MANIFEST = {'config.data.name': _TEXT, 'config.teacher.name': _TEXT, 'config.stu
 _MEASURED = {'test_last.top1': _SHARE, 'test_best_val.top1': _SHARE, 'parameters': _COUNT,
              'flops?': _COUNT, 'test_last.agreement?': _SHARE, 'test_best_val.agreement?': _SHARE}
 TEACHER = {**_MEASURED, 'fingerprint': _TEXT}
-STUDENT = {**_MEASURED, 'seed': _COUNT, 'method.kind': _TEXT, 'made_by?': _GROUP,
+STUDENT = {**_MEASURED, 'seed': _COUNT, 'method.kind': _TEXT, 'parts?': _GROUP,
+           'identity?': _GROUP, 'identity?.computation?': _GROUP, 'identity?.data?': _TEXT,
+           'accepted?': _LIST, 'made_by?': _GROUP,
            'made_by?.versions?': _GROUP, 'made_by?.devices?': _LIST}
 HEADS = {**_MEASURED, 'members': _GROUP, 'analysis?': _GROUP}
 FAILURE = {'error': _TEXT}
@@ -148,12 +150,3 @@ def _printable_group(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   """A JSON object whose names and texts can be shown anywhere."""
   return {errors.printable(name): errors.printable(value) if isinstance(value, str) else value
           for name, value in pairs}
-
-
-def flatten(tree: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """(name, value) of every leaf of a nested dict; names are those on the way to it, by dots."""
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from flatten(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value

@@ -1,5 +1,6 @@
 """A sweep at work: each teacher and each run once, whatever the number of processes."""
 import contextlib
+import dataclasses
 import itertools
 import time
 import traceback
@@ -10,13 +11,14 @@ import ml_collections
 from etils import epath
 
 from kdih import errors
-from kdih.config import checks
-from kdih.data import datasets, sizes, source
+from kdih.config import checks, protocol
+from kdih.data import datasets, identity as data_identity, sizes, source
 from kdih.data.spec import DataSpec
 from kdih.data.splits import Splits
 from kdih.phases import cache_plan, identity, networks, pipeline
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
+from kdih.phases.identity import Identity
 from kdih.phases.networks import Networks
 from kdih.phases.student import run_student, train_together
 from kdih.phases.teacher import run_teacher
@@ -52,6 +54,8 @@ class _Sweep:
     self.left_out: dict[str, str] = {}
     self.pairs: list[plan.Pair] = []
     self._built: dict[tuple[str, str], Networks] = {}
+    self._identities: dict[tuple[str, str], Identity] = {}
+    self._accepted: dict[epath.Path, list[str]] = {}  # Differences, by workdir.
     for pair in plan.pairs(config):
       self._add(pair, spec)
     if not self.pairs:
@@ -85,13 +89,44 @@ class _Sweep:
     serve; writes nothing."""
     pipeline.check_devices(self.config)
     identity.check_config(Workdir(self.path), resolved(self.config))
+    self.check_commands(read_json(self.path / 'sweep.json') or [])
     for pair in self.pairs:
-      identity.check_config(self.teachers(pair), resolved(pair.config), student=False)
+      teachers = self.teachers(pair)
+      self._accepted[teachers.path] = identity.check_config(
+          teachers, resolved(pair.config), student=False)
       pipeline.check_existing(pair.config, self.networks(pair))
     for run in itertools.chain.from_iterable(self.runs):
-      identity.check_config(Workdir(run.folder(self.path)), resolved(run.config))
+      workdir = Workdir(run.folder(self.path))
+      self._accepted[workdir.path] = identity.check_config(workdir, resolved(run.config))
     for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
       identity.check_swept(Workdir(folder), resolved(self.pairs[0].config))
+
+  def check_commands(self, commands: list[dict]) -> None:
+    """Raises ConfigError where an earlier command asked for other runs than this one shares.
+
+    Its runs may not have begun, so that their folders do not tell.
+    """
+    now = resolved(self.config)
+    for command in commands:
+      before = command['config']
+      common = sorted(_methods(before) & _methods(now))
+      identity.compare_configs(
+          Workdir(self.path), {**protocol.swept(before), **protocol.methods(before, common)},
+          {**protocol.swept(now), **protocol.methods(now, common)}, self.config.accept)
+
+  def identify(self, splits: Splits) -> None:
+    """Finds out what the runs are made of. Raises ConfigError where it is not what they were."""
+    content = data_identity.identify(self.builder, self.config.data, splits)
+    for pair in self.pairs:
+      teachers = self.teachers(pair)
+      now = identity.collect(self.networks(pair), teachers, content)
+      self._identities[pair.teacher, pair.student] = now
+      self._accepted[teachers.path] += identity.check(
+          teachers, now.of_teachers(), resolved(pair.config))
+    for run in itertools.chain.from_iterable(self.runs):
+      workdir = Workdir(run.folder(self.path))
+      self._accepted[workdir.path] += identity.check(
+          workdir, self._identities[run.pair.teacher, run.pair.student], resolved(run.config))
 
   def check_cache(self, num_examples: int) -> None:
     """Raises ConfigError where a cache is asked for that cannot be, for so many images."""
@@ -126,14 +161,25 @@ class _Sweep:
 
   def experiment(self, job: Job, splits: Splits) -> Experiment:
     """The run that a job belongs to."""
-    return Experiment(job.config, self.networks(job.pair), job.workdir, splits,
-                      self.teachers(job.pair))
+    teachers = self.teachers(job.pair)
+    now = self._identities[job.pair.teacher, job.pair.student]
+    if job.workdir.path == teachers.path:
+      now = now.of_teachers()
+    accepted = dict.fromkeys(
+        (*self._accepted[teachers.path], *self._accepted[job.workdir.path]))
+    return Experiment(job.config, self.networks(job.pair), job.workdir, splits, teachers,
+                      dataclasses.replace(now, accepted=tuple(accepted)))
 
   def lock(self, name: str) -> filelock.BaseFileLock:
     """Of a job, over all processes that share the workdir."""
     folder = self.path / 'locks'
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f'{folder_name(name)}.lock')
+
+
+def _methods(config: dict) -> set[str]:
+  """Returns the entries of `config.methods` that a sweep of a config names."""
+  return set(config['sweep']['methods'] or config['student']['methods'])
 
 
 def _teaching_names(pair: plan.Pair) -> tuple[str, str]:
@@ -155,6 +201,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   for reason in sweep.left_out.values():
     say(f'sweep: left out: {reason}')
   splits = source.open_splits(sweep.builder, config.data)
+  sweep.identify(splits)
   sweep.check_cache(splits.size('train'))
   _write_sweep(sweep)
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
@@ -191,6 +238,7 @@ def _write_sweep(sweep: _Sweep) -> None:
            'config': resolved(sweep.config)}
   with sweep.lock('sweep'):
     before = read_json(sweep.path / 'sweep.json') or []
+    sweep.check_commands(before)  # One may have begun since this one was checked.
     if asked not in before:
       write_json(sweep.path / 'sweep.json', [*before, asked])
 
@@ -222,11 +270,12 @@ def _try_together(sweep: _Sweep, jobs: list[Job], splits: Splits) -> None:
   if len(jobs) < 2:
     return
   say(f'sweep: {jobs[0].name} and {len(jobs) - 1} more, together')
-  for job in jobs:
-    job.workdir.open(job.config)
+  experiments = [sweep.experiment(job, splits) for job in jobs]
+  for experiment in experiments:
+    experiment.open()
   try:
-    train_together([(sweep.experiment(job, splits), job.phase.removeprefix('student/'))
-                    for job in jobs])
+    train_together([(experiment, job.phase.removeprefix('student/'))
+                    for experiment, job in zip(experiments, jobs, strict=True)])
   except errors.PreemptedError:
     raise
   except Exception as error:  # Each meets its own when it goes on alone.
@@ -238,9 +287,9 @@ def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
   say(f'sweep: {job.name}')
   failure = job.workdir.path / job.phase / 'failure.json'
   try:
-    job.workdir.open(job.config)
-    failure.unlink(missing_ok=True)
     experiment = sweep.experiment(job, splits)
+    experiment.open()
+    failure.unlink(missing_ok=True)
     if job.phase == 'teacher':
       run_teacher(experiment)
     elif job.phase == 'heads':

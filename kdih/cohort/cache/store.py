@@ -11,6 +11,9 @@ from kdih import errors
 from kdih.runtime.files import read_json, write_json
 from kdih.runtime.progress import say
 
+# A computation is compared only where both name it, so that an upgrade of jax keeps the cache.
+_COMPUTATION = 'computation under '
+
 
 class Store:
   """A `folder` with the rows, `rows.bin`, and what they are, `cache.json`.
@@ -45,7 +48,9 @@ class Store:
       stored, self.block, self._digests = (
           before['identity'], int(before['block']), list(before['digests']))
       other = sorted(key for key in self._identity.keys() | stored.keys()
-                     if self._identity.get(key) != stored.get(key))
+                     if self._identity.get(key) != stored.get(key)
+                     and not (key.startswith(_COMPUTATION) and key not in (
+                         self._identity.keys() & stored.keys())))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise self._damaged(f'cache.json lacks {errors.first_line(error)}') from error
     if other:
