@@ -91,7 +91,7 @@ def caption(pair: Pair) -> str:
     teacher = f' (teacher {pair.teacher_top1:.2f} %{numbers and f"; published: {numbers}"})'
   shared = ''
   if pair.shares_batches:
-    shared = (' All seeds saw the same batches (config.data.order_seed), so that ± is the spread of '
+    shared = (' All seeds saw the same batches (config.data.order_seed): ± is the spread of '
               'initialisation alone, smaller than that of independent runs.')
   return (f'{title(pair)}{teacher}: mean ± standard deviation over n seeds; paired gains in points '
           f'± standard error.{shared}')

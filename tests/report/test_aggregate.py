@@ -1,10 +1,11 @@
 """Runs of several seeds together: means, paired gains, published numbers, what is in the way."""
+import dataclasses
 import json
 import math
 
 import pytest
 
-from kdih.report import published
+from kdih.report import published, tables
 from kdih.report.aggregate import Run, compare
 from tests.helpers.made_results import heads, result
 
@@ -21,8 +22,12 @@ def run(method, seed, last, best=None, *, options=None, protocol='{}', data='cif
   content['test_best_val'] = {'top1': (best or last) / 100}
   return Run(**{'path': f'runs/{method}/{seed}', 'teacher_result': None, 'heads_result': None,
                 'data': data, 'teacher': teacher, 'student': student, 'method': method,
-                'seed': seed, 'protocol': protocol, 'result': content,
-                'provenance': (), **others})
+                'seed': seed, 'protocol': protocol, 'settings': content['method'],
+                'result': content, 'provenance': (), **others})
+
+
+def made_of(found: Run, **identity) -> Run:
+  return dataclasses.replace(found, result={**found.result, 'identity': identity})
 
 
 def three_seeds() -> list[Run]:
@@ -200,3 +205,35 @@ def test_published_numbers_say_where_from_and_how():
   assert kd.source == 'RepDistiller README' and kd.protocol.startswith('last epoch')
   assert (dkd.source, dkd.protocol) == ('mdistiller README', 'best epoch on test')
   assert published.alone('cifar10', 'resnet110') == published.alone('cifar100', 'resnet44') == ()
+
+
+def test_runs_on_other_data_are_kept_apart_where_both_tell():
+  """A run of an earlier version does not tell, and goes with the first."""
+  runs = [made_of(run('kd', 1, 70), data='a'), run('kd', 2, 71), made_of(run('kd', 3, 72), data='b')]
+  pairs, problems = compare(runs)
+  assert [pair.rows[0].seeds for pair in pairs] == [(1, 2), (3,)]
+  assert problems == ['cifar100: resnet110 -> resnet8: runs under 2 protocols are not compared with '
+                      'each other; they differ in data']
+
+
+@pytest.mark.parametrize(('jax', 'models', 'method', 'seeds', 'said'), [
+    ('1', 'm', 'k', [(1, 2)], []),
+    ('1', 'n', 'k', [(1,), (2,)], ['differ in computation']),
+    ('1', 'm', 'l', [(1,)], ['kd has other computation for seed 2, left out']),
+    ('2', 'n', 'l', [(1, 2)], [])])  # Another jax traces another program of the same code.
+def test_another_computation_is_known_under_the_same_jax(jax, models, method, seeds, said):
+  first = made_of(run('kd', 1, 70), computation=dict(jax='1', models='m', method='k'))
+  second = made_of(run('kd', 2, 71), computation=dict(jax=jax, models=models, method=method))
+  pairs, problems = compare([first, second])
+  assert [pair.rows[0].seeds for pair in pairs] == seeds
+  assert len(problems) >= len(said) and all(any(line.endswith(text) for line in problems)
+                                            for text in said)
+  assert bool(problems) == bool(said)
+
+
+def test_seeds_that_share_their_batches_are_said_to():
+  alone = compare([run('kd', 1, 70, protocol='{"data.order_seed": 0}')])[0][0]
+  (pair,), _ = compare([run('kd', seed, 70, protocol='{"data.order_seed": 0}') for seed in (1, 2)])
+  (other,), _ = compare([run('kd', seed, 70, protocol='{"data.order_seed": -1}') for seed in (1, 2)])
+  assert 'All seeds saw the same batches' in tables.caption(pair)
+  assert not any('same batches' in tables.caption(found) for found in (alone, other))

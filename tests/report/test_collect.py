@@ -112,6 +112,35 @@ def test_what_a_protocol_consists_of(tmp_path, name, value, same):
   assert (len({run.protocol for run in runs}) == 1) == same
 
 
+@pytest.mark.parametrize('recorded', [True, False])
+def test_other_options_of_the_parts_of_a_sum_are_other_settings(tmp_path, recorded):
+  """Results of an earlier version do not hold them; their manifests do."""
+  for name, alpha in (('a', 0.1), ('b', 0.5), ('c', 0.1)):
+    seed = {'a': 1, 'b': 2, 'c': 3}[name]
+    manifest(tmp_path / name, seed, **{'methods.dih.alpha': alpha})
+    parts = {'parts': {'dih': {'alpha': alpha}}} if recorded else {}
+    student(tmp_path / name, 'dih_at', seed=seed, **parts)
+  (pair,), problems = compare(collect([tmp_path])[0])
+  assert [(row.method, row.seeds) for row in pair.rows] == [('dih_at', (1, 3))]
+  assert problems[0].endswith('dih_at has other parts.dih.alpha for seed 2, left out')
+
+
+def test_what_was_accepted_is_said_and_is_another_protocol(tmp_path):
+  single(tmp_path / 'a', 'ce')
+  single(tmp_path / 'b')
+  student(tmp_path / 'b', 'ce', seed=4, accepted=['data: 40 images of train were added'])
+  runs, problems = collect([tmp_path])
+  assert problems == [f'{tmp_path}/b/student/ce: was resumed although data: 40 images of train were '
+                      'added']
+  assert 'they differ in accepted' in compare(runs)[1][0]
+
+
+def test_images_of_an_earlier_version_are_known_by_their_folder(tmp_path):
+  for name, folder in (('a', 'x'), ('b', 'y')):
+    single(tmp_path / name, 'ce', seed=len(name), **{'data.folder': folder})
+  assert len({run.protocol for run in collect([tmp_path])[0]}) == 2
+
+
 def test_another_teacher_is_another_protocol_which_the_comparison_names(tmp_path):
   single(tmp_path / 'a', 'ce')
   single(tmp_path / 'b', 'ce', fingerprint='other')

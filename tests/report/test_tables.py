@@ -31,7 +31,7 @@ ONCE = Row('my_|<b>', (7,), 50.0, None, 51.0, None, {'ce': Gain(0.0, None, 1)}, 
 
 def run(**fields) -> Run:
   return Run('runs/x', 'digits', 'resnet14', 'resnet8', 'ce', 3, '{}',
-             result(0.625, agreement=0.5, **fields), None, None, ())
+             {'kind': 'ce'}, result(0.625, agreement=0.5, **fields), None, None, ())
 
 
 def test_the_cells_of_a_table():
