@@ -4,7 +4,7 @@ from etils import epath
 
 from kdih import errors
 from kdih.config import checks, fields
-from kdih.data import datasets, source
+from kdih.data import datasets, duplicates, source
 from kdih.phases import cache_plan, exported_variables, networks
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
@@ -38,6 +38,7 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
   if _left(config, built, workdir):
     cache_plan.check(config, built, workdir.path, splits.size('train'))
     splits.check()
+    duplicates.say_shared(builder, config.data)
   return Experiment(config, built, workdir, splits)
 
 
