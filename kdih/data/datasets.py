@@ -82,7 +82,13 @@ def describe(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict)
       raise errors.ConfigError(
           f'config.data.{field}: has {len(data[field])} numbers for images of {channels} '
           f'channel{"s"[:channels > 1]}; give one for each channel, or one for all')
-  return DataSpec(data.name, (height, width, channels), label.num_classes)
+  return DataSpec(data.name, (height, width, channels), label.num_classes, _names(label))
+
+
+def _names(label: tfds.features.ClassLabel) -> tuple[str, ...]:
+  """Of the classes; () where TFDS calls them '0', '1', ... for want of names."""
+  names = tuple(label.names)
+  return () if names == tuple(map(str, range(len(names)))) else names
 
 
 def _feature(builder, field: str, key: str, kind: type) -> Any:

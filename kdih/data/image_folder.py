@@ -16,6 +16,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png')
 _LAYOUT = 'images lie in SPLIT/CLASS/, such as train/cat/1.jpg'
 
 Classes = dict[str, list[pathlib.Path]]  # The image files of each class, sorted.
+Stats = dict[pathlib.Path, os.stat_result]
 
 
 def open_folder(data: ml_collections.ConfigDict) -> 'ImageFolder':
@@ -37,14 +38,15 @@ def open_folder(data: ml_collections.ConfigDict) -> 'ImageFolder':
         f'config.data.folder: {data.folder} cannot be read ({errors.first_line(error)})') from error
   classes = sorted({label for split in train for label in files[split]})
   _check_classes(folder, train[0], classes, files)
+  stats = {path: _read(pathlib.Path.stat, path) for path in _all(files)}
   try:
-    return ImageFolder(folder, files, classes, data.data_dir or None)
+    return ImageFolder(folder, files, stats, classes, data.data_dir or None)
   except errors.DataError:
     raise
   except Exception as error:  # TFDS raises many kinds where its copy is damaged.
     raise errors.DataError(
         f'config.data.data_dir: what was prepared of {folder} is damaged '
-        f'({errors.first_line(error)}); remove image_folder/{_copy_name(folder, files)} there, and '
+        f'({errors.first_line(error)}); remove image_folder/{_copy_name(folder, stats)} there, and '
         'it is prepared anew') from error
 
 
@@ -102,6 +104,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
   Args:
     folder: absolute.
     files: the images of every split.
+    stats: of each of them.
     classes: all names of classes, sorted.
     data_dir: TFDS's folder for data sets, None for its default.
 
@@ -111,13 +114,24 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version('1.0.0')
 
-  def __init__(self, folder: pathlib.Path, files: dict[str, Classes], classes: Sequence[str],
-               data_dir: str | None):
+  def __init__(self, folder: pathlib.Path, files: dict[str, Classes], stats: Stats,
+               classes: Sequence[str], data_dir: str | None):
+    self._folder = folder
     self._files = files
+    self._stats = stats
     self._classes = classes
     config = tfds.core.BuilderConfig(
-        name=_copy_name(folder, files), description=f'The images in {folder}.')
+        name=_copy_name(folder, stats), description=f'The images in {folder}.')
     super().__init__(config=config, data_dir=data_dir)
+
+  def sizes(self) -> dict[str, int]:
+    """{'SPLIT/CLASS/FILE': bytes} of every image, as found when the folder was opened."""
+    return {path.relative_to(self._folder).as_posix(): stat.st_size
+            for path, stat in self._stats.items()}
+
+  def content(self, name: str, last: int = 0) -> bytes:
+    """A file that `sizes` names, or its `last` bytes. Raises DataError: it cannot be read."""
+    return _read(lambda path: _content(path, last), self._folder / name)
 
   def _info(self) -> tfds.core.DatasetInfo:
     if self.is_prepared():  # Then the sizes need not be read again.
@@ -145,11 +159,10 @@ def _all(files: dict[str, Classes]) -> Iterator[pathlib.Path]:
   return (path for classes in files.values() for paths in classes.values() for path in paths)
 
 
-def _copy_name(folder: pathlib.Path, files: dict[str, Classes]) -> str:
+def _copy_name(folder: pathlib.Path, stats: Stats) -> str:
   name = re.sub(r'[^\w.-]', '_', folder.name)
   digest = hashlib.sha256()  # Of paths, which are absolute, sizes and times of modification.
-  for path in sorted(_all(files)):
-    stat = _read(pathlib.Path.stat, path)
+  for path, stat in sorted(stats.items()):
     digest.update(os.fsencode(path) + f'\0{stat.st_size} {stat.st_mtime_ns}\0'.encode())
   return f'{name}-{digest.hexdigest()[:12]}'
 
@@ -159,6 +172,13 @@ def _common_size(files: dict[str, Classes]) -> tuple[int | None, int | None]:
   sizes = (_read(images.read_size, path) for path in _all(files))
   first = next(sizes)
   return first if all(size == first for size in sizes) else (None, None)
+
+
+def _content(path: pathlib.Path, last: int) -> bytes:
+  with path.open('rb') as file:
+    if last:
+      file.seek(-min(last, os.fstat(file.fileno()).st_size), os.SEEK_END)
+    return file.read()
 
 
 def _as_rgb(path: pathlib.Path) -> bytes:

@@ -13,7 +13,7 @@ import PIL.ImageOps
 import tensorflow_datasets as tfds
 
 from kdih import errors
-from kdih.data import datasets, images as images_lib
+from kdih.data import datasets, images as images_lib, selection
 from kdih.data.spec import DataSpec
 from kdih.data.splits import Splits, split_validation
 
@@ -22,10 +22,13 @@ def open_splits(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDi
   """The splits that `config.data` names; the data set is prepared first where it is not.
 
   Raises:
-    ConfigError: there is no such split, it is empty, or too small to cut a validation set from.
+    ConfigError: there is no such split, it is empty, shares images with the other one, or is too
+      small to cut a validation set from.
     DataError: the data set cannot be prepared, or its files are damaged.
   """
+  selection.check(selection.known(builder, data), data)  # Before anything is downloaded.
   builder = datasets.prepare(builder)
+  selection.check(builder.info.splits, data)
   sources = {split: open_split(builder, f'{split}_split', data) for split in ('train', 'test')}
   fraction = data.validation_fraction
   count = len(sources['train'])
@@ -43,26 +46,18 @@ def open_split(
   """The split that `config.data.<field>` names, of a prepared data set.
 
   Raises:
-    ConfigError: there is no such split, or it is empty.
+    ConfigError: there is no such split, it is empty, or holds an image twice.
     DataError: its files are damaged.
   """
   split = data[field]
   if not builder.info.splits:
     raise _damaged('the description', builder.data_dir, ValueError('it names no splits'))
-  try:
-    info = builder.info.splits[split]
-  except (KeyError, ValueError) as error:
-    if split.isidentifier():
-      raise errors.unknown(f'config.data.{field}', split, builder.info.splits) from None
-    raise errors.ConfigError(f'config.data.{field}: {split!r} cannot be read '
-                             f'({errors.first_line(error)}); such as train[:90%]') from error
-  if not info.num_examples:
-    raise errors.ConfigError(f'config.data.{field}: {split!r} holds no images')
+  size = selection.size(builder.info.splits, field, data)
   spec = datasets.describe(builder, data)
   try:
     examples = _examples(builder, split)
-    if len(examples) != info.num_examples:
-      raise ValueError(f'it holds {len(examples)} records of {info.num_examples}')
+    if len(examples) != size:
+      raise ValueError(f'it holds {len(examples)} records of {size}')
   except Exception as error:  # TFDS and its readers raise many kinds.
     raise _damaged(f'the split {split!r}', builder.data_dir, error) from error
   return Source(examples, builder.data_dir, spec, data)

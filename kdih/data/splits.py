@@ -59,8 +59,12 @@ class Splits:
     """The labels of the examples that `check` reads."""
     if self.loader(split).resident:
       return self.labels(split)
-    chosen = np.linspace(0, self.size(split) - 1, min(_LOOKED_AT, self.size(split)))
-    return self._sources[split].read(chosen.astype(int))[1]
+    return self.sample(split, _LOOKED_AT)[1]
+
+  def sample(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of `count` examples, spread evenly, or of all; see `Examples.read`."""
+    chosen = np.linspace(0, self.size(split) - 1, min(count, self.size(split)))
+    return self._sources[split].read(chosen.astype(int))
 
   def size(self, split: str) -> int:
     """Images in a split; validation images are counted in 'train'."""

@@ -6,7 +6,7 @@ from etils import epath
 
 from kdih import errors
 from kdih.config import checks
-from kdih.data import datasets, identity as data_identity, source
+from kdih.data import datasets, duplicates, identity as data_identity, source
 from kdih.phases import cache_plan, exported_variables, identity, networks
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
@@ -42,6 +42,7 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
   if _left(config, built, workdir):
     cache_plan.check(config, built, workdir.path, splits.size('train'))
     splits.check()
+    duplicates.say_shared(builder, config.data)
   return Experiment(config, built, workdir, splits,
                     identity=dataclasses.replace(now, accepted=tuple(accepted)))
 

@@ -12,7 +12,7 @@ from etils import epath
 
 from kdih import errors
 from kdih.config import checks, protocol
-from kdih.data import datasets, identity as data_identity, sizes, source
+from kdih.data import datasets, duplicates, identity as data_identity, sizes, source
 from kdih.data.spec import DataSpec
 from kdih.data.splits import Splits
 from kdih.phases import cache_plan, identity, networks, pipeline
@@ -206,6 +206,8 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   _write_sweep(sweep)
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   pending, waits = sweep.jobs(), False
+  if not all(job.workdir.result(job.phase) for jobs in pending for job in jobs):
+    duplicates.say_shared(sweep.builder, config.data)
   while pending:
     left = _do_those_free(sweep, pending, splits)
     if len(left) == len(pending):

@@ -1,6 +1,7 @@
 """Data sets that cannot be prepared: one line with the reason and what to do, at once."""
 import time
 
+import pytest
 import tensorflow_datasets as tfds
 
 from kdih import errors
@@ -23,6 +24,15 @@ def test_data_that_cannot_be_downloaded_are_described_but_refused_at_once(tmp_pa
                           f'http://127.0.0.1:9/x does not answer; put x.zip into {tmp_path}'
                           '/downloads/manual, or prepare it where there is a network with ')
   assert "tfds.builder('cifar10', data_dir=" in found and 'download_and_prepare()' in found
+
+
+@pytest.mark.parametrize('given, known', [
+    (['cat', 'ant', 'bee'], ('cat', 'ant', 'bee')), (['0', '1', '3'], ('0', '1', '3')), (None, ())])
+def test_names_of_classes_are_known_where_the_data_set_has_some(tmp_path, given, known):
+  builder = Small(data_dir=str(tmp_path))
+  if given:
+    builder.info.features['label'].names = given
+  assert datasets.describe(builder, make_config(name='small')).classes == known
 
 
 def test_data_that_cannot_be_prepared_are_refused_with_the_reason(tmp_path, monkeypatch):

@@ -122,6 +122,8 @@ def test_the_zip_is_downloaded_and_every_image_has_its_label(tmp_path, recorded,
   assert spec == DataSpec('tiny_imagenet', (64, 64, 3), 200)
   datasets.prepare(builder)
   check_prepared(config)
+  known = datasets.describe(datasets.open_builder(config), config).classes
+  assert len(known) == 200 and known[150] == 'n10000150 crane'
 
 
 def test_without_a_network_the_zip_is_taken_from_where_the_error_says(tmp_path, recorded, archive):

@@ -71,7 +71,7 @@ def test_a_wrong_split_is_refused_although_nothing_is_prepared(tmp_path, capsys)
   assert dry_run(tmp_path / 'w', tmp_path / 'none', '--methods=ce',
                  '--config.data.train_split=trian') == 2
   error = capsys.readouterr().err
-  assert error.startswith("kdih: config.data.train_split: 'trian' cannot be read (")
+  assert error.startswith("kdih: config.data.train_split: unknown 'trian'; did you mean 'train'?")
   assert error.count('\n') == 1
 
 
