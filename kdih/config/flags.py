@@ -93,15 +93,15 @@ def _is_flag(name: str) -> bool:
   return name in FIELDS and isinstance(FIELDS[name].kind, Flag)
 
 
-def _parsed(argv: list[str]) -> tuple[Any, str | None]:
-  """Returns what the config file gives and the workdir; either may be missing."""
+def _parsed(argv: list[str]) -> tuple[Any, str]:
+  """Returns what the config file gives and the workdir; '' of what is missing."""
   values = flags.FlagValues()
   flags.DEFINE_string('workdir', None, _HELP['workdir'], flag_values=values)
   try:
     config_flags.DEFINE_config_file('config', None, _HELP['config'], flag_values=values,
                                     sys_argv=argv)
     rest = values(argv)[1:]
-    config, workdir = values.config, values.workdir
+    config, workdir = values.config, values.workdir or ''
     bool(config)  # The first to look into the config, which raises if it was not read.
   except Exception as error:  # A config is a program: it may raise anything.
     raise errors.ConfigError(errors.in_line(_reason(error))) from error

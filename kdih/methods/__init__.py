@@ -44,7 +44,7 @@ def check(methods: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _check_options(setting: str, options: Mapping[str, Any]) -> None:
   if options.get('kind') not in names():
-    raise errors.unknown(f'{setting}.kind', options.get('kind'), names())
+    raise errors.unknown(f'{setting}.kind', str(options.get('kind')), names())
   kinds = option_kinds(options['kind'])
   for option in sorted(options.keys() - kinds.keys() - _OF_ANY.keys() - {'kind'}):
     raise errors.unknown(f'{setting}.{option}', option, kinds)

@@ -85,6 +85,15 @@ def load_model(
   return module, _load(path, like, 'path', meta), meta
 
 
+def describe(path: epath.PathLike) -> dict:
+  """Returns what exported variables say they are of, and for which images: {'model', 'data', ...}.
+
+  Raises:
+    ConfigError: there are none at `path`, or they are damaged.
+  """
+  return _read_meta(path, 'path')
+
+
 def load_teacher(
     path: epath.PathLike, config: 'ml_collections.ConfigDict', built: Networks
 ) -> tuple[Variables, dict]:
