@@ -1,5 +1,7 @@
 """Folders of an earlier version: a run that was killed goes on, a sweep is reported as it was."""
+import csv
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -77,4 +79,14 @@ def test_a_finished_sweep_is_not_trained_again_and_has_the_tables_that_it_had(
   assert report.main(['report', 'sweep']) == 0
   assert '| dih | 2 |' in capsys.readouterr().out
   for name, content in tables.items():
-    assert (workdir / 'comparison' / name).read_bytes() == content, name
+    now = (workdir / 'comparison' / name).read_bytes()
+    if name.endswith('.csv'):
+      now, content = map(without_protocol, (now, content))
+    assert now == content, name
+
+
+def without_protocol(content: bytes) -> tuple[list[dict[str, str]], list[int]]:
+  """The rows of a table without the protocol, which says more now, and which rows share one."""
+  rows = list(csv.DictReader(io.StringIO(content.decode())))
+  protocols = [row.pop('protocol') for row in rows]
+  return rows, [protocols.index(protocol) for protocol in protocols]

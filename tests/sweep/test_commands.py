@@ -1,0 +1,59 @@
+"""Sweeps that share a workdir: the second is refused where it would not do as the first."""
+import json
+import shutil
+
+import pytest
+
+from tests.helpers.runs import read_config
+from tests.helpers.sweeps import NETS, results, run
+
+
+@pytest.fixture(scope='module')
+def begun(tmp_path_factory, digits_dir):
+  """The workdir of a sweep whose teacher is trained, and none of its students has begun."""
+  workdir = tmp_path_factory.mktemp('begun')
+  assert run(workdir, digits_dir, '--methods=ce,kd', '--seeds=1') == 0
+  for folder in workdir.glob(f'{NETS}.TinyNet/*/seed*'):
+    shutil.rmtree(folder)
+  return workdir
+
+
+@pytest.mark.parametrize(('changed', 'said'), [
+    (('--config.student.train.learning_rate=0.001',),
+     'config.student.train.learning_rate (was 0.1, is 0.001)'),
+    (('--config.compute.cache=views:4',), "config.compute.cache (was 'none', is 'views:4')"),
+    (('--config.methods.kd.alpha=0.5',), 'config.methods.kd.alpha (was 0.1, is 0.5)'),
+    (('--methods=kd', '--config.methods.kd.learning_rate=0.5'),
+     'config.methods.kd.learning_rate (was None, is 0.5)')])
+def test_another_recipe_is_refused_before_a_student_has_begun(
+    begun, digits_dir, capsys, changed, said):
+  before = (begun / 'sweep.json').read_bytes(), results(begun)
+  assert run(begun, digits_dir, '--methods=ce,kd', '--seeds=2', *changed) == 2
+  error = capsys.readouterr().err
+  assert said in error and error.count('\n') == 1
+  assert ((begun / 'sweep.json').read_bytes(), results(begun)) == before
+
+
+@pytest.mark.parametrize('changed', [
+    ('--seeds=2', '--methods=ce'),
+    ('--seeds=1', '--methods=ce', '--config.methods.kd.alpha=0.5'),  # It does not name kd.
+    ('--seeds=1', '--methods=ce', '--config.compute.prefetch=3')])
+def test_what_shares_the_recipe_is_taken(begun, tmp_path, digits_dir, changed):
+  copy = shutil.copytree(begun, tmp_path / 'copy')
+  assert run(copy, digits_dir, *changed) == 0
+  assert len(json.loads((copy / 'sweep.json').read_text())) == 2
+
+
+def test_a_command_that_came_first_counts_when_this_one_begins(begun, tmp_path, digits_dir, capsys):
+  """The other began after this one had been checked: it is noticed under the lock."""
+  from kdih.sweep import run as sweep_run
+  copy = shutil.copytree(begun, tmp_path / 'copy')
+  other = json.loads((copy / 'sweep.json').read_text())
+  (copy / 'sweep.json').unlink()
+  config = read_config(copy, digits_dir, '--config.sweep.methods=ce', '--config.sweep.seeds=2',
+                       '--config.student.train.momentum=0.5')
+  sweep = sweep_run._Sweep(config, copy)
+  (copy / 'sweep.json').write_text(json.dumps(other))
+  with pytest.raises(ValueError, match='config.student.train.momentum .was 0.9, is 0.5'):
+    sweep_run._write_sweep(sweep)
+  assert json.loads((copy / 'sweep.json').read_text()) == other
