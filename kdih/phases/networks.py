@@ -1,6 +1,7 @@
 """The networks of a run, built from the config and checked against each other by shape."""
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from kdih.data.spec import DataSpec
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import STUDENT, Context, Method
 from kdih.models import registry, taps as taps_lib
-from kdih.models.taps import Output, Shapes
+from kdih.models.taps import Output, Shapes, Variables
 from kdih.runtime import devices
 
 if TYPE_CHECKING:
@@ -52,6 +53,26 @@ class Networks:
   validated: bool
 
   @functools.cached_property
+  def teacher_variables(self) -> Variables:
+    """Shapes of the teacher's variables."""
+    return taps_lib.abstract_variables(self.teacher, self.spec.image_shape)
+
+  @functools.cached_property
+  def student_variables(self) -> Variables:
+    """Shapes of the student's variables."""
+    return taps_lib.abstract_variables(self.student, self.spec.image_shape)
+
+  @functools.cached_property
+  def teacher_output(self) -> Output:
+    """Shapes of what the teacher says of two images, with its features at `teacher_taps`."""
+    return _abstract_output(self.teacher, self.teacher_variables, self.spec, self.teacher_taps)
+
+  @functools.cached_property
+  def student_output(self) -> Output:
+    """Shapes of what the student says of two images, with its features at `student_taps`."""
+    return _abstract_output(self.student, self.student_variables, self.spec, self.student_taps)
+
+  @functools.cached_property
   def heard_widths(self) -> dict[str, int]:
     """{method: numbers in a row of what it hears}; 0 where it hears more than such rows."""
     widths = {}
@@ -59,7 +80,7 @@ class Networks:
       if method.hearing is None or method.taught_by == 'labels' or method.assistants:
         widths[name] = 0
       else:
-        lesson = _blank_lesson(self, method, 2, 2)
+        lesson = blank_lesson(self, method, num_examples=2)
         widths[name] = jax.eval_shape(functools.partial(method.hear, lesson)).shape[-1]
     return widths
 
@@ -178,56 +199,67 @@ def initialise_method(
     key: for the numbers.
     num_examples: size of the train split.
   """
-  return _quickly(lambda key: _initial(built, name, key, 2, num_examples), key)
+  return _quickly(lambda key: _initial(built, name, key, num_examples), key)
 
 
 def abstract_method(built: Networks, name: str, num_examples: int) -> dict[str, Any]:
   """Shapes of what `initialise_method` returns; nothing is computed."""
-  return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), 2, num_examples))
+  return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), num_examples))
 
 
-def _initial(
-    built: Networks, name: str, key: jax.Array, batch_size: int, num_examples: int
-) -> dict[str, Any]:
+def _initial(built: Networks, name: str, key: jax.Array, num_examples: int) -> dict[str, Any]:
   def both(method: Method, lesson: Lesson):
     if method.prepares:
       method.prepare(lesson)
     return method(lesson)
 
-  lesson = _blank_lesson(built, built.methods[name], batch_size, num_examples)
+  lesson = blank_lesson(built, built.methods[name], num_examples)
   return dict(built.methods[name].init(key, lesson, method=both))
 
 
-def _blank_lesson(built: Networks, method: Method, batch_size: int, num_examples: int) -> Lesson:
-  """A lesson of the right shapes, all zeros."""
-  images = jnp.zeros((batch_size, *built.spec.image_shape))
-  zeros = functools.partial(_zeros, images=images)
+def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:
+  """A lesson of two images, of the right shapes and all zeros.
+
+  Args:
+    built: the networks.
+    method: that it is for.
+    num_examples: size of the train split.
+  """
+  images = jnp.zeros((2, *built.spec.image_shape))
   names = (*built.taps, FINAL) if method.taught_by == 'cohort' else ()
   return Lesson(
-      images, jnp.zeros(batch_size, jnp.int32), zeros(built.student, taps=built.student_taps),
-      None if method.taught_by == 'labels' else zeros(built.teacher, taps=built.teacher_taps),
-      {member: jnp.zeros((batch_size, built.spec.num_classes)) for member in names},
+      images, jnp.zeros(2, jnp.int32), _zeros(built.student_output),
+      None if method.taught_by == 'labels' else _zeros(built.teacher_output),
+      {member: jnp.zeros((2, built.spec.num_classes)) for member in names},
       {rule: jnp.ones(len(names)) for rule in RULES if names and built.validated},
-      jnp.zeros(batch_size, jnp.int32), jnp.zeros(num_examples, jnp.int32), 0.0,
+      jnp.zeros(2, jnp.int32), jnp.zeros(num_examples, jnp.int32), jnp.zeros(()),
       jax.random.key(0))
 
 
-def _zeros(model: nn.Module, images: jax.Array, taps: Shapes) -> Output:
-  shapes = {}
+def _abstract_output(
+    model: nn.Module, variables: Variables, spec: DataSpec, taps: Shapes
+) -> Output:
+  found = {}
 
-  def apply(images):
-    variables = taps_lib.initial(model, jax.random.key(0), images)
-    shapes['output'] = taps_lib.observe(model, variables, images, tuple(taps))[0]
+  def observe(variables, images):
+    found['output'] = taps_lib.observe(model, variables, images, tuple(taps))[0]
     return ()
 
-  jax.eval_shape(apply, images)
+  jax.eval_shape(observe, variables, jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32))
+  return _mapped(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found['output'])
 
-  def blank(tree):
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
 
-  found = shapes['output']
-  return Output(blank(found.logits), {tap: blank(f) for tap, f in found.features.items()},
-                {tap: blank(f) for tap, f in found.preactivations.items()}, blank(found.embedding))
+def _zeros(shapes: Output) -> Output:
+  return _mapped(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def _mapped(function: Callable, output: Output) -> Output:
+  """The function of every array; one by one, for jax would sort the taps."""
+  def each(features):
+    return {tap: function(feature) for tap, feature in features.items()}
+
+  return Output(function(output.logits), each(output.features), each(output.preactivations),
+                None if output.embedding is None else function(output.embedding))
 
 
 def _quickly(init, key: jax.Array) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def test_methods_that_gather_what_they_compare_say_that_they_couple():
   for name, method in built.methods.items():
     options, gathered = config.methods[name], []
     lesson = dataclasses.replace(
-        networks._blank_lesson(built, method, 2, 2), gather=lambda x, g=gathered: g.append(x) or x)
+        networks.blank_lesson(built, method, 2), gather=lambda x, g=gathered: g.append(x) or x)
     jax.eval_shape(lambda m=method, lesson=lesson: m.init(jax.random.key(0), lesson))
     if options.kind == 'combined':
       assert method.couples == any(built.methods[part].couples for part in options.methods), name
