@@ -1,0 +1,130 @@
+"""What a run computes, as digests: they change with the code of a model or of a method."""
+import contextlib
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from kdih.distillation.method import Method
+from kdih.models import taps as taps_lib
+from kdih.models.taps import Variables
+from kdih.phases import networks
+from kdih.phases.networks import Networks
+from kdih.runtime import devices, digests
+
+_ADDRESS = re.compile(r' at 0x[0-9a-f]+')  # In the names of functions; of this process alone.
+
+
+def identify(built: Networks) -> dict[str, Any]:
+  """Digests of what the networks and the methods compute, from their traced programs.
+
+  Nothing is computed. The settings of `config.compute` do not enter, nor does what a custom
+  gradient does.
+
+  Returns:
+    {'jax': its version, on which the programs depend; 'teacher', 'heads', 'student': SHA-256 of the
+    forward pass of one image, of the models also in training mode; 'methods': {name: SHA-256 of the
+    loss of two images, of what is prepared before, and of the assistants' forward passes}}.
+  """
+  shape = built.spec.image_shape
+  features = {tap: jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+              for tap, shape in built.taps.items()}
+  return {
+      'jax': jax.__version__,
+      'teacher': _of_model(built.teacher, built.teacher_variables, shape),
+      'heads': _of(built.heads.apply, networks.abstract_heads(built), features),
+      'student': _of_model(built.student, built.student_variables, shape),
+      'methods': {name: _of_method(built, name) for name in built.methods}}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+  """A line for each thing that is computed in another way than before.
+
+  Args:
+    before: from `identify`, as JSON keeps it.
+    now: likewise. What only one of the two knows is not compared, and nothing is between versions
+      of jax.
+  """
+  if before.get('jax') != now.get('jax'):
+    return []
+  parts = {part: f"the {part}'s forward pass" for part in ('teacher', 'student')}
+  parts['heads'] = "the heads' forward pass"
+  lines = [f'{said} is another one' for part, said in parts.items()
+           if part in before and part in now and before[part] != now[part]]
+  methods, methods_now = before.get('methods', {}), now.get('methods', {})
+  return lines + [f'the loss of the method {name} is another one' for name in methods
+                  if name in methods_now and methods[name] != methods_now[name]]
+
+
+def _of_model(model: nn.Module, variables: Variables, image_shape: tuple[int, ...]) -> str:
+  image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  changed = ['batch_stats', 'intermediates', 'preactivations']  # The latter two hold what is sown.
+
+  def forward(train: bool, variables, image):
+    return model.apply(variables, image, train=train, mutable=changed,
+                       rngs={'dropout': jax.random.key(0)})
+
+  found = [_of(functools.partial(forward, False), variables, image)]
+  with contextlib.suppress(Exception):  # One that exists may serve without a training mode.
+    found.append(_of(functools.partial(forward, True), variables, image))
+  return digests.of_json(found)
+
+
+def _of_method(built: Networks, name: str) -> str:
+  method = _without_switches(built.methods[name])
+  variables = networks.abstract_method(built, name, num_examples=2)
+
+  def loss(which: str, variables):
+    lesson = networks.blank_lesson(built, method, num_examples=2)
+    return method.apply(variables, dataclasses.replace(lesson, gather=devices.gather),
+                        mutable=['batch_stats', 'memory'], rngs={'dropout': jax.random.key(0)},
+                        method=which)
+
+  losses = ['prepare', '__call__'] if method.prepares else ['__call__']
+  found = [_of(functools.partial(loss, which), variables) for which in losses]
+  for model in method.assistants:
+    module = built.assistants[model]
+    found.append(_of_model(module, taps_lib.abstract_variables(module, built.spec.image_shape),
+                           built.spec.image_shape))
+  return digests.of_json(found)
+
+
+def _without_switches(method: Method) -> Method:
+  """The method, and those that it is made of, with the defaults of `config.compute`."""
+  def part(name: str) -> Method:
+    return _without_switches(method.context.method(name))
+
+  return method.clone(
+      context=dataclasses.replace(method.context, mean_soft_label=True, method=part))
+
+
+def _of(function: Callable, *arguments: Any) -> str:
+  """SHA-256 of a traced program: its text, its constants, and the names of what goes in and out."""
+  traced, result = jax.make_jaxpr(
+      function, axis_env=[(devices.AXIS, 1)], return_shape=True)(*arguments)
+  paths = [jax.tree_util.keystr(path) for path, _ in
+           jax.tree_util.tree_leaves_with_path((arguments, result))]
+  constants = [digests.of(_numbers(value)) for value in _constants(traced)]
+  return digests.of_json([_ADDRESS.sub('', str(traced)), constants, paths])
+
+
+def _constants(traced: Any) -> Iterator[Any]:
+  """The constants of a program, and of the programs that it calls; texts cut large ones short."""
+  yield from getattr(traced, 'consts', ())
+  for equation in traced.eqns:
+    yield from (read.val for read in equation.invars if isinstance(read, core.Literal))
+    for value in equation.params.values():
+      for inner in value if isinstance(value, tuple | list) else (value,):
+        if hasattr(inner, 'eqns'):
+          yield from _constants(inner)
+
+
+def _numbers(value: Any) -> Any:
+  is_key = jnp.issubdtype(jax.dtypes.result_type(value), jax.dtypes.prng_key)
+  return jax.random.key_data(value) if is_key else value
