@@ -82,7 +82,10 @@ def describe(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict)
       raise errors.ConfigError(
           f'config.data.{field}: has {len(data[field])} numbers for images of {channels} '
           f'channel{"s"[:channels > 1]}; give one for each channel, or one for all')
-  return DataSpec(data.name, (height, width, channels), label.num_classes)
+  names = tuple(label.names)
+  made_up = names == tuple(map(str, range(label.num_classes)))  # By TFDS, where there are none.
+  return DataSpec(data.name, (height, width, channels), label.num_classes,
+                  () if made_up else names)
 
 
 def _feature(builder, field: str, key: str, kind: type) -> Any:

@@ -4,9 +4,9 @@ import time
 import tensorflow_datasets as tfds
 
 from kdih import errors
-from kdih.data import datasets
+from kdih.data import datasets, source
 from kdih.data.spec import DataSpec
-from tests.helpers.made_data import Small, make_config, message
+from tests.helpers.made_data import CLASSES, Small, make_config, message
 
 
 def test_data_that_cannot_be_downloaded_are_described_but_refused_at_once(tmp_path, monkeypatch):
@@ -23,6 +23,25 @@ def test_data_that_cannot_be_downloaded_are_described_but_refused_at_once(tmp_pa
                           f'http://127.0.0.1:9/x does not answer; put x.zip into {tmp_path}'
                           '/downloads/manual, or prepare it where there is a network with ')
   assert "tfds.builder('cifar10', data_dir=" in found and 'download_and_prepare()' in found
+
+
+def test_names_of_classes_that_are_but_numbers_are_unknown(tmp_path):
+  config = make_config(name='digits', data_dir=str(tmp_path))
+  assert datasets.describe(datasets.open_builder(config), config).classes == ()
+
+
+def test_names_that_are_known_once_data_are_prepared_are_those_of_the_splits(
+    tmp_path, monkeypatch):
+  generators = Small._split_generators
+
+  def named(self, manager):
+    self.info.features['label'].names = CLASSES
+    return generators(self, manager)
+
+  monkeypatch.setattr(Small, '_split_generators', named)
+  builder, config = Small(data_dir=str(tmp_path)), make_config(name='small')
+  assert datasets.describe(builder, config).classes == ()
+  assert source.open_splits(builder, config).classes == CLASSES
 
 
 def test_data_that_cannot_be_prepared_are_refused_with_the_reason(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_both_loaders_give_every_image_its_label(folder, loader, field):
   written = make_folder(folder)
   config = config_for(folder)
   builder, spec = prepared(config)
-  assert spec == DataSpec('image_folder', (6, 6, 3), 3)
+  assert spec == DataSpec('image_folder', (6, 6, 3), 3, ('Bee', 'ant', 'cow'))
   assert builder.info.features['label'].names == ['Bee', 'ant', 'cow']
   split = config[field]
   names = [e['file'].decode() for e in builder.as_data_source(split=split)]
