@@ -11,7 +11,7 @@ from kdih.phases.heads import run_heads
 from kdih.phases.networks import Networks
 from kdih.phases.student import run_student
 from kdih.phases.teacher import run_teacher
-from kdih.runtime import devices, digests, environment
+from kdih.runtime import devices, environment
 from kdih.runtime.workdir import Workdir
 
 
@@ -105,6 +105,7 @@ def _check_phases(config: ml_collections.ConfigDict, built: Networks, workdir: W
 def check_existing(config: ml_collections.ConfigDict, built: Networks) -> None:
   """Raises ConfigError unless the variables that the config names, if any, fit."""
   if config.teacher.variables:
-    teacher, _ = exported_variables.load_teacher(config.teacher.variables, config, built)
+    _, meta = exported_variables.load_teacher(config.teacher.variables, config, built)
     if config.heads.variables:
-      exported_variables.load_heads(config.heads.variables, built, digests.of(teacher))
+      exported_variables.load_heads(
+          config.heads.variables, built, exported_variables.fingerprint(meta))
