@@ -45,7 +45,7 @@ def prepare(
 
   Args:
     model: the module of a frozen teacher.
-    variables: its {'params', 'batch_stats'}.
+    variables: its own, as `taps.observe` takes them.
     taps: all those that will be read.
     image_shape: height, width, channels.
     fold_batch_norm: whether to `fold`.

@@ -37,7 +37,7 @@ def open_splits(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDi
     raise errors.ConfigError(
         f'config.data.validation_fraction: {fraction} of {count} images leaves {sizes[0]} to train '
         f'with and {sizes[1]} to validate with, so that one has no image; choose another')
-  return Splits(sources, data.loader)
+  return Splits(sources, data.loader, datasets.describe(builder, data).classes)
 
 
 def open_split(

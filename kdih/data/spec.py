@@ -9,4 +9,4 @@ class DataSpec:
   name: str
   image_shape: tuple[int, int, int]  # Height, width, channels.
   num_classes: int
-  classes: tuple[str, ...] = ()  # Their names, in the order of their numbers; () if not known.
+  classes: tuple[str, ...] = ()  # Their names, in order; () where these are unknown.

@@ -32,9 +32,12 @@ class Splits:
   Args:
     sources: the 'train' and 'test' split.
     loader: how they are read, one of `choices.LOADERS`.
+    classes: their names, in order; () where these are unknown.
   """
 
-  def __init__(self, sources: Mapping[str, Examples], loader: str):
+  def __init__(
+      self, sources: Mapping[str, Examples], loader: str, classes: tuple[str, ...] = ()):
+    self.classes = classes
     self._sources = sources
     self._loader = loader
     self._loaders: dict[str, Loader] = {}

@@ -18,6 +18,8 @@ Shapes = dict[str, tuple[int, ...]]
 EMBEDDING = 'embedding'  # Sown beside the taps: what the classifier reads.
 # The collection of what is left of folded batch norms; see `kdih.cohort.frozen_teacher`.
 FOLDED = 'folded'
+# The collection of what makes images those that a model was trained with: 'scale' and 'shift'.
+INPUT = 'input'
 _OUTPUT = '/__call__'  # Where flax files the output of a submodule.
 
 
@@ -55,7 +57,8 @@ def observe(
 
   Args:
     model: a module with `__call__(images, train)`.
-    variables: its {'params', 'batch_stats'}, and `FOLDED` where batch norms are.
+    variables: its {'params', 'batch_stats'}, `FOLDED` where batch norms are, and `INPUT`, by which
+      images are multiplied and what is added to them, [channels] each, where it knows others.
     images: float [batch, height, width, channels].
     taps: names, in the order in which the features are wanted.
     train: batch norms take the statistics of the batch, and dropout drops.
@@ -65,6 +68,9 @@ def observe(
     The output, and {'batch_stats'} after it where `train` is set and the model has any.
   """
   changing = ['batch_stats'] if train and 'batch_stats' in variables else []
+  if own := variables.get(INPUT):
+    images = images * _per_channel(own['scale']) + _per_channel(own['shift'])
+    variables = without_input(variables)
   with nn.intercept_methods(_shift_only):
     logits, state = model.apply(
         variables, images, train=train, mutable=['intermediates', 'preactivations', *changing],
@@ -88,6 +94,15 @@ def _shift_only(next_function, args, kwargs, context):
   shift: jax.Array = module.get_variable(FOLDED, 'shift')
   shifted = inputs + shift.reshape((1,) * (inputs.ndim - 1) + (-1,))
   return shifted if module.dtype is None else shifted.astype(module.dtype)
+
+
+def without_input(variables: Variables) -> Variables:
+  """The variables without the collection `INPUT`: those of the model itself."""
+  return {name: tree for name, tree in variables.items() if name != INPUT}
+
+
+def _per_channel(numbers: jax.Array) -> jax.Array:
+  return jnp.asarray(numbers, jnp.float32).reshape(1, 1, 1, -1)
 
 
 def _float32(array: Any) -> jax.Array:

@@ -18,7 +18,7 @@ from kdih.models import cost
 from kdih.phases import exported_variables, identity as identity_lib
 from kdih.phases.identity import Identity
 from kdih.phases.networks import Networks
-from kdih.runtime import devices, digests
+from kdih.runtime import devices
 from kdih.runtime.files import write_atomically
 from kdih.runtime.progress import say
 from kdih.runtime.workdir import Workdir, resolved
@@ -70,6 +70,9 @@ class Experiment:
   def __init__(self, config: 'ml_collections.ConfigDict', networks: Networks, workdir: Workdir,
                splits: Splits, teachers: Workdir | None = None,
                identity: Identity | None = None):
+    if splits.classes != networks.spec.classes:  # TFDS learns some names while it prepares data.
+      networks = dataclasses.replace(
+          networks, spec=dataclasses.replace(networks.spec, classes=splits.classes))
     self.config, self.networks, self.workdir = config, networks, workdir
     self.teachers = teachers or workdir
     self.splits, self.identity = splits, identity
@@ -101,6 +104,12 @@ class Experiment:
     values = resolved(self.config.data)
     return {'image_shape': list(self.networks.spec.image_shape),
             **{field: values[field] for field in fields}}
+
+  @property
+  def described_data(self) -> dict[str, Any]:
+    """What exported variables say of their data: its identity, its classes, its content."""
+    return {**self.data_identity, 'classes': list(self.networks.spec.classes) or None,
+            'content': self.identity.data if self.identity else None}
 
   def train_labels(self) -> np.ndarray:
     """int32 [size of the train split], -1 for the images that are not trained with."""
@@ -276,20 +285,21 @@ def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, repor
     experiment: the run.
     phase: its name.
     learnt: what it ended with.
-    meta: what the exported variables are of.
+    meta: what the exported variables are of; what its 'data' holds goes before the experiment's.
     report: what was measured: 'val', 'test_last', 'test_best_val', and more.
   """
   made_of: dict[str, Any] = {}
   if experiment.identity:
     made_of = {'identity': experiment.identity.of_phase(phase),
                'accepted': list(experiment.identity.accepted)}
-  meta = {**meta, 'data': experiment.data_identity, 'val': report['val'],
-          'test_best_val': report['test_best_val']}
-  exported_variables.save(experiment.workdir.phase(phase) / 'variables', learnt.best, meta)
+  meta = {**meta, 'data': {**experiment.described_data, **meta.get('data', {})},
+          'val': report['val'], 'test_best_val': report['test_best_val']}
+  fingerprint = exported_variables.save(
+      experiment.workdir.phase(phase) / 'variables', learnt.best, meta)
   return experiment.workdir.finish(phase, {
       **report,
       'parameters': cost.count_parameters(learnt.best['params']),
-      'fingerprint': digests.of(learnt.best),
+      'fingerprint': fingerprint,
       'seed': experiment.config.seed,
       'steps': learnt.steps,
       'seconds': learnt.seconds,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from etils import epath
 
 from kdih import errors
@@ -31,18 +32,27 @@ def describe_heads(built: Networks) -> dict:
           'taps': {tap: list(shape) for tap, shape in built.taps.items()}}
 
 
-def save(path: epath.PathLike, variables: Variables, meta: dict) -> None:
+def save(path: epath.PathLike, variables: Variables, meta: dict) -> str:
   """Writes variables alone, replacing what is at `path`, with digests that loading checks.
 
   Args:
     path: a `variables` folder.
-    variables: of a model, or of the heads.
+    variables: of a model, or of the heads; `taps.INPUT` is left out.
     meta: JSON-able; 'model' and 'data' say what they are of, and for which images.
+
+  Returns:
+    The digest of the variables, their fingerprint.
   """
-  variables = devices.to_host(variables)
+  variables = devices.to_host(taps.without_input(variables))
   meta = {name: value for name, value in meta.items() if name != 'digests'}
   digests = {'meta': digests_lib.of_json(meta), 'variables': digests_lib.of(variables)}
   checkpoints.export(path, variables, {**meta, 'digests': digests})
+  return digests['variables']
+
+
+def fingerprint(meta: dict) -> str:
+  """That of the variables whose description has been loaded."""
+  return meta['digests']['variables']
 
 
 def load_model(
@@ -56,8 +66,9 @@ def load_model(
   Nothing that is stored is executed: a class of your own is imported only if you name it.
 
   Args:
-    path: a `variables` folder. `meta['data']` says of which shape images must be, and by which
-      `mean` and `std` they are normalised once they are scaled to [0, 1].
+    path: a `variables` folder. `meta['data']` says of which shape images must be, by which `mean`
+      and `std` they are normalised once they are scaled to [0, 1], and what the `classes` are
+      called, if that is known.
     model: the name of the model, 'my_pkg.nets:MyNet'; the stored one where it is one of kdih's.
 
   Raises:
@@ -95,35 +106,54 @@ def describe(path: epath.PathLike) -> dict:
 
 
 def load_teacher(
-    path: epath.PathLike, config: 'ml_collections.ConfigDict', built: Networks
+    path: epath.PathLike, config: 'ml_collections.ConfigDict', built: Networks,
+    finished: dict | None = None,
 ) -> tuple[Variables, dict]:
   """The teacher's variables at `path`, and their description.
 
+  Where its images were normalised by other numbers than those of `config.data`, the variables hold
+  `taps.INPUT` too, by which it sees them as it is used to.
+
+  Args:
+    path: a `variables` folder.
+    config: of the run.
+    built: its networks.
+    finished: the result of the phase that left them in the workdir, if one did.
+
   Raises:
-    ConfigError: there are none, they are damaged, or of another architecture or other classes.
+    ConfigError: there are none, they are damaged, of another architecture, of other classes or the
+      same in another order, or not those of the phase.
   """
-  setting = 'config.teacher.variables'
+  setting = 'config.teacher.variables' if finished is None else '--workdir'
   wanted = describe_model(config, 'teacher', built.spec.num_classes)
   meta = _read_meta(path, setting)
+  _check_finished(path, meta, finished)
   _compare(setting, path, meta['model'], wanted)
-  like = taps.abstract_variables(built.teacher, built.spec.image_shape)
-  return _load(path, like, setting, meta), meta
+  data = meta.get('data')
+  data = data if isinstance(data, dict) else {}
+  _compare_classes(setting, path, data.get('classes'), built.spec.classes)
+  own = _input(setting, path, data, config, built.spec.image_shape[-1])
+  return {**_load(path, built.teacher_variables, setting, meta), **own}, meta
 
 
-def load_heads(path: epath.PathLike, built: Networks, teacher: str) -> tuple[Variables, dict]:
+def load_heads(
+    path: epath.PathLike, built: Networks, teacher: str, finished: dict | None = None
+) -> tuple[Variables, dict]:
   """The heads' variables at `path`, and their description.
 
   Args:
     path: a `variables` folder.
     built: the networks that they are for.
     teacher: fingerprint of the teacher that they must have been trained on.
+    finished: the result of the phase that left them in the workdir, if one did.
 
   Raises:
-    ConfigError: there are none, they are damaged, or of other taps, another kind or another
-      teacher.
+    ConfigError: there are none, they are damaged, of other taps, another kind or another teacher,
+      or not those of the phase.
   """
-  setting = 'config.heads.variables'
+  setting = 'config.heads.variables' if finished is None else '--workdir'
   meta = _read_meta(path, setting)
+  _check_finished(path, meta, finished)
   _compare(setting, path, meta['model'], describe_heads(built))
   if meta.get('teacher') != teacher:
     raise errors.ConfigError(
@@ -175,6 +205,58 @@ def _read_meta(path: epath.PathLike, setting: str) -> dict:
   if not (whole and unchanged):
     raise _damaged(setting, path, 'their description is not the one that was written')
   return stored
+
+
+def _check_finished(path: epath.PathLike, meta: dict, finished: dict | None) -> None:
+  """Raises ConfigError where the variables are not those that the phase finished with."""
+  if finished is None or finished.get('fingerprint') == fingerprint(meta):
+    return
+  folder = epath.Path(path).parent
+  raise errors.ConfigError(
+      f'--workdir: {str(path)!r} does not hold the variables that {folder / "result.json"} tells '
+      f'of; put the folder back from a copy, or remove {folder} to do the phase anew')
+
+
+def _compare_classes(
+    setting: str, path: epath.PathLike, stored: Any, here: tuple[str, ...]
+) -> None:
+  """Raises ConfigError where the classes are not the same in the same order, if both are known."""
+  if not (stored and here):
+    return
+  if not isinstance(stored, list) or len(stored) != len(here):
+    raise _damaged(setting, path, 'they name other classes than they have')
+  for number, (name, name_here) in enumerate(zip(stored, here, strict=True)):
+    if name != name_here:
+      raise errors.ConfigError(
+          f'{setting}: the teacher at {str(path)!r} knows other classes, or these in another '
+          f'order: its class {number} is {name!r}, here it is {name_here!r}; take one that was '
+          'trained with these in this order, or train one')
+
+
+def _input(
+    setting: str, path: epath.PathLike, data: dict, config: 'ml_collections.ConfigDict',
+    channels: int,
+) -> Variables:
+  """{`taps.INPUT`: ...} of a model whose images are normalised as `data` says; {} if as here."""
+  try:
+    mean, std = _normalisation(data, channels)
+    if not (np.isfinite([mean, std]).all() and (std > 0).all()):
+      raise ValueError('no image can be normalised by them')
+  except Exception as error:  # What is described may be anything.
+    raise _damaged(setting, path, 'they do not say by which mean and std their images are '
+                   f'normalised: {errors.first_line(error)}') from error
+  mean_here, std_here = _normalisation(config.data, channels)
+  if np.array_equal([mean, std], [mean_here, std_here]):
+    return {}
+  return {taps.INPUT: {'scale': np.float32(std_here / std),
+                       'shift': np.float32((mean_here - mean) / std)}}
+
+
+def _normalisation(data: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and std, float64 [channels] each; one number serves every channel."""
+  mean, std = (np.broadcast_to(np.asarray(data[name], np.float64), channels)
+               for name in ('mean', 'std'))
+  return mean, std
 
 
 def _damaged(setting: str, path: epath.PathLike, reason: str) -> errors.ConfigError:

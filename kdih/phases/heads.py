@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdih import errors
 from kdih.cohort import analysis, head_modules, member_weights, soft_label_mean
 from kdih.cohort.members import FINAL, MEAN, cohort_logits
 from kdih.distillation import losses
@@ -17,7 +18,7 @@ from kdih.models.taps import Shapes
 from kdih.phases import cache_plan, exported_variables, networks
 from kdih.phases.experiment import Experiment, Learnt, finish, overview
 from kdih.phases.teacher import load_teacher
-from kdih.runtime import digests
+from kdih.runtime import files
 from kdih.runtime.progress import say
 from kdih.training.task import LiveOutputs, Task, TeacherOutputs
 
@@ -76,8 +77,7 @@ def run_heads(experiment: Experiment) -> dict:
   config, built = experiment.config.heads, experiment.networks
   if finished := experiment.workdir.result('heads'):
     return finished
-  teacher = load_teacher(experiment)
-  owner = digests.of(teacher)
+  teacher, owner = load_teacher(experiment)
   taps = tuple(built.taps)
   prepared = experiment.prepare_teacher(built.teacher, teacher, taps)
   cached = None
@@ -103,10 +103,40 @@ def run_heads(experiment: Experiment) -> dict:
   if len(experiment.validation_subset):  # Without a validation split, nothing tells who is right.
     found = member_weights.weigh(*predict_cohort(experiment, task, learnt.best, 'validation'))
     weights = {rule: numbers.tolist() for rule, numbers in found.items()}
-  meta = {'model': exported_variables.describe_heads(built), 'teacher': owner}
+  meta = {'model': exported_variables.describe_heads(built), 'teacher': owner, 'weights': weights}
   return finish(experiment, 'heads', learnt, meta, {
       **members[MEAN], 'members': members, 'weights': weights,
       'analysis': analysis.analyse(*predict_cohort(experiment, task, learnt.best, 'test'))})
+
+
+def load_heads(experiment: Experiment, owner: str) -> tuple[Any, dict[str, list[float]]]:
+  """The variables of the finished heads phase, and the members' weights, by rule.
+
+  Args:
+    experiment: the run.
+    owner: fingerprint of its teacher.
+
+  Raises:
+    ConfigError: the variables or the weights are not those that the phase finished with.
+  """
+  folder = experiment.teachers.path / 'heads'
+  path, finished = folder / 'result.json', experiment.teachers.result('heads') or {}
+  variables, meta = exported_variables.load_heads(
+      folder / 'variables', experiment.networks, owner, finished)
+  weights = finished.get('weights', {})
+  if weights != meta.get('weights', weights):  # An earlier version did not export them.
+    raise errors.ConfigError(
+        f'--workdir: the members\' weights in {path} are not those that were exported with the '
+        f'heads; put the file back from a copy, or remove {folder} to do the phase anew')
+  if not _are_weights(weights, len(experiment.networks.taps) + 1):
+    raise files.damaged(path, 'its weights are not a number for each member')
+  return variables, weights
+
+
+def _are_weights(weights: Any, num_members: int) -> bool:
+  return isinstance(weights, dict) and all(
+      isinstance(numbers, list) and len(numbers) == num_members
+      and all(type(number) in (int, float) for number in numbers) for numbers in weights.values())
 
 
 def predict_cohort(

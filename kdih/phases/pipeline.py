@@ -13,7 +13,7 @@ from kdih.phases.heads import run_heads
 from kdih.phases.networks import Networks
 from kdih.phases.student import run_student
 from kdih.phases.teacher import run_teacher
-from kdih.runtime import devices, digests, environment
+from kdih.runtime import devices, environment
 from kdih.runtime.workdir import Workdir, resolved
 
 
@@ -35,7 +35,7 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
   builder = datasets.open_builder(config.data)
   built = networks.build(config, datasets.describe(builder, config.data))
   _check_phases(config, built, workdir)
-  check_existing(config, built)
+  check_existing(config, built, workdir)
   splits = source.open_splits(builder, config.data)
   now = identity.collect(built, workdir, data_identity.identify(builder, config.data, splits))
   accepted += identity.check(workdir, now, fields)
@@ -110,9 +110,41 @@ def _check_phases(config: ml_collections.ConfigDict, built: Networks, workdir: W
     ready.add(phase)
 
 
-def check_existing(config: ml_collections.ConfigDict, built: Networks) -> None:
-  """Raises ConfigError unless the variables that the config names, if any, fit."""
-  if config.teacher.variables:
-    teacher, _ = exported_variables.load_teacher(config.teacher.variables, config, built)
-    if config.heads.variables:
-      exported_variables.load_heads(config.heads.variables, built, digests.of(teacher))
+def check_existing(
+    config: ml_collections.ConfigDict, built: Networks, teachers: Workdir
+) -> None:
+  """Raises ConfigError unless the variables that the config names, if any, fit.
+
+  A phase that is finished has a copy of its own, so that these may be gone by then; but they must
+  not have become others.
+
+  Args:
+    config: of the run.
+    built: its networks.
+    teachers: the workdir of teacher and heads.
+  """
+  if _is_needed(config, 'teacher', teachers):
+    path = config.teacher.variables
+    _, meta = exported_variables.load_teacher(path, config, built)
+    owner = exported_variables.fingerprint(meta)
+    _check_taken('teacher', path, owner, teachers)
+  else:
+    owner = (teachers.result('teacher') or {}).get('fingerprint', '')
+  if config.teacher.variables and _is_needed(config, 'heads', teachers):
+    path = config.heads.variables
+    _, meta = exported_variables.load_heads(path, built, owner)
+    _check_taken('heads', path, exported_variables.fingerprint(meta), teachers)
+
+
+def _is_needed(config: ml_collections.ConfigDict, phase: str, teachers: Workdir) -> bool:
+  """Whether the variables that the config names for a phase, if any, are to be looked at."""
+  path = config[phase].variables
+  return bool(path) and not (teachers.result(phase) and not epath.Path(path).exists())
+
+
+def _check_taken(phase: str, path: str, fingerprint: str, teachers: Workdir) -> None:
+  finished = teachers.result(phase)
+  if finished and finished.get('fingerprint') != fingerprint:
+    raise errors.ConfigError(
+        f'config.{phase}.variables: {path!r} holds others than those that {teachers.path / phase} '
+        'was made of; name these, or choose another workdir')

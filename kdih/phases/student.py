@@ -13,8 +13,9 @@ from kdih.distillation.method import STUDENT, Method
 from kdih.models import cost, taps as taps_lib
 from kdih.phases import cache_plan, exported_variables, networks
 from kdih.phases.experiment import Experiment, finish, overview
+from kdih.phases.heads import load_heads
 from kdih.phases.teacher import load_teacher, predict_as
-from kdih.runtime import devices, digests
+from kdih.runtime import devices
 from kdih.runtime.progress import say
 from kdih.training import state, together
 from kdih.training.task import LiveOutputs, Task, TeacherOutputs
@@ -199,7 +200,7 @@ def _run(
       phase, task, variables, method_presets.training(experiment.config, name))
   measured = experiment.measure(
       task, learnt,  # With the teacher, where there is one, to see how far they agree.
-      with_teacher(task, experiment.networks.teacher, load_teacher(experiment))
+      with_teacher(task, experiment.networks.teacher, load_teacher(experiment)[0])
       if experiment.teachers.result('teacher') else task)['student']
   alone = dataclasses.replace(learnt, last=state.part(learnt.last, 'student'),
                               best=state.part(learnt.best, 'student'))
@@ -250,13 +251,11 @@ def _first_teacher(experiment: Experiment, name: str) -> _Teacher:
   built, taps = experiment.networks, tuple(experiment.networks.teacher_taps)
   if built.methods[name].taught_by == 'labels':
     return _Teacher(built.teacher, taps, {})
-  frozen, names = {'teacher': load_teacher(experiment)}, cache_plan.heard_with(experiment, name)
+  variables, owner = load_teacher(experiment)
+  frozen, names = {'teacher': variables}, cache_plan.heard_with(experiment, name)
   members: tuple[str, ...] = ()
   if 'cohort' in {built.methods[other].taught_by for other in names}:
-    path = experiment.teachers.path / 'heads' / 'variables'
-    frozen['heads'], _ = exported_variables.load_heads(
-        path, built, digests.of(frozen['teacher']))
-    weights = (experiment.teachers.result('heads') or {}).get('weights', {})
+    frozen['heads'], weights = load_heads(experiment, owner)
     frozen['weights'] = {rule: jnp.asarray(numbers) for rule, numbers in weights.items()}
     members = tuple(built.taps)
   return dataclasses.replace(

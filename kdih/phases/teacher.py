@@ -4,12 +4,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from kdih import errors
 from kdih.distillation import losses
 from kdih.models import cost, taps
 from kdih.phases import exported_variables, networks
 from kdih.phases.experiment import Experiment, Learnt, finish, overview
+from kdih.phases.networks import Networks
+from kdih.runtime import digests
 from kdih.runtime.progress import say
 from kdih.training.task import Task
 
@@ -42,41 +45,79 @@ def run_teacher(experiment: Experiment) -> dict:
   if finished := experiment.workdir.result('teacher'):
     return finished
   task = teacher_task(built.teacher)
+  meta: dict[str, Any] = {'model': exported_variables.describe_model(
+      experiment.config, 'teacher', built.spec.num_classes)}
   stored: dict[str, Any] = {}
   if config.variables:
     variables, stored = exported_variables.load_teacher(config.variables, experiment.config, built)
+    _introduce(variables, stored['data'], built)
+    meta['data'] = {name: stored['data'][name] for name in ('mean', 'std')}
     learnt = Learnt(variables, variables)
   else:
     variables = networks.initialise(built.teacher, experiment.key(0), built.spec.image_shape)
     overview(experiment, 'teacher', config.name, variables)
     learnt = experiment.train('teacher', task, variables, config.train)
   measured = experiment.measure(task, learnt)['teacher']
-  _check_stored(config.variables, stored, experiment, measured)
-  meta = {'model': exported_variables.describe_model(
-      experiment.config, 'teacher', built.spec.num_classes)}
+  if stored:
+    _check_accuracy(config.variables, stored, experiment, measured)
   flops = cost.forward_flops(built.teacher, learnt.best, built.spec.image_shape)
   return finish(experiment, 'teacher', learnt, meta,
                 {**measured, 'model': config.name, 'flops': flops})
 
 
-def _check_stored(path: str, stored: dict, experiment: Experiment, measured: dict) -> None:
-  if not stored:
-    return
-  same_data = stored['data'] == experiment.data_identity
+def _introduce(variables: Any, data: dict, built: Networks) -> None:
+  """Says what is special about a teacher that exists."""
+  if taps.INPUT in variables:
+    mean, std = (', '.join(f'{number:g}' for number in np.ravel(data[name]))
+                 for name in ('mean', 'std'))
+    say(f'teacher: keeps its own normalisation, mean ({mean}), std ({std})')
+  if not (data.get('classes') and built.spec.classes):
+    say("teacher: the names of its classes, or of this data set's, are unknown; their order is "
+        'taken to be the same')
+
+
+def _check_accuracy(path: str, stored: dict, experiment: Experiment, measured: dict) -> None:
+  """Says how accurate a teacher is here, and was where it was exported.
+
+  Raises:
+    ConfigError: the two differ on the same data.
+  """
+  same_data = _same_data(stored['data'], experiment.described_data)
   for name in ('val', 'test_best_val'):
-    before, now = stored.get(name), measured[name]
-    if not (same_data and before and now):
+    before, now = _top1(stored.get(name)), _top1(measured[name])
+    if before is None or now is None:
       continue
-    say(f'teacher: {name} accuracy {now["top1"]:.4f}, stored {before["top1"]:.4f}')
-    if abs(before['top1'] - now['top1']) > _TOLERANCE:
+    say(f'teacher: {name} accuracy {now:.4f} here, {before:.4f} where it was exported'
+        + ('' if same_data else ', on other data or splits'))
+    if same_data and abs(before - now) > _TOLERANCE:
       raise errors.ConfigError(
-          f'config.teacher.variables: {path!r} was stored with {name} accuracy '
-          f'{before["top1"]:.4f} and has {now["top1"]:.4f} now; its files or the data changed')
-  if not same_data:
-    say('teacher: measured on other data than it was stored with; accuracies are not compared')
+          f'config.teacher.variables: {path!r} was stored with {name} accuracy {before:.4f} and '
+          f'has {now:.4f} now, on the same data; its files or the images changed: put them back, '
+          'or name another teacher')
 
 
-def load_teacher(experiment: Experiment) -> Any:
-  """The variables of the finished teacher phase."""
+def _same_data(stored: dict, here: dict) -> bool:
+  """Whether all is the same that both know of their data, but for the normalisation: a teacher
+  brings its own."""
+  known = [name for name, value in here.items()
+           if name not in ('mean', 'std') and value is not None and stored.get(name) is not None]
+  return all(digests.of_json(stored[name]) == digests.of_json(here[name]) for name in known)
+
+
+def _top1(measured: Any) -> float | None:
+  """The accuracy in what was measured on a split, if it was."""
+  top1 = measured.get('top1') if isinstance(measured, dict) else None
+  return top1 if isinstance(top1, int | float) else None
+
+
+def load_teacher(experiment: Experiment) -> tuple[Any, str]:
+  """The variables of the finished teacher phase, as those that it took or trained, and their
+  fingerprint.
+
+  Raises:
+    ConfigError: they are not those that the phase finished with.
+  """
   path = experiment.teachers.path / 'teacher' / 'variables'
-  return exported_variables.load_teacher(path, experiment.config, experiment.networks)[0]
+  variables, meta = exported_variables.load_teacher(
+      path, experiment.config, experiment.networks, experiment.teachers.result('teacher') or {})
+  return variables, exported_variables.fingerprint(meta)

@@ -17,12 +17,11 @@ from matplotlib.figure import Figure
 from kdih import errors
 from kdih.config import fields
 from kdih.data import datasets, source as source_lib
-from kdih.phases import exported_variables, networks
+from kdih.phases import networks
 from kdih.phases.experiment import Experiment
-from kdih.phases.heads import heads_task, predict_cohort
+from kdih.phases.heads import heads_task, load_heads, predict_cohort
 from kdih.phases.teacher import load_teacher
 from kdih.report.style import GREY, STUDENT, TEACHER, new_figure, shown
-from kdih.runtime import digests
 from kdih.runtime.files import read_json
 from kdih.runtime.workdir import Workdir
 
@@ -76,9 +75,8 @@ def load(path: epath.PathLike, data_dir: str = '') -> Answers:
   builder = datasets.prepare(datasets.open_builder(config.data))
   built = networks.build(config, datasets.describe(builder, config.data))
   experiment = Experiment(config, built, workdir, source_lib.open_splits(builder, config.data))
-  teacher = load_teacher(experiment)
-  heads, _ = exported_variables.load_heads(
-      experiment.teachers.path / 'heads' / 'variables', built, digests.of(teacher))
+  teacher, owner = load_teacher(experiment)
+  heads, _ = load_heads(experiment, owner)
   task = heads_task(built.teacher, built.heads, teacher, tuple(built.taps))
   logits, labels = predict_cohort(experiment, task, heads, 'test')
   return Answers(logits, labels, builder.info.features[config.data.label_key].names,

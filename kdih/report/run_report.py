@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from kdih.cohort.members import FINAL, MEAN
-from kdih.models import cost, taps
+from kdih.models import cost
 from kdih.phases import exported_variables
 from kdih.phases.networks import Networks
 from kdih.report import run_plots
@@ -76,7 +76,7 @@ def write(workdir: Workdir, networks: Networks, config: ml_collections.ConfigDic
   """
   results = workdir.results()
   if 'teacher' in results and 'student' in results:
-    results['compression'] = _compression(workdir, networks, config, results)
+    results['compression'] = _compression(workdir, networks, results)
   write_json(workdir.path / 'results.json', results)
   manifest = read_json(workdir.path / 'manifest.json')
   text = _markdown(results, config, _draw(workdir, results), manifest)
@@ -85,7 +85,7 @@ def write(workdir: Workdir, networks: Networks, config: ml_collections.ConfigDic
 
 
 def _compression(
-    workdir: Workdir, networks: Networks, config: ml_collections.ConfigDict, results: Results
+    workdir: Workdir, networks: Networks, results: Results
 ) -> dict[str, Any]:
   known = (read_json(workdir.path / 'results.json') or {}).get('compression')
   prints = {name: result['fingerprint'] for name, result in results['student'].items()}
@@ -95,9 +95,9 @@ def _compression(
   say('report: measuring what teacher and student cost')
   phases = {'teacher': 'teacher', 'student': f'student/{next(iter(prints))}'}
   paths = {role: workdir.path / phase / 'variables' for role, phase in phases.items()}
-  like = taps.abstract_variables(networks.student, networks.spec.image_shape)
-  variables = {'teacher': exported_variables.load_teacher(paths['teacher'], config, networks)[0],
-               'student': exported_variables.load(paths['student'], like, 'config.student.name')}
+  shapes = {'teacher': networks.teacher_variables, 'student': networks.student_variables}
+  variables = {role: exported_variables.load(path, shapes[role], f'config.{role}.name')
+               for role, path in paths.items()}
   return {'device': jax.local_devices()[0].device_kind, **{
       role: {**cost.measure(getattr(networks, role), variables[role], networks.spec.image_shape,
                             batch_size=_BATCH_SIZE),

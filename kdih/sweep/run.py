@@ -94,7 +94,7 @@ class _Sweep:
       teachers = self.teachers(pair)
       self._accepted[teachers.path] = identity.check_config(
           teachers, resolved(pair.config), student=False)
-      pipeline.check_existing(pair.config, self.networks(pair))
+      pipeline.check_existing(pair.config, self.networks(pair), teachers)
     for run in itertools.chain.from_iterable(self.runs):
       workdir = Workdir(run.folder(self.path))
       self._accepted[workdir.path] = identity.check_config(workdir, resolved(run.config))

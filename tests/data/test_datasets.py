@@ -5,9 +5,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from kdih import errors
-from kdih.data import datasets
+from kdih.data import datasets, source
 from kdih.data.spec import DataSpec
-from tests.helpers.made_data import Small, make_config, message
+from tests.helpers.made_data import CLASSES, Small, make_config, message
 
 
 def test_data_that_cannot_be_downloaded_are_described_but_refused_at_once(tmp_path, monkeypatch):
@@ -33,6 +33,20 @@ def test_names_of_classes_are_known_where_the_data_set_has_some(tmp_path, given,
   if given:
     builder.info.features['label'].names = given
   assert datasets.describe(builder, make_config(name='small')).classes == known
+
+
+def test_names_that_are_known_once_data_are_prepared_are_those_of_the_splits(
+    tmp_path, monkeypatch):
+  generators = Small._split_generators
+
+  def named(self, manager):
+    self.info.features['label'].names = CLASSES
+    return generators(self, manager)
+
+  monkeypatch.setattr(Small, '_split_generators', named)
+  builder, config = Small(data_dir=str(tmp_path)), make_config(name='small')
+  assert datasets.describe(builder, config).classes == ()
+  assert source.open_splits(builder, config).classes == CLASSES
 
 
 def test_data_that_cannot_be_prepared_are_refused_with_the_reason(tmp_path, monkeypatch):
