@@ -96,15 +96,14 @@ def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Networks:
   teacher, student = (_model(config, spec, role) for role in ('teacher', 'student'))
   taps = taps_lib.choose_taps(teacher, spec.image_shape, config.heads.taps)
   chosen = {name: _method(config, spec, len(taps) + 1, name) for name in config.student.methods}
-  read = any(method.taught_by != 'labels' for method in chosen.values())
   assistants = {model: _model_for_method(config, spec, model)
                 for method in chosen.values() for model in method.assistants}
   for model in (teacher, *assistants.values()):
     frozen_teacher.check_dtype(model, config.compute.teacher_dtype)
   built = Networks(
       spec, teacher, student, Heads(spec.num_classes, config.heads.kind), taps, chosen,
-      _compared(teacher, spec, config.student.teacher_taps, 'teacher_taps') if read else {},
-      _compared(student, spec, config.student.taps, 'taps') if read else {}, assistants,
+      _compared(teacher, spec, config.student.teacher_taps, 'teacher_taps'),
+      _compared(student, spec, config.student.taps, 'taps'), assistants,
       config.data.validation_fraction > 0)
   for name in chosen:
     _check_pair(config, built, name)

@@ -213,11 +213,14 @@ def test_other_versions_are_said_and_another_number_of_devices_where_it_counts()
 
 
 def test_the_options_of_the_parts_of_a_begun_sum_are_fixed(scene, capsys):
-  assert scene.resume('--config.student.methods=ce,dih_at') == 0
+  added = '--config.student.methods=ce,mixed'
+  mixed = ['--config.methods.mixed.kind=combined', '--config.methods.mixed.methods=dih,kd_std',
+           '--config.methods.mixed.weights=1.0,1.0', added]
+  assert scene.resume(*mixed) == 0
   capsys.readouterr()
-  assert scene.resume('--config.methods.dih.alpha=0.5') == 2
+  assert scene.resume(*mixed, '--config.methods.dih.alpha=0.5') == 2
   assert 'config.methods.dih.alpha (was 0.1, is 0.5)' in capsys.readouterr().err
-  assert scene.resume('--config.methods.kd.alpha=0.5') == 0  # It was not begun.
+  assert scene.resume(*mixed, '--config.methods.kd.alpha=0.5') == 0  # That one was not begun.
 
 
 def test_a_cache_on_the_disk_is_of_its_images(scene, capsys):

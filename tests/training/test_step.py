@@ -1,4 +1,6 @@
 """The compiled steps: what learns, what stays frozen, what is reduced over the devices."""
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,8 +140,7 @@ def test_the_buffers_of_the_state_are_donated(built, frozen):
 def test_every_device_ends_with_the_same_state_and_metrics(built, frozen, sync):
   """`out_axes=None` takes the first device's word; here all devices speak."""
   student = built.student.clone(axis_name=devices.AXIS if sync else None)
-  task = student_task(
-      networks.Networks(**{**vars(built), 'student': student}), frozen)
+  task = student_task(dataclasses.replace(built, student=student), frozen)
   loader = Arrays(64)
   step = make_train_step(learning=[Learning(task, SGD)], gather=loader.gather,
                          preprocess=PREPROCESS, steps_per_epoch=3.0)
