@@ -91,12 +91,13 @@ GROUPS = {
                    'each, such as `--process_id=1`.',
     'data': 'The data set, its splits, and how images are shown.',
     'teacher': 'The first phase.',
-    'teacher.train': 'How the teacher trains.',
+    'teacher.train': 'how the teacher trains. Runs that differ here are averaged if their teachers '
+                     'are the same.',
     'heads': 'The second phase: a classifier on each tap of the frozen teacher.',
-    'heads.train': 'How the heads train, all at once.',
+    'heads.train': 'how the heads train, all at once.',
     'student': 'The third phase.',
-    'student.train': 'How students train, whatever the method.',
-    'student.prepare': 'How methods train that prepare something first: fitnets, ab, ft, tofd.',
+    'student.train': 'how students train, whatever the method.',
+    'student.prepare': 'how methods train that prepare something first: fitnets, ab, ft, tofd.',
     'sweep': 'What `python -m kdih.sweep` runs. Each field has a short flag: `--seeds=30,50`.',
 }
 
@@ -236,7 +237,8 @@ FIELDS: dict[str, Field] = {
         default=0.1, kind=Number(0, 1, open_high=True), caches=CACHES,
         doc='Cut from the train split to choose checkpoints. 0: the last one is chosen.'),
     'data.validation_seed': Field(
-        default=0, kind=Whole(0, 2**63 - 1), caches=CACHES, doc='What is cut.'),
+        default=0, kind=Whole(0, 2**63 - 1), caches=CACHES,
+        doc='Seeds which images are cut.'),
     'data.loader': Field(
         default='memory', kind=Choice(choices.LOADERS), **_ROUNDING,
         doc='`memory` keeps the split on the device; `streaming` reads it with tf.data.'),
@@ -257,7 +259,8 @@ FIELDS: dict[str, Field] = {
         doc='Further arguments of the module.'),
     'teacher.variables': Field(
         default='', kind=Text(), resume=_is_set, averaged=BY_TEACHER,
-        doc='A `variables` folder of an earlier run to start from; empty trains the teacher.'),
+        doc='A `variables` folder of an earlier run to start from, which may move; empty trains '
+            'the teacher.'),
     **_training('teacher.train', averaged=BY_TEACHER),
 
     'heads.kind': Field(
@@ -268,13 +271,16 @@ FIELDS: dict[str, Field] = {
         doc="The teacher's taps that get a head, in this order; () is every tap that it sows."),
     'heads.variables': Field(
         default='', kind=Text(), resume=_is_set, averaged=FREE,
-        doc='A `variables` folder of heads trained on the same teacher; empty trains them.'),
+        doc='A `variables` folder of heads trained on the same teacher, which may move; empty '
+            'trains them.'),
     **_training('heads.train'),
 
     'student.name': Field(
-        default='resnet8', kind=NAME, student_only=True, varies=True, doc='As of the teacher.'),
+        default='resnet8', kind=NAME, student_only=True, varies=True,
+        doc='As `teacher.name`.'),
     'student.kwargs': Field(
-        default={}, kind=Group(), student_only=True, varies=True, doc='As of the teacher.'),
+        default={}, kind=Group(), student_only=True, varies=True,
+        doc='As `teacher.kwargs`.'),
     'student.methods': Field(
         default=('ce', 'kd', 'dih'), kind=Many(NAME, 1, distinct=True), student_only=True,
         **_ANY_TIME,
