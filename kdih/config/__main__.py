@@ -1,69 +1,109 @@
 """Prints the table of all fields: `python -m kdih.config > kdih/config/README.md`."""
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from kdih.config.fields import FIELDS, GROUPS
+from kdih.config.fields import FIELDS, GROUPS, TRAININGS
 from kdih.config.recipes import RECIPES
-from kdih.config.schema import BY_TEACHER, FREE, Field
+from kdih.config.schema import BY_TEACHER, FIXED, FREE, SAME, Field
 
 _INTRODUCTION = """\
 # Every field of the config
 
 Written by `python -m kdih.config > kdih/config/README.md` from the declarations in
-[`fields.py`](fields.py). Set a field in a config file (`config.data.padding = 4`) or on the command
-line (`--config.data.padding=4`). A tuple may be written with brackets or without:
-`--config.student.methods=ce,kd,dih`, `--config.methods.dih.temperature=(5.0,4.0,3.0,2.0)`.
+[`fields.py`](fields.py).
 
-*Resume* says whether a run resumes after the field was changed; *averaged* whether runs that differ
-in it are averaged as seeds of one method. `(part)` marks that only a part of its meaning counts, as
-the text says; `teacher` that the teacher's fingerprint is compared in its place.
+Set a field in a config file, `config.data.padding = 4`, or on the command line,
+`--config.data.padding=4`. A tuple is written with commas, brackets around it or not:
+`--config.student.methods=ce,kd,dih`. What is True or False may stand without a value:
+`--config.profile`, `--noconfig.deterministic`.
 
-## Methods
+The last two columns say what a change means:
 
-`config.methods.NAME` holds the options of a way to teach the student: `kind`, a file of
-[`kdih/methods`](../methods), and all options that its class declares; perhaps a `learning_rate`,
-which students taught so take in place of that of `student.train`.
-[`method_presets.py`](method_presets.py) holds the entries that there are at first. An entry of your
-own is made in the config file, or on the command line:
-`--config.methods.mine.kind=kd --config.methods.mine.alpha=0.5 ...`. A run resumes under other
-options of methods that it has not begun.
+- *Resume*: whether a run goes on after the field was changed in its command.
+- *Average*: whether a report averages runs that differ in the field, as it does seeds. Where it
+  says *teacher*, it does if their teachers are the same, which is compared by fingerprint.
+- *Partly*: some changes count and others do not, as the text says.
+
+## config.methods
+
+`config.methods.NAME` is a way to teach the student: its `kind`, a file of
+[`kdih/methods`](../methods), with every option that the class there declares, and perhaps a
+`learning_rate` in the place of that of `config.student.train`.
+[`method_presets.py`](method_presets.py) has the entries that there are at first. Change an option
+of one, or make an entry of your own:
+
+```sh
+python -m kdih.main --config=configs/digits.py --workdir=runs/mine \\
+    --config.methods.dih.temperature='(5.0,4.0,3.0,2.0)' \\
+    --config.methods.mine.kind=at --config.methods.mine.weight=500 \\
+    --config.methods.mine.cross_entropy=1 --config.student.methods=dih,mine
+```
+
+A run resumes under other options of methods that it has not begun.
 """
+_COLUMNS = ('Field', 'Default', 'What it does', 'Values', 'Resume', 'Average')
+_RESUME = {FREE: 'yes', FIXED: 'no'}
+_AVERAGE = {FREE: 'yes', SAME: 'no', BY_TEACHER: 'teacher'}
 
 
 def document() -> str:
   """Returns the content of `README.md`."""
-  sections = [_INTRODUCTION]
-  for group in ('', *GROUPS):
-    fields = {name: field for name, field in FIELDS.items() if name.rpartition('.')[0] == group}
-    title = f'config.{group}' if group else 'config'
-    sections.append('\n'.join([
-        f'## {title}', '', *([GROUPS[group], ''] if group else []),
-        '| field | default | values | resume | averaged | |', '|---|---|---|---|---|---|',
-        *(_row(name, field) for name, field in fields.items()), '']))
-  sections.append('\n'.join(_recipes()))
-  return '\n'.join(sections)
+  sections = [_INTRODUCTION, *_section('config', _rows(''))]
+  for group, about in GROUPS.items():
+    if group not in TRAININGS:
+      sections += _section(f'config.{group}', _rows(group), about)
+    elif group == TRAININGS[0]:  # They have the same fields.
+      sections += _section(', '.join(f'config.{name}' for name in TRAININGS), _training_rows(),
+                           *(f'- `{name}`: {GROUPS[name]}' for name in TRAININGS))
+  return '\n'.join([*sections, *_recipes(), ''])
 
 
-def _row(name: str, field: Field) -> str:
-  resume = '(part)' if callable(field.resume) else field.resume
-  averaged = '(part)' if callable(field.averaged) else field.averaged
-  averaged = {BY_TEACHER: 'teacher', FREE: 'yes', 'same': 'no'}.get(averaged, averaged)
-  cells = (f'`{name}`', f'`{field.default!r}`', field.kind.words,
-           {FREE: 'yes', 'fixed': 'no'}.get(resume, resume), averaged, field.doc)
+def _section(title: str, rows: Iterable[Sequence[str]], *about: str) -> Iterator[str]:
+  yield from (f'## {title}', '', *about, *([''] if about else []))
+  yield from (*_table(_COLUMNS, rows), '')
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+  yield from (_line(titles), _line([':--'] * len(titles)), *map(_line, rows))
+
+
+def _line(cells: Sequence[str]) -> str:
   return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
 
 
+def _rows(group: str) -> Iterator[Sequence[str]]:
+  for name, field in FIELDS.items():
+    if name.rpartition('.')[0] == group:
+      yield _row(name, f'`{field.default!r}`', field)
+
+
+def _training_rows() -> Iterator[Sequence[str]]:
+  """Yields the fields that all groups of `TRAININGS` have."""
+  for name, field in FIELDS.items():
+    group, _, key = name.rpartition('.')
+    if group == 'student.train':
+      default = f'`{field.default!r}`'
+      for other in TRAININGS:
+        value = FIELDS[f'{other}.{key}'].default
+        default += f'; of `{other}` `{value!r}`' if value != field.default else ''
+      yield _row(key, default, field)
+
+
+def _row(name: str, default: str, field: Field) -> Sequence[str]:
+  resume, average = ('partly' if callable(meaning) else words[meaning] for meaning, words in (
+      (field.resume, _RESUME), (field.averaged, _AVERAGE)))
+  return f'`{name}`', default, field.doc, field.kind.words, resume, average
+
+
 def _recipes() -> Iterator[str]:
-  yield '## Recipes\n'
-  yield ('`fields.base(recipe)` and the config files take a recipe, such as '
-         '`--config=configs/cifar100.py:recipe=repdistiller`. [`recipes.py`](recipes.py) holds in '
-         'what they differ:\n')
-  yield f'| | {" | ".join(f"`{name}`" for name in RECIPES)} |'
-  yield '|---' * (1 + len(RECIPES)) + '|'
-  for part, what in (('train', 'every `train`'), ('logits', 'methods that weight logits')):
-    for option in RECIPES['paper'][part]:
-      values = (f'`{recipe[part][option]!r}`' for recipe in RECIPES.values())
-      yield f'| `{option}` of {what} | {" | ".join(values)} |'
+  yield from ('## Recipes', '',
+              'Config files take a recipe, `--config=configs/cifar100.py:recipe=repdistiller`; '
+              'those of your own give it',
+              'to `fields.base(recipe)`. [`recipes.py`](recipes.py) holds in what they differ:', '')
+  yield from _table(('', *(f'`{name}`' for name in RECIPES)), (
+      (f'`{option}` of {what}', *(f'`{recipe[part][option]!r}`' for recipe in RECIPES.values()))
+      for part, what in (('train', 'every `train`'), ('logits', 'methods that weight logits'))
+      for option in RECIPES['paper'][part]))
 
 
 if __name__ == '__main__':

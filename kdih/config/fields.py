@@ -21,6 +21,9 @@ _CACHE = Text(r'none|all_views|views:[1-9][0-9]{0,8}',
 # What changes no number of a run, or none but by rounding.
 _ANY_TIME: dict[str, Any] = dict(resume=FREE, averaged=FREE)
 _ROUNDING: dict[str, Any] = dict(averaged=FREE)
+# What a group trains by whatever the recipe.
+_BY_ANY_RECIPE: dict[str, dict[str, Any]] = {
+    'student.prepare': dict(length=40.0, milestones=(20.0, 30.0), schedule='constant')}
 
 
 def _is_set(path: str, config: Mapping[str, Any]) -> bool:
@@ -50,7 +53,8 @@ def _heads_do_without(config: Mapping[str, Any]) -> bool:
 
 def _training(group: str, **meaning: Any) -> dict[str, Field]:
   """How something trains, by the paper's recipe."""
-  recipe = recipes.RECIPES['paper']['train']
+  recipe = {'schedule': 'piecewise', **recipes.RECIPES['paper']['train'],
+            **_BY_ANY_RECIPE.get(group, {})}
 
   def field(default: Any, kind: Kind, doc: str) -> Field:
     return Field(default=default, kind=kind, doc=doc, **meaning)
@@ -68,7 +72,7 @@ def _training(group: str, **meaning: Any) -> dict[str, Field]:
       'momentum': field(0.9, Number(0, 1, open_high=True), 'Of `sgd`.'),
       'nesterov': field(recipe['nesterov'], Flag(), "Nesterov's momentum, of `sgd`."),
       'weight_decay': field(5e-4, Number(0, 10), 'Added to the gradient, times the parameter.'),
-      'schedule': field('piecewise', Choice(choices.SCHEDULES),
+      'schedule': field(recipe['schedule'], Choice(choices.SCHEDULES),
                         '`piecewise` multiplies the learning rate by `decay` at each milestone; '
                         '`cosine` lets it fall to 0.'),
       'learning_rate': field(recipe['learning_rate'], RATE, 'At the beginning.'),
@@ -87,12 +91,13 @@ GROUPS = {
                    'each, such as `--process_id=1`.',
     'data': 'The data set, its splits, and how images are shown.',
     'teacher': 'The first phase.',
-    'teacher.train': 'How the teacher trains.',
+    'teacher.train': 'how the teacher trains. Runs that differ here are averaged if their teachers '
+                     'are the same.',
     'heads': 'The second phase: a classifier on each tap of the frozen teacher.',
-    'heads.train': 'How the heads train, all at once.',
+    'heads.train': 'how the heads train, all at once.',
     'student': 'The third phase.',
-    'student.train': 'How students train, whatever the method.',
-    'student.prepare': 'How methods train that prepare something first: fitnets, ab, ft, tofd.',
+    'student.train': 'how students train, whatever the method.',
+    'student.prepare': 'how methods train that prepare something first: fitnets, ab, ft, tofd.',
     'sweep': 'What `python -m kdih.sweep` runs. Each field has a short flag: `--seeds=30,50`.',
 }
 
@@ -232,7 +237,8 @@ FIELDS: dict[str, Field] = {
         default=0.1, kind=Number(0, 1, open_high=True), caches=CACHES,
         doc='Cut from the train split to choose checkpoints. 0: the last one is chosen.'),
     'data.validation_seed': Field(
-        default=0, kind=Whole(0, 2**63 - 1), caches=CACHES, doc='What is cut.'),
+        default=0, kind=Whole(0, 2**63 - 1), caches=CACHES,
+        doc='Seeds which images are cut.'),
     'data.loader': Field(
         default='memory', kind=Choice(choices.LOADERS), **_ROUNDING,
         doc='`memory` keeps the split on the device; `streaming` reads it with tf.data.'),
@@ -253,7 +259,8 @@ FIELDS: dict[str, Field] = {
         doc='Further arguments of the module.'),
     'teacher.variables': Field(
         default='', kind=Text(), resume=_is_set, averaged=BY_TEACHER,
-        doc='A `variables` folder of an earlier run to start from; empty trains the teacher.'),
+        doc='A `variables` folder of an earlier run to start from, which may move; empty trains '
+            'the teacher.'),
     **_training('teacher.train', averaged=BY_TEACHER),
 
     'heads.kind': Field(
@@ -264,13 +271,16 @@ FIELDS: dict[str, Field] = {
         doc="The teacher's taps that get a head, in this order; () is every tap that it sows."),
     'heads.variables': Field(
         default='', kind=Text(), resume=_is_set, averaged=FREE,
-        doc='A `variables` folder of heads trained on the same teacher; empty trains them.'),
+        doc='A `variables` folder of heads trained on the same teacher, which may move; empty '
+            'trains them.'),
     **_training('heads.train'),
 
     'student.name': Field(
-        default='resnet8', kind=NAME, student_only=True, varies=True, doc='As of the teacher.'),
+        default='resnet8', kind=NAME, student_only=True, varies=True,
+        doc='As `teacher.name`.'),
     'student.kwargs': Field(
-        default={}, kind=Group(), student_only=True, varies=True, doc='As of the teacher.'),
+        default={}, kind=Group(), student_only=True, varies=True,
+        doc='As `teacher.kwargs`.'),
     'student.methods': Field(
         default=('ce', 'kd', 'dih'), kind=Many(NAME, 1, distinct=True), student_only=True,
         **_ANY_TIME,
@@ -287,21 +297,22 @@ FIELDS: dict[str, Field] = {
     **_training('student.prepare', student_only=True),
 
     'sweep.pairs': Field(
-        default=(), kind=Many(NAME), **_ANY_TIME,
+        default=(), kind=Many(NAME, distinct=True), **_ANY_TIME,
         doc="'teacher:student', by name; () is every one of `students` with the config's teacher."),
     'sweep.students': Field(
-        default=(), kind=Many(NAME), **_ANY_TIME, doc="Names of students; () is the config's."),
+        default=(), kind=Many(NAME, distinct=True), **_ANY_TIME,
+        doc="Names of students; () is the config's."),
     'sweep.methods': Field(
-        default=(), kind=Many(NAME), **_ANY_TIME,
+        default=(), kind=Many(NAME, distinct=True), **_ANY_TIME,
         doc='Names of entries in `methods`; () is `student.methods`.'),
     'sweep.seeds': Field(
-        default=(30, 50, 67), kind=Many(_SEED), **_ANY_TIME,
+        default=(30, 50, 67), kind=Many(_SEED, 1, distinct=True), **_ANY_TIME,
         doc="Seeds of the students; teacher and heads are trained once, with the config's seed."),
     'sweep.alphas': Field(
-        default=(), kind=Many(Number(0, 1)), **_ANY_TIME,
+        default=(), kind=Many(Number(0, 1), distinct=True), **_ANY_TIME,
         doc='Every method also with these in the place of its `alpha`; () is its own.'),
     'sweep.learning_rates': Field(
-        default=(), kind=Many(RATE), **_ANY_TIME,
+        default=(), kind=Many(RATE, distinct=True), **_ANY_TIME,
         doc='Every method also at these learning rates; () is its own.'),
     'sweep.together': Field(
         default=False, kind=Flag(), **_ANY_TIME,
@@ -325,10 +336,8 @@ def base(recipe: str = 'paper') -> ml_collections.ConfigDict:
   """
   values = {name: field.default for name, field in FIELDS.items()}
   trained = recipes.get(recipe)['train']
-  values |= {f'{group}.{name}': value for group in TRAININGS for name, value in trained.items()}
-  # Methods prepare for 40 epochs by any recipe.
-  values |= {'student.prepare.length': 40.0, 'student.prepare.milestones': (20.0, 30.0),
-             'student.prepare.schedule': 'constant'}
+  values |= {f'{group}.{name}': value for group in TRAININGS
+             for name, value in {**trained, **_BY_ANY_RECIPE.get(group, {})}.items()}
   config = ml_collections.ConfigDict(nested(values))
   for role in ('teacher', 'student'):  # Here an option may have values of several types.
     config[role].kwargs = ml_collections.ConfigDict(type_safe=False)

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from kdih import errors
 from kdih.config.fields import FIELDS
-from kdih.config.values import Flag, Group, read_plain, shown
+from kdih.config.values import Flag, Group, Text, read_plain, shown
 
 _HELP = {
     'config': 'Config file, with its argument if any: configs/cifar100.py:runlocal. Set any field '
@@ -20,7 +20,7 @@ _HELP = {
 
 
 class _Override(NamedTuple):
-  """What a command line says of a field; `text` is None for `--config.field` and nothing else."""
+  """What a command line says of a field; `text` is None where it gives no value."""
 
   name: str
   text: str | None
@@ -46,7 +46,7 @@ def read(
       an error, an override of a field that does not exist or of another type.
   """
   rest, overrides = _separated([_lengthened(argument, short) for argument in argv])
-  config, workdir = _parsed(rest)
+  config, workdir = _parsed(rest, short)
   for name, value in (('config', config), ('workdir', workdir)):
     if not value:
       raise errors.ConfigError(f'--{name}: is not set; such as --config=configs/digits.py '
@@ -80,20 +80,32 @@ def _separated(argv: Sequence[str]) -> tuple[list[str], list[_Override]]:
       rest += [argument, *arguments]
     elif not found:
       rest.append(argument)
-    elif found[1] and found[3] is None:
-      overrides.append(_Override(found[2], 'false'))
-    elif found[3] is not None or _is_flag(found[2]):
+    elif found[1]:
+      overrides.append(_Override(found[2], _off(found[2], found[3])))
+    elif found[3] is not None:
       overrides.append(_Override(found[2], found[3]))
+    elif _is_flag(found[2]):
+      overrides.append(_Override(found[2], 'true'))
     else:
-      overrides.append(_Override(found[2], next(arguments, None)))
+      value = next(arguments, '--')
+      overrides.append(_Override(found[2], None if value.startswith('--') else value))
   return rest, overrides
+
+
+def _off(name: str, value: str | None) -> str:
+  """Returns the value of `--noconfig.field`."""
+  if value is not None or name in FIELDS and not _is_flag(name):
+    setting = f'config.{errors.in_line(name)}'
+    raise errors.ConfigError(f'--no{setting}: sets what is True or False to False, and takes no '
+                             f'value; write --{setting}=VALUE')
+  return 'false'
 
 
 def _is_flag(name: str) -> bool:
   return name in FIELDS and isinstance(FIELDS[name].kind, Flag)
 
 
-def _parsed(argv: list[str]) -> tuple[Any, str]:
+def _parsed(argv: list[str], short: Mapping[str, str]) -> tuple[Any, str]:
   """Returns what the config file gives and the workdir; '' of what is missing."""
   values = flags.FlagValues()
   flags.DEFINE_string('workdir', None, _HELP['workdir'], flag_values=values)
@@ -102,12 +114,23 @@ def _parsed(argv: list[str]) -> tuple[Any, str]:
                                     sys_argv=argv)
     rest = values(argv)[1:]
     config, workdir = values.config, values.workdir or ''
-    bool(config)  # The first to look into the config, which raises if it was not read.
+    getattr(config, 'items', None)  # Raises what the config file raised.
+  except flags.UnrecognizedFlagError as error:
+    raise _no_flag(error.flagname, short) from error
   except Exception as error:  # A config is a program: it may raise anything.
     raise errors.ConfigError(errors.in_line(_reason(error))) from error
   if rest:
     raise errors.ConfigError(f'{rest[0]!r} is not a flag; settings are --config.field=value')
   return config, workdir
+
+
+def _no_flag(name: str, short: Mapping[str, str]) -> errors.ConfigError:
+  if name in FIELDS:
+    remedy = f'a field of the config is set by --config.{name}=VALUE'
+  else:
+    remedy = (errors.closest(name, ('config', 'workdir', *short))
+              + 'fields of the config are set by --config.FIELD=VALUE')
+  return errors.ConfigError(f'--{errors.in_line(name)}: there is no such flag; {remedy}')
 
 
 def _reason(error: Exception) -> str:
@@ -125,26 +148,35 @@ def _set(config: ml_collections.ConfigDict, override: _Override) -> None:
   name, text = override
   setting = f'config.{errors.in_line(name)}'
   field = FIELDS.get(name)
-  if text is None and not _is_flag(name):
+  own = re.fullmatch(r'(methods\.[^.]+|(teacher|student)\.kwargs)\..+', name)
+  if not own and (not field or isinstance(field.kind, Group)):
+    raise _no_field(name, setting)
+  if text is None:
     raise errors.ConfigError(f'{setting}: has no value; write --{setting}=VALUE')
   *groups, key = name.split('.')
-  if field and not isinstance(field.kind, Group):
-    value = field.kind.read(setting, text or '')
-    _assign(_group(config, groups, setting), key, value)
-    return
-  if not re.fullmatch(r'(methods\.[^.]+|(teacher|student)\.kwargs)\..+', name):
-    raise errors.ConfigError(
-        f'{setting}: there is no such field; {errors.closest(name, FIELDS)}'
-        'kdih/config/README.md lists all')
-  group = _group(config, groups, setting, make=True)
-  _assign(group, key, _free_value(group.get(key), text or ''))
+  group = _group(config, groups, setting, make=bool(own))
+  if own:
+    _assign(group, key, _own_value(group.get(key), text))
+  else:
+    _assign(group, key, FIELDS[name].kind.read(setting, text))
 
 
-def _free_value(before: Any, text: str) -> Any:
+def _no_field(name: str, setting: str) -> errors.ConfigError:
+  if re.fullmatch(r'methods(\.[^.]+)?', name) or any(
+      field.startswith(f'{name}.') or field == name for field in FIELDS):
+    return errors.ConfigError(f'{setting}: holds fields of its own; set each of them, by '
+                              f'--{setting}.FIELD=VALUE')
+  return errors.ConfigError(f'{setting}: there is no such field; {errors.closest(name, FIELDS)}'
+                            'kdih/config/README.md lists all')
+
+
+def _own_value(before: Any, text: str) -> Any:
   """Returns what a text says of a field of the user's own, of the type that it has by now."""
   value = read_plain(text)
   if isinstance(before, str) and not isinstance(value, tuple):
-    return text
+    return Text().read('', text)
+  if isinstance(before, float) and isinstance(value, bool):
+    return text  # A ConfigDict would make a number of it.
   if isinstance(before, tuple | list) and not isinstance(value, tuple):
     return (value,) if value != '' else ()
   return value

@@ -11,7 +11,7 @@ from kdih import errors
 
 _SMALLEST = 2.0**-126  # The smallest normal number in float32; XLA takes smaller ones for 0.
 _INT32 = 2**31 - 1
-_BRACKETS = {'(': ')', '[': ']', '{': '}'}
+_BRACKETS = {'(': ')', '[': ']'}  # Around a tuple.
 
 
 class Kind:
@@ -49,9 +49,8 @@ class Flag(Kind):
       raise _wrong(setting, value, self)
 
   def read(self, setting, text):
-    """See `Kind`; '' is what a flag without a value gives."""
-    known = {'': True, 'true': True, '1': True, 'yes': True,
-             'false': False, '0': False, 'no': False}
+    """See `Kind`."""
+    known = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
     if text.strip().lower() not in known:
       raise _wrong(setting, text, self)
     return known[text.strip().lower()]
@@ -83,14 +82,14 @@ class Whole(Kind):
   @property
   def words(self):
     """See `Kind`."""
-    return f'a whole number from {self.low} to {self.high}'
+    return f'a whole number from {_short(self.low)} to {_short(self.high)}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Number(Kind):
   """A number from `low` to `high` as float32 holds it, these two included unless they are open.
 
-  What float32 takes for 0 or for infinity counts as that.
+  What float32 takes for infinity counts as that; what it takes for 0 without being it is none.
   """
 
   low: float
@@ -102,6 +101,7 @@ class Number(Kind):
     """See `Kind`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise _wrong(setting, value, self)
+    _check_not_tiny(setting, value)
     single, low, high = float32(value), float32(self.low), float32(self.high)
     if not (low < single or low == single and not self.open_low) or not (
         single < high or single == high and not self.open_high):
@@ -121,11 +121,11 @@ class Number(Kind):
   @property
   def words(self):
     """See `Kind`."""
-    low = f'above {self.low:g}' if self.open_low else f'from {self.low:g}'
-    high = f'below {self.high:g}' if self.open_high else f'to {self.high:g}'
-    joint = ' and ' if self.open_low and not self.open_high else ' '
-    high = high.replace('to', 'at most') if joint == ' and ' else high
-    return f'a number {low}{joint}{high}'
+    low, high = _short(self.low), _short(self.high)
+    if not (self.open_low or self.open_high):
+      return f'a number from {low} to {high}'
+    return (f'a number {"above" if self.open_low else "at least"} {low} and '
+            f'{"below" if self.open_high else "at most"} {high}')
 
 
 def float32(number: float) -> float:
@@ -135,6 +135,12 @@ def float32(number: float) -> float:
   except OverflowError:  # An int beyond float64.
     return float('inf') if number > 0 else -float('inf')
   return 0.0 if abs(single) < _SMALLEST else single
+
+
+def _check_not_tiny(setting: str, number: float) -> None:
+  if number and not float32(number):
+    raise errors.ConfigError(f'{setting}: is {shown(number)}, which float32 takes for 0; give '
+                             'another number')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,10 +208,11 @@ class Many(Kind):
       raise _wrong(setting, value, self)
     for item in value:
       self.kind.check(setting, item)
-    if len(value) < self.least or self.distinct and len(set(value)) < len(value):
+    if len(value) < self.least:
+      raise errors.ConfigError(f'{setting}: is {shown(tuple(value))}; name {self.least} or more')
+    if self.distinct and len(set(value)) < len(value):
       raise errors.ConfigError(
-          f'{setting}: is {shown(tuple(value))}; name '
-          + ('each wanted one once' if self.distinct else f'{self.least} or more'))
+          f'{setting}: is {shown(tuple(value))}; name each wanted one once')
 
   def read(self, setting, text):
     """See `Kind`; brackets around all may be left out."""
@@ -291,11 +298,11 @@ def check_plain(setting: str, value: Any) -> None:
       check_plain(setting, item)
   elif isinstance(value, int) and abs(value) > _INT32:
     raise errors.ConfigError(f'{setting}: is {shown(value)}; it must be below {_INT32 + 1}')
-  elif isinstance(value, float) and not (
-      math.isfinite(float32(value)) and bool(float32(value)) == bool(value)):
-    raise errors.ConfigError(f'{setting}: is {shown(value)}, which float32 cannot hold; give '
-                             'another number')
-  elif not (value is None or isinstance(value, bool | int | float | str)):
+  elif isinstance(value, float):
+    _check_not_tiny(setting, value)
+    if not math.isfinite(float32(value)):
+      raise errors.ConfigError(f'{setting}: is {shown(value)}; it must be finite in float32')
+  elif not (value is None or isinstance(value, bool | int | str)):
     raise errors.ConfigError(f'{setting}: {shown(value)} is neither a number, nor a text, nor a '
                              'tuple or group of such')
 
@@ -321,11 +328,12 @@ def read_plain(text: str) -> Any:
 
 def split(text: str) -> list[str]:
   """Returns the parts between commas, without spaces around; brackets and quotes hold together."""
-  parts, depth, quote = [''], 0, ''
+  parts, depth, quote, escaped = [''], 0, '', False
   for character in text:
     if quote:
-      quote = '' if character == quote else quote
-    elif character in '\'"' and not parts[-1].strip():
+      quote = '' if character == quote and not escaped else quote
+      escaped = character == '\\' and not escaped
+    elif character in '\'"' and parts[-1].rstrip()[-1:] in ('', *'([{,'):
       quote = character
     elif character in '([{':
       depth += 1
@@ -349,10 +357,19 @@ def _unquoted(text: str) -> str:
   text = text.strip()
   if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"':
     try:
-      return str(ast.literal_eval(text))
+      inside = ast.literal_eval(text)
     except (SyntaxError, ValueError):
       return text
+    return inside if isinstance(inside, str) else text
   return text
+
+
+def _short(number: float) -> str:
+  """Returns a bound as people write it: 2147483647 is 2^31 - 1, and 1e-06 is 1e-6."""
+  if isinstance(number, int):
+    power = (number + 1).bit_length() - 1
+    return f'2^{power} - 1' if power >= 31 and number + 1 == 1 << power else str(number)
+  return re.sub(r'e([+-])0*', lambda sign: 'e' + sign[1].strip('+'), f'{number:g}')
 
 
 def shown(value: Any) -> str:

@@ -47,7 +47,7 @@ def _check_options(setting: str, options: Mapping[str, Any]) -> None:
     raise errors.unknown(f'{setting}.kind', str(options.get('kind')), names())
   kinds = option_kinds(options['kind'])
   for option in sorted(options.keys() - kinds.keys() - _OF_ANY.keys() - {'kind'}):
-    raise errors.unknown(f'{setting}.{option}', option, kinds)
+    raise errors.unknown(f'{setting}.{option}', option, kinds | _OF_ANY)
   for option in sorted(kinds.keys() - options.keys()):
     raise errors.ConfigError(
         f'{setting}.{option}: is not set; the kind {options["kind"]!r} needs it')

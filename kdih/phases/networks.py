@@ -96,8 +96,8 @@ def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Networks:
   teacher, student = (_model(config, spec, role) for role in ('teacher', 'student'))
   taps = taps_lib.choose_taps(teacher, spec.image_shape, config.heads.taps)
   chosen = {name: _method(config, spec, len(taps) + 1, name) for name in config.student.methods}
-  assistants = {model: _model_for_method(config, spec, model)
-                for method in chosen.values() for model in method.assistants}
+  assistants = {model: _model_for_method(config, spec, model, f'config.methods.{name}')
+                for name, method in chosen.items() for model in method.assistants}
   for model in (teacher, *assistants.values()):
     frozen_teacher.check_dtype(model, config.compute.teacher_dtype)
   built = Networks(
@@ -123,7 +123,7 @@ def _create(config, spec: DataSpec, name: str, setting: str, **kwargs) -> nn.Mod
   return model
 
 
-def _model_for_method(config, spec: DataSpec, name: str, setting: str = 'config.methods'):
+def _model_for_method(config, spec: DataSpec, name: str, setting: str) -> nn.Module:
   if name == STUDENT:
     return _model(config, spec, 'student')
   return _create(config, spec, name, setting)

@@ -98,7 +98,7 @@ def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
   """The pairs that `config.sweep` names, each with its own config; methods in all variants.
 
   Raises:
-    ConfigError: a pair that is not 'teacher:student', or something that is named twice.
+    ConfigError: a pair that is not 'teacher:student'.
   """
   sweep = config.sweep
   if sweep.pairs and sweep.students:
@@ -107,10 +107,6 @@ def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
         'file; set one, and empty the other with --config.sweep.pairs=')
   students = tuple(sweep.students or (config.student.name,))
   methods = tuple(sweep.methods or config.student.methods)
-  named = {'pairs': tuple(sweep.pairs)} if sweep.pairs else {'students': students}
-  _check_once({**named, 'methods': methods, 'seeds': tuple(sweep.seeds)})
-  _check_once({field: tuple(sweep[field]) for field in ('alphas', 'learning_rates')
-               if sweep[field]})
   config, methods = variants.expand(config, methods)
   names = [_split(pair) for pair in sweep.pairs] or [
       (config.teacher.name, student) for student in students]
@@ -146,12 +142,6 @@ def _in_order(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[tup
             for method in pair.methods]
   return [tuple(Run(pair, method, seed) for method in methods for seed in seeds)
           for pair in chosen for methods in variants.alike(pair.config, pair.methods)]
-
-
-def _check_once(named: dict[str, tuple]) -> None:
-  for field, values in named.items():
-    if not values or len(set(values)) < len(values):
-      raise errors.ConfigError(f'config.sweep.{field}: is {values!r}; name each wanted one once')
 
 
 def _split(pair: str) -> tuple[str, str]:

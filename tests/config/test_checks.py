@@ -144,11 +144,13 @@ def test_any_argument_of_a_config_is_read_or_refused(argument):
 
 @pytest.mark.parametrize(('path', 'value', 'expected'), [
     ('methods.dih_at.methods', ('dih_at', 'kd'), 'config.methods.dih_at: is a part of itself'),
-    ('methods.dih_at.methods', 3, 'config.methods.dih_at: its options cannot be used'),
-    ('methods.takd.chain', 3, 'config.methods.takd.chain: is 3; name one model or more'),
-    ('methods.takd.chain', (3,), 'config.methods: unknown 3; choose from: '),
+    ('methods.dih_at.methods', 3, 'config.methods.dih_at.methods: is 3; it must be a tuple'),
+    ('methods.takd.chain', 3, 'config.methods.takd.chain: is 3; it must be a tuple, each a name'),
+    ('methods.takd.chain', (3,), 'config.methods.takd.chain: is 3; it must be a name'),
+    ('methods.takd.chain', ('resent20',),
+     "config.methods.takd: unknown 'resent20'; did you mean 'resnet20'?"),
     ('methods.crd.negatives', 10**400, 'config.methods.crd.negatives: is 1000'),
-    ('methods.tofd.beta', None, 'config.methods.tofd: its options cannot be used'),
+    ('methods.tofd.beta', None, 'config.methods.tofd.beta: is None; it must be a number'),
     ('methods.kd.kind', b'kd', "config.methods.kd.kind: b'kd' is neither a number, nor a text"),
     ('methods.ce', 3, 'config.methods.ce: is 3; it must hold fields of its own'),
     ('data.mean', (10**400,), 'config.data.mean: is 1000'),

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdih import errors
 from kdih.config import fields
 from kdih.distillation.lesson import Lesson
 from tests.helpers import lessons
@@ -221,16 +220,3 @@ def test_pairs_that_it_cannot_serve_are_refused(name):
   flat = {tap: feature.reshape(4, -1) for tap, feature in student.items()}
   with pytest.raises(ValueError, match=r'a tap has the shape \(48,\); maps .* are needed'):
     method.init(jax.random.key(0), lesson_of(flat))
-
-
-@pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('changes, message', [
-    ({'weight': 0.0}, 'weight: 0.0 is not above 0'),
-    ({'weight': float('inf')}, 'weight: inf is not above 0'),
-    ({'cross_entropy': -1.0}, 'cross_entropy: -1.0 is below 0; 1 is usual'),
-    ({'wieght': 1.0}, "wieght: unknown 'wieght'; did you mean 'weight'? choose from: "
-     'cross_entropy, weight')])
-def test_options_out_of_range_are_refused(name, changes, message):
-  with pytest.raises(errors.ConfigError) as caught:
-    lessons.make(OPTIONS[name], **changes)
-  assert str(caught.value) == f'config.methods.mine.{message}'

@@ -247,33 +247,20 @@ def test_a_sum_prepares_what_its_part_prepares(name, scale):
       2 * kd(*logits, 0.1, 5.0).mean() + 3 * scale * np.asarray(added, float), rtol=1e-5)
 
 
-@pytest.mark.parametrize('options, changes, message', [
-    (DML, {'peers': ()}, "peers: is (); name one model or more, such as ('student',)"),
-    (DML, {'peers': 'one'}, "peers: is 'one'; name one model or more, such as ('student',)"),
-    (DML, {'alpha': -0.1}, "alpha: -0.1 is outside [0, 1]; 0.1 is the paper's"),
-    (DML, {'alpha': (0.1, 0.1)}, 'alpha: is (0.1, 0.1); give one number, for the one teacher'),
-    (DML, {'temperature': 0.0}, "temperature: 0.0 is not above 0; 5 is the paper's"),
-    (TAKD, {'chain': ()}, "chain: is (); name one model or more, such as "
-                          "('resnet56', 'resnet20'), or use the method kd"),
-    (TAKD, {'chain': 'one'}, "chain: is 'one'; name one model or more, such as "
-                             "('resnet56', 'resnet20'), or use the method kd"),
-    (TAKD, {'alpha': 2.0}, "alpha: 2.0 is outside [0, 1]; 0.1 is the paper's"),
-    (TAKD, {'temperature': (1.0, 2.0)},
-     'temperature: is (1.0, 2.0); give one number, for the one teacher'),
-    (SUM, {'methods': ('kd',), 'weights': (1.0,)},
+@pytest.mark.parametrize('changes, message', [
+    ({'methods': ('kd',), 'weights': (1.0,)},
      'methods: has 1 names and weights 1 numbers; name two methods or more, and give a weight for '
      'each'),
-    (SUM, {'weights': (1.0, 2.0)},
+    ({'weights': (1.0, 2.0)},
      'methods: has 3 names and weights 2 numbers; name two methods or more, and give a weight for '
      'each'),
-    (SUM, {'weights': (1.0, 0.0, 1.0)}, 'weights: 0.0 is not above 0'),
-    (SUM, {'methods': ('ce', 'kd', 'takd')},
+    ({'methods': ('ce', 'kd', 'takd')},
      "methods: 'takd' has assistants or parts of its own and cannot be summed; choose another"),
-    (SUM, {'methods': ('ce', 'kd', 'sum')},
+    ({'methods': ('ce', 'kd', 'sum')},
      "methods: 'sum' has assistants or parts of its own and cannot be summed; choose another"),
-    (SUM, {'methods': ('crd', 'crd'), 'weights': (1.0, 1.0)},
+    ({'methods': ('crd', 'crd'), 'weights': (1.0, 1.0)},
      'methods: none of them listens to the labels; name ce, kd or dih too')])
-def test_options_out_of_range_are_refused(options, changes, message):
+def test_parts_that_do_not_fit_together_are_refused(changes, message):
   with pytest.raises(errors.ConfigError) as caught:
-    lessons.make(options, context(), **changes)
+    lessons.make(SUM, context(), **changes)
   assert str(caught.value) == f'config.methods.mine.{message}'

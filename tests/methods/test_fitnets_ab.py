@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 
-from kdih import errors
 from kdih.distillation.lesson import Lesson
 from tests.helpers import float64, lessons
 
@@ -171,20 +170,3 @@ def test_batch_norms_see_the_images_of_all_devices(options, phase):
   together, _ = float64.applied(method, variables, lesson, phase)
   np.testing.assert_allclose(
       float64.apart(options, variables, lesson, phase), together, rtol=1e-4)
-
-
-@pytest.mark.parametrize('options, changes, message', [
-    (FITNETS, {'phases': 'three'}, "phases: unknown 'three'; choose from: one, two"),
-    (FITNETS, {'hint': 0}, 'hint: 0 is not the number of a tap, 1 or more'),
-    (FITNETS, {'hint': True}, 'hint: True is not the number of a tap, 1 or more'),
-    (FITNETS, {'alpha': 1.5}, "alpha: 1.5 is outside [0, 1]; 0.1 is the paper's"),
-    (FITNETS, {'temperature': (1.0,)},
-     'temperature: is (1.0,); give one number, for the one teacher'),
-    (FITNETS, {'weight': 0.0}, 'weight: 0.0 is not above 0'),
-    (FITNETS, {'cross_entropy': -1.0}, 'cross_entropy: -1.0 is below 0; 1 is usual'),
-    (AB, {'margin': 0.0}, 'margin: 0.0 is not above 0'),
-    (AB, {'margin': 'wide'}, "margin: 'wide' is not a number")])
-def test_options_out_of_range_are_refused(options, changes, message):
-  with pytest.raises(errors.ConfigError) as caught:
-    lessons.make(options, **changes)
-  assert str(caught.value) == f'config.methods.mine.{message}'

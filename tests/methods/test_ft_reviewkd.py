@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 
-from kdih import errors
 from kdih.distillation.lesson import Lesson
 from tests.helpers import float64, lessons
 
@@ -218,17 +217,3 @@ def test_batch_norms_see_the_images_of_all_devices(options, phase):
   together, _ = float64.applied(method, variables, lesson, phase)
   np.testing.assert_allclose(
       float64.apart(options, variables, lesson, phase), together, rtol=1e-4)
-
-
-@pytest.mark.parametrize('options, changes, message', [
-    (FT, {'rate': 0.0}, 'rate: 0.0 is not above 0'),
-    (FT, {'rate': 'half'}, "rate: 'half' is not a number"),
-    (FT, {'weight': 0.0}, 'weight: 0.0 is not above 0'),
-    (REVIEW, {'width': -1}, 'width: -1 is not a whole number, 0 or more'),
-    (REVIEW, {'width': 6.5}, 'width: 6.5 is not a whole number, 0 or more'),
-    (REVIEW, {'warmup_epochs': -1.0}, 'warmup_epochs: -1.0 is below 0 or not finite'),
-    (REVIEW, {'cross_entropy': -1.0}, 'cross_entropy: -1.0 is below 0; 1 is usual')])
-def test_options_out_of_range_are_refused(options, changes, message):
-  with pytest.raises(errors.ConfigError) as caught:
-    lessons.make(options, **changes)
-  assert str(caught.value) == f'config.methods.mine.{message}'

@@ -66,7 +66,8 @@ def test_the_paper_recipe_decays_at_epochs_60_120_and_180():
 
 def test_the_repdistiller_recipe_decays_at_epochs_150_180_and_210():
   duration = optimizer.Duration('epochs', 4.0)
-  found = rates(fields.base('repdistiller').student.train, duration, 0, 599, 600, 719, 720, 839, 840)
+  train = fields.base('repdistiller').student.train
+  found = rates(train, duration, 0, 599, 600, 719, 720, 839, 840)
   expected = [0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5]
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
