@@ -39,6 +39,9 @@ class Peer:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     torch.set_num_threads(threads or 1)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    # Compared in full float32, and each pair anew. Of its own accord PyTorch takes TensorFloat-32
+    # for convolutions on a GPU, which is off by more than the tolerances allow.
+    _allow_tensor_float_32(False)
     forms: dict[str, Any] = {
         'torch_paper': forms_lib.Paper(lab, names, device),
         'torch_tuned': tuned.Tuned(lab, names, device, precision='float32')}
@@ -47,7 +50,7 @@ class Peer:
       expected = _expected(lab, names)
     self.deviations = {name: _compare(name, form, expected) for name, form in forms.items()}
     # As fast as jax, which takes TensorFloat-32 for float32 on a GPU.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    _allow_tensor_float_32(True)
     torch.backends.cudnn.benchmark = True
     if precision != 'float32':
       forms['torch_tuned'] = tuned.Tuned(lab, names, device, precision=precision)
@@ -66,6 +69,10 @@ class Peer:
             'deviations': self.deviations,
             'tolerances': _TOLERANCES,
             'forms': {name: form.note for name, form in self._forms.items()}}
+
+
+def _allow_tensor_float_32(allowed: bool) -> None:
+  torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _expected(lab: programs.Lab, names: tuple[str, str]) -> dict[str, Any]:
