@@ -201,9 +201,12 @@ class Training:
     task: what it learns.
     images: float images for every step in place of the loader's, if given.
     students: how many learn at once.
+    together_by: how, one of `choices.TOGETHER_BY`.
+    updates: of one call that `item` measures.
   """
 
-  def __init__(self, lab: Lab, task: Task, images: jax.Array | None = None, students: int = 1):
+  def __init__(self, lab: Lab, task: Task, images: jax.Array | None = None, students: int = 1,
+               together_by: str = 'auto', updates: int = 1):
     self._lab, self._frozen = lab, devices.replicate(task.frozen)
     tx, variables = make_optimizer(), initial_variables(lab)
     self.initial = jax.device_get(tuple(
@@ -216,26 +219,28 @@ class Training:
       gather, prepare = _all_of_them, _as_they_are
     self.step = make_train_step(
         learning=[Learning(task, tx)] * students, gather=gather, preprocess=prepare,
-        steps_per_epoch=len(lab.examples) / lab.batch_size, together_by='auto',
+        steps_per_epoch=len(lab.examples) / lab.batch_size, together_by=together_by,
         resident=resident, table=task.table)
     self._resident = {**resident, **task.table.resident}
-    self._feed = jax.device_put(next(iter(lab.feeds(0, [1]))))
+    self._updates = updates
+    self._feed = jax.device_put(next(iter(lab.feeds(0, [updates]))))
 
   def arguments(self) -> tuple[Any, ...]:
     """Those of `step`, at the beginning."""
     return devices.replicate(self.initial), *self._constant()
 
   def item(self, name: str, least: int = 1) -> Item:
-    """Its steps, one after the other on the same batch, and nothing else."""
+    """Its steps, one call after the other on the same batches, and nothing else."""
     carried = [self.arguments()[0]]
 
     def seconds(count: int) -> float:
+      calls = -(-count // self._updates)
       metrics = self._advance(carried, 1)
       jax.block_until_ready((carried, metrics))
       begun = time.perf_counter()
-      metrics = self._advance(carried, count)
+      metrics = self._advance(carried, calls)
       jax.block_until_ready((carried, metrics))
-      return time.perf_counter() - begun
+      return (time.perf_counter() - begun) * count / (calls * self._updates)
 
     return Item(name, seconds, least)
 
@@ -247,11 +252,14 @@ class Training:
   def _constant(self) -> tuple[Any, ...]:
     return self._frozen, self._resident, self._feed
 
-  def loop_item(self, name: str, least: int = 1) -> Item:
-    """The steps as a run makes them: its loop, sampling, metrics, on its clock."""
+  def loop_item(self, name: str, least: int = 1, asked: int = 0) -> Item:
+    """The steps as a run makes them: its loop, sampling, metrics, on its clock.
+
+    `asked` updates a call, 0 for as many as a run makes by default.
+    """
     batch_size = self._lab.batch_size
     log_every = 50  # As the default of a run.
-    per_call = steps_per_call.per_call(0, log_every, streaming=False)
+    per_call = steps_per_call.per_call(asked, log_every, streaming=False)
 
     def seconds(count: int) -> float:
       total = per_call * (1 + -(-count // per_call))  # The loop's clock leaves out the first call.

@@ -78,6 +78,17 @@ def test_the_loss_is_that_of_the_cohort():
 
 
 @pytest.mark.slow
+def test_what_is_expected_of_bfloat16_is_of_the_same_teacher():
+  names = ('resnet8', 'resnet8')
+  lab = programs.make_lab(*names, 8, 'bfloat16', programs.MadeImages(64))
+  norm = lab.frozen['teacher']['batch_stats']['stem_norm']
+  norm['mean'] = norm['mean'] + 0.1  # As of another device, or another precision.
+  form = forms.Paper(lab, names, torch.device('cpu'))
+  deviations = equality._compare('paper', form, equality._expected(lab, names))
+  assert max(deviations.values()) < 1e-3
+
+
+@pytest.mark.slow
 def test_both_forms_are_checked_and_one_that_differs_is_refused(monkeypatch):
   lab = programs.make_lab('resnet8', 'resnet8', 8, 'float32', programs.MadeImages(64))
   report = equality.Peer(lab, ('resnet8', 'resnet8'), 'float32').report()

@@ -21,7 +21,7 @@ from tests.helpers.launching import (
 )
 from tests.helpers.runs import ROOT, exported, tiny_command
 
-SCRIPTS = sorted(LAUNCH.glob('*.sh'))
+SCRIPTS = sorted(LAUNCH.rglob('*.sh'))
 MULTIHOST, SLURM = LAUNCH / 'multihost.sh', LAUNCH / 'slurm.sh'
 
 
@@ -29,7 +29,7 @@ MULTIHOST, SLURM = LAUNCH / 'multihost.sh', LAUNCH / 'slurm.sh'
 def test_shellcheck_finds_nothing():
   done = subprocess.run(['shellcheck', '-x', *SCRIPTS], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stdout
-  assert len(SCRIPTS) >= 5
+  assert len(SCRIPTS) >= 6
 
 
 GIVEN = {'PROJECT': 'p', 'ZONE': 'z', 'ACCELERATOR': 'v5litepod-8'}
@@ -53,6 +53,7 @@ GIVEN = {'PROJECT': 'p', 'ZONE': 'z', 'ACCELERATOR': 'v5litepod-8'}
     ('multihost.sh hosts', {}, 'usage: '),
     ('multihost.sh /none python', {}, 'HOSTFILE: /none cannot be read'),
     ('multihost.sh /dev/null python', {}, 'HOSTFILE: /dev/null names no host'),
+    ('gpu/measure.sh', {}, 'usage: '),
     ('slurm.sh', {'SLURM_JOB_ID': '5'}, 'usage: '),
     ('slurm.sh python', {}, 'usage: ')])
 def test_a_missing_setting_is_one_line_and_nothing_is_started(tmp_path, command, changed, words):

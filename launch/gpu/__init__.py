@@ -1,0 +1,1 @@
+"""Measures kdih on a GPU; see `measure.sh`."""

@@ -1,0 +1,37 @@
+"""The checks of a GPU, in small, on whatever device there is."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launch.gpu import checks
+from tests.helpers.runs import ROOT
+
+
+def part(name: str, file) -> None:
+  subprocess.run([sys.executable, '-m', 'launch.gpu.checks', name, str(file)], check=True, cwd=ROOT,
+                 env={**os.environ, 'REHEARSE': '1'})
+
+
+@pytest.mark.slow
+def test_a_step_is_the_same_twice_and_nothing_else_is(tmp_path):
+  import numpy as np
+
+  for name in ('one.npz', 'other.npz'):
+    part('step', tmp_path / name)
+  assert set(checks._apart(tmp_path / 'one.npz', tmp_path / 'other.npz').values()) == {0.0}
+  with np.load(tmp_path / 'one.npz') as found:
+    np.savez(tmp_path / 'other.npz', **{**found, 'update': 2 * found['update']})
+  assert checks._apart(tmp_path / 'one.npz', tmp_path / 'other.npz') == {
+      'loss': 0.0, 'teacher_logits': 0.0, 'student_logits': 0.0, 'update': pytest.approx(0.5)}
+  assert checks._apart(tmp_path / 'one.npz', tmp_path / 'none.npz') is None
+
+
+@pytest.mark.slow
+def test_students_and_updates_are_timed(tmp_path):
+  part('times', tmp_path / 'times.json')
+  found = json.loads((tmp_path / 'times.json').read_text())
+  assert list(found['over_one']) == ['vmap_1', 'vmap_2', 'updates_1', 'updates_2']
+  assert found['over_one']['vmap_1'] == 1 and found['over_one']['vmap_2'] > 1
