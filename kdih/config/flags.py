@@ -14,7 +14,8 @@ from kdih.config.values import Flag, Group, Text, read_plain, shown
 
 _HELP = {
     'config': 'Config file, with its argument if any: configs/cifar100.py:runlocal. Set any field '
-              'with --config.field=value; kdih/config/README.md lists them all.',
+              'with --config.FIELD=VALUE, several values joined by commas; '
+              'kdih/config/README.md lists them all.',
     'workdir': 'Folder for checkpoints, variables, metrics and the report.',
 }
 
@@ -28,7 +29,8 @@ class _Override(NamedTuple):
 
 def usage(short: Mapping[str, str] = MappingProxyType({})) -> str:
   """Returns the flags, one line each; `short` as for `read`."""
-  lines = {**_HELP, **{flag: FIELDS[name].doc for flag, name in short.items()}}
+  lines = {**_HELP, **{flag: f'{FIELDS[name].doc} ({FIELDS[name].kind.words})'
+                       for flag, name in short.items()}}
   return '\n'.join(f'  --{name}  {text}' for name, text in lines.items())
 
 
@@ -105,8 +107,8 @@ def _is_flag(name: str) -> bool:
   return name in FIELDS and isinstance(FIELDS[name].kind, Flag)
 
 
-def _parsed(argv: list[str], short: Mapping[str, str]) -> tuple[Any, str | None]:
-  """Returns what the config file gives and the workdir; either may be missing."""
+def _parsed(argv: list[str], short: Mapping[str, str]) -> tuple[Any, Any]:
+  """Returns what the config file gives and the workdir; None for what is missing."""
   values = flags.FlagValues()
   flags.DEFINE_string('workdir', None, _HELP['workdir'], flag_values=values)
   try:
