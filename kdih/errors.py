@@ -31,13 +31,13 @@ class PreemptedError(RuntimeError):
   """The process was asked to stop and has saved what it had; the same command goes on."""
 
 
-def closest(value: str, choices: Iterable[str]) -> str:
+def closest(value: object, choices: Iterable[str]) -> str:
   """`did you mean 'x'? `, or nothing where no choice resembles `value`."""
   close = difflib.get_close_matches(str(value), list(choices), n=1)
   return f'did you mean {close[0]!r}? ' if close else ''
 
 
-def unknown(setting: str, value: str, choices: Iterable[str]) -> ConfigError:
+def unknown(setting: str, value: object, choices: Iterable[str]) -> ConfigError:
   """The error for a `value` that is not among `choices`, closest choice first."""
   choices = sorted(choices)
   return ConfigError(f'{setting}: unknown {value!r}; {closest(value, choices)}'

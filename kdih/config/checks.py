@@ -96,5 +96,5 @@ def _check_positions(name: str, train: ml_collections.ConfigDict) -> None:
     for position in value if isinstance(value, tuple | list) else (value,):
       if position >= train.length:
         raise errors.ConfigError(
-            f'config.{name}.{field}: {position:g} is not before the end; the phase lasts '
-            f'{train.length:g} {train.unit} (config.{name}.length)')
+            f'config.{name}.{field}: {position:g} is not before the end of the phase, which lasts '
+            f'{train.length:g} {train.unit}; choose less, or a larger config.{name}.length')

@@ -5,13 +5,14 @@ A config file defines `get_config(arg)`: it takes `base()`, sets what differs, a
 Importing this module must stay light: it runs before the settings are known to be right.
 """
 from collections.abc import Mapping
-from typing import Any
-
-import ml_collections
+from typing import TYPE_CHECKING, Any
 
 from kdih.config import choices, method_presets, recipes
 from kdih.config.schema import BY_TEACHER, CACHES, FREE, OUTPUTS, TAPS, Field, flat, nested
 from kdih.config.values import NAME, RATE, Choice, Flag, Group, Kind, Many, Number, Text, Whole
+
+if TYPE_CHECKING:
+  import ml_collections
 
 _SEED = Whole(0, 2**32 - 1)
 _COUNT = Whole(1)
@@ -328,12 +329,14 @@ FIELDS: dict[str, Field] = {
 TRAININGS = ('teacher.train', 'heads.train', 'student.train', 'student.prepare')
 
 
-def base(recipe: str = 'paper') -> ml_collections.ConfigDict:
+def base(recipe: str = 'paper') -> 'ml_collections.ConfigDict':
   """Returns a config with the defaults of a recipe, one of `recipes.RECIPES`.
 
   Raises:
     ConfigError: there is no such recipe.
   """
+  import ml_collections  # The benchmark, which reads `FIELDS`, does without.
+
   values = {name: field.default for name, field in FIELDS.items()}
   trained = recipes.get(recipe)['train']
   values |= {f'{group}.{name}': value for group in TRAININGS

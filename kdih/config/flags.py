@@ -14,7 +14,8 @@ from kdih.config.values import Flag, Group, Text, read_plain, shown
 
 _HELP = {
     'config': 'Config file, with its argument if any: configs/cifar100.py:runlocal. Set any field '
-              'with --config.field=value; kdih/config/README.md lists them all.',
+              'with --config.FIELD=VALUE, several values joined by commas; '
+              'kdih/config/README.md lists them all.',
     'workdir': 'Folder for checkpoints, variables, metrics and the report.',
 }
 
@@ -28,7 +29,8 @@ class _Override(NamedTuple):
 
 def usage(short: Mapping[str, str] = MappingProxyType({})) -> str:
   """Returns the flags, one line each; `short` as for `read`."""
-  lines = {**_HELP, **{flag: FIELDS[name].doc for flag, name in short.items()}}
+  lines = {**_HELP, **{flag: f'{FIELDS[name].doc} ({FIELDS[name].kind.words})'
+                       for flag, name in short.items()}}
   return '\n'.join(f'  --{name}  {text}' for name, text in lines.items())
 
 
@@ -120,17 +122,24 @@ def _parsed(argv: list[str], short: Mapping[str, str]) -> tuple[Any, str]:
   except Exception as error:  # A config is a program: it may raise anything.
     raise errors.ConfigError(errors.in_line(_reason(error))) from error
   if rest:
-    raise errors.ConfigError(f'{rest[0]!r} is not a flag; settings are --config.field=value')
+    raise errors.ConfigError(f'{rest[0]!r} is not a flag; settings are --config.FIELD=VALUE, '
+                             'several values joined by commas')
   return config, workdir
 
 
 def _no_flag(name: str, short: Mapping[str, str]) -> errors.ConfigError:
-  if name in FIELDS:
-    remedy = f'a field of the config is set by --config.{name}=VALUE'
-  else:
-    remedy = (errors.closest(name, ('config', 'workdir', *short))
-              + 'fields of the config are set by --config.FIELD=VALUE')
-  return errors.ConfigError(f'--{errors.in_line(name)}: there is no such flag; {remedy}')
+  hint = _namesakes(name) or errors.closest(name, ('config', 'workdir', *short))
+  return errors.ConfigError(f'--{errors.in_line(name)}: there is no such flag; {hint}fields of the '
+                            'config are set by --config.FIELD=VALUE')
+
+
+def _namesakes(name: str) -> str:
+  """Returns `did you mean config.x.name or config.y.name? `, or nothing where there are none."""
+  group, _, key = name.rpartition('.')
+  found = [field for field in FIELDS if field.rpartition('.')[2] == key]
+  nearer = [field for field in found if field.partition('.')[0] == group.partition('.')[0]]
+  fields = ' or '.join(f'config.{field}' for field in nearer or found)
+  return f'did you mean {fields}? ' if fields else ''
 
 
 def _reason(error: Exception) -> str:
@@ -164,10 +173,17 @@ def _set(config: ml_collections.ConfigDict, override: _Override) -> None:
 def _no_field(name: str, setting: str) -> errors.ConfigError:
   if re.fullmatch(r'methods(\.[^.]+)?', name) or any(
       field.startswith(f'{name}.') or field == name for field in FIELDS):
-    return errors.ConfigError(f'{setting}: holds fields of its own; set each of them, by '
-                              f'--{setting}.FIELD=VALUE')
-  return errors.ConfigError(f'{setting}: there is no such field; {errors.closest(name, FIELDS)}'
-                            'kdih/config/README.md lists all')
+    return errors.ConfigError(f'{setting}: holds fields of its own; {_namesakes(name)}set each of '
+                              f'them, by --{setting}.FIELD=VALUE')
+  group, _, key = name.rpartition('.')
+  siblings = [field for field in FIELDS if field.startswith(f'{group}.')]
+  hint = _namesakes(name) or (
+      errors.closest(key, (field.rpartition('.')[2] for field in siblings)) if siblings
+      else errors.closest(name, FIELDS))
+  if not hint and group in ('teacher', 'student'):
+    hint = f'an argument of the model is set by --config.{group}.kwargs.{key}=VALUE; '
+  return errors.ConfigError(f'{setting}: there is no such field; {hint}kdih/config/README.md lists '
+                            'all')
 
 
 def _own_value(before: Any, text: str) -> Any:

@@ -205,7 +205,8 @@ class Many(Kind):
   def check(self, setting, value):
     """See `Kind`."""
     if not isinstance(value, tuple | list):
-      raise _wrong(setting, value, self)
+      raise errors.ConfigError(f'{setting}: is {shown(value)}; it must be {self.words}; one alone '
+                               'is written (VALUE,)')
     for item in value:
       self.kind.check(setting, item)
     if len(value) < self.least:

@@ -7,7 +7,7 @@ from etils import epath
 from kdih import errors
 from kdih.config import checks
 from kdih.data import datasets, duplicates, identity as data_identity, source
-from kdih.phases import cache_plan, exported_variables, identity, networks
+from kdih.phases import cache_plan, exported_variables, identity, networks, resume
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
 from kdih.phases.networks import Networks
@@ -30,7 +30,7 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
   """
   checks.check(config)
   workdir, fields = Workdir(path), resolved(config)
-  accepted = identity.check_config(workdir, fields)
+  accepted = resume.check_config(workdir, fields)
   check_devices(config)
   builder = datasets.open_builder(config.data)
   built = networks.build(config, datasets.describe(builder, config.data))
@@ -38,7 +38,7 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
   check_existing(config, built, workdir)
   splits = source.open_splits(builder, config.data)
   now = identity.collect(built, workdir, data_identity.identify(builder, config.data, splits))
-  accepted += identity.check(workdir, now, fields)
+  accepted += resume.check(workdir, now, fields)
   if _left(config, built, workdir):
     cache_plan.check(config, built, workdir.path, splits.size('train'))
     splits.check()

@@ -15,7 +15,7 @@ from kdih.config import checks, protocol
 from kdih.data import datasets, duplicates, identity as data_identity, sizes, source
 from kdih.data.spec import DataSpec
 from kdih.data.splits import Splits
-from kdih.phases import cache_plan, identity, networks, pipeline
+from kdih.phases import cache_plan, identity, networks, pipeline, resume
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
 from kdih.phases.identity import Identity
@@ -88,18 +88,18 @@ class _Sweep:
     """Raises ConfigError where the workdir holds runs of another config, or what exists does not
     serve; writes nothing."""
     pipeline.check_devices(self.config)
-    identity.check_config(Workdir(self.path), resolved(self.config))
+    resume.check_config(Workdir(self.path), resolved(self.config))
     self.check_commands(read_json(self.path / 'sweep.json') or [])
     for pair in self.pairs:
       teachers = self.teachers(pair)
-      self._accepted[teachers.path] = identity.check_config(
+      self._accepted[teachers.path] = resume.check_config(
           teachers, resolved(pair.config), student=False)
       pipeline.check_existing(pair.config, self.networks(pair), teachers)
     for run in itertools.chain.from_iterable(self.runs):
       workdir = Workdir(run.folder(self.path))
-      self._accepted[workdir.path] = identity.check_config(workdir, resolved(run.config))
+      self._accepted[workdir.path] = resume.check_config(workdir, resolved(run.config))
     for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
-      identity.check_swept(Workdir(folder), resolved(self.pairs[0].config))
+      resume.check_swept(Workdir(folder), resolved(self.pairs[0].config))
 
   def check_commands(self, commands: list[dict]) -> None:
     """Raises ConfigError where an earlier command asked for other runs than this one shares.
@@ -110,7 +110,7 @@ class _Sweep:
     for command in commands:
       before = command['config']
       common = sorted(_methods(before) & _methods(now))
-      identity.compare_configs(
+      resume.compare_configs(
           Workdir(self.path), {**protocol.swept(before), **protocol.methods(before, common)},
           {**protocol.swept(now), **protocol.methods(now, common)}, self.config.accept)
 
@@ -121,11 +121,11 @@ class _Sweep:
       teachers = self.teachers(pair)
       now = identity.collect(self.networks(pair), teachers, content)
       self._identities[pair.teacher, pair.student] = now
-      self._accepted[teachers.path] += identity.check(
+      self._accepted[teachers.path] += resume.check(
           teachers, now.of_teachers(), resolved(pair.config))
     for run in itertools.chain.from_iterable(self.runs):
       workdir = Workdir(run.folder(self.path))
-      self._accepted[workdir.path] += identity.check(
+      self._accepted[workdir.path] += resume.check(
           workdir, self._identities[run.pair.teacher, run.pair.student], resolved(run.config))
 
   def check_cache(self, num_examples: int) -> None:

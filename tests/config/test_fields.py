@@ -163,7 +163,8 @@ def test_the_message_says_what_a_value_must_be():
       'student.train.weight_decay': (1e-40, 'is 1e-40, which float32 takes for 0; give another '
                                             'number'),
       'data.flip': ('yes', "is 'yes'; it must be True or False"),
-      'data.mean': (0.5, 'is 0.5; it must be a tuple, each a number from -1000 to 1000'),
+      'data.mean': (0.5, 'is 0.5; it must be a tuple, each a number from -1000 to 1000; one alone '
+                            'is written (VALUE,)'),
       'dtype': ('float23', "unknown 'float23'; did you mean 'float32'? choose from: bfloat16, "
                            'float32'),
       'compute.cache': ('views', "is 'views'; it must be 'none', 'all_views' or 'views:N', such "

@@ -126,9 +126,10 @@ def test_what_is_not_set_stays():
 
 @pytest.mark.parametrize('argument, message', [
     ('--config.sead=3', "config.sead: there is no such field; did you mean 'seed'? "),
-    ('--config.student.trian.length=3', "did you mean 'student.train.length'? "),
+    ('--config.student.trian.length=3', "did you mean config.student.train.length or "
+                                         'config.student.prepare.length? '),
     ('--config.teacher.kwarg.width=3', "did you mean 'teacher.kwargs'? "),
-    ('--config.data.mean[0]=3', "did you mean 'data.mean'? kdih/config/README.md lists all"),
+    ('--config.data.mean[0]=3', "did you mean 'mean'? kdih/config/README.md lists all"),
     ('--config.seed.x=3', 'config.seed.x: there is no such field; '),
     ('--config.=3', 'config.: there is no such field; '),
     ('--config.data=3', 'config.data: holds fields of its own; set each of them, by '
@@ -136,7 +137,14 @@ def test_what_is_not_set_stays():
     ('--config.student.train=3', 'config.student.train: holds fields of its own'),
     ('--config.student.kwargs=3', 'config.student.kwargs: holds fields of its own'),
     ('--config.methods.kd=3', 'config.methods.kd: holds fields of its own'),
-    ('--config.methods=kd', 'config.methods: holds fields of its own'),
+    ('--config.methods=kd', 'config.methods: holds fields of its own; did you mean '
+                            'config.student.methods or config.sweep.methods? set each of them, '),
+    ('--config.learning_rate=1', 'did you mean config.teacher.train.learning_rate or '),
+    ('--config.student.learning_rate=1',
+     'did you mean config.student.train.learning_rate or config.student.prepare.learning_rate? '),
+    ('--config.student.train.learning_rat=1', "did you mean 'learning_rate'? "),
+    ('--config.student.width=8',
+     'an argument of the model is set by --config.student.kwargs.width=VALUE; '),
     ('--config.methods.kd.alpha.x=3', 'config.methods.kd.alpha: is '),
     ('--config.seed', 'config.seed: has no value; write --config.seed=VALUE'),
     ('--config.seed=', "config.seed: is ''; it must be a whole number from 0 to 2^32 - 1"),
@@ -149,13 +157,14 @@ def test_what_is_not_set_stays():
     ('--noconfig.seed', '--noconfig.seed: sets what is True or False to False, and takes no '
                         'value; write --config.seed=VALUE'),
     ('--noconfig.deterministic=true', '--noconfig.deterministic: sets what is True'),
-    ('--seed=3', '--seed: there is no such flag; a field of the config is set by '
-                 '--config.seed=VALUE'),
+    ('--seed=3', '--seed: there is no such flag; did you mean config.seed? fields of the '
+                 'config are set by --config.FIELD=VALUE'),
     ('--method=ce', "--method: there is no such flag; did you mean 'methods'? fields of the "),
     ('--confg=x', "--confg: there is no such flag; did you mean 'config'? "),
     ('--seeds=', '--seeds: has no value; write --seeds=VALUE, or leave it out'),
     ('--seeds', 'config.sweep.seeds: has no value; write --config.sweep.seeds=VALUE'),
-    ('seed=3', "'seed=3' is not a flag; settings are --config.field=value")])
+    ('seed=3', "'seed=3' is not a flag; settings are --config.FIELD=VALUE, several values "
+               'joined by commas')])
 def test_a_wrong_argument_is_named_with_the_remedy(argument, message):
   assert message in refused(argument)
 
@@ -168,5 +177,6 @@ def test_a_flag_is_no_value_of_another(arguments):
 
 
 def test_without_short_flags_there_are_none():
-  with pytest.raises(errors.ConfigError, match='--methods: there is no such flag; fields of the'):
+  with pytest.raises(errors.ConfigError, match='--methods: there is no such flag; did you mean '
+                     r'config\.student\.methods or'):
     read('--methods=ce', short={})

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from kdih import main
-from kdih.phases import identity
+from kdih.phases import resume
 from tests.helpers.made_data import make_folder, pixels, save
 from tests.helpers.runs import ROOT, exported, tiny_command
 
@@ -204,12 +204,12 @@ def test_other_versions_are_said_and_another_number_of_devices_where_it_counts()
   before = {'jax': '1', 'devices': 1, 'platform': 'cpu', 'x64': False}
   now = {**before, 'jax': '2', 'devices': 4}
   jax, devices = "jax was '1' and is '2'", 'devices was 1 and is 4'
-  assert identity._versions(before, now, {'sync_batch_norm': True}) == ([jax, devices], [])
-  assert identity._versions(before, now, {'sync_batch_norm': False}) == ([jax], [devices])
+  assert resume._versions(before, now, {'sync_batch_norm': True}) == ([jax, devices], [])
+  assert resume._versions(before, now, {'sync_batch_norm': False}) == ([jax], [devices])
   elsewhere = {**now, 'platform': 'gpu', 'x64': True}
-  said, refused = identity._versions(before, elsewhere, {'sync_batch_norm': False})
+  said, refused = resume._versions(before, elsewhere, {'sync_batch_norm': False})
   assert len(said) == 4 and refused == []
-  assert identity._versions({}, now, {'sync_batch_norm': False}) == ([], [])
+  assert resume._versions({}, now, {'sync_batch_norm': False}) == ([], [])
 
 
 def test_the_options_of_the_parts_of_a_begun_sum_are_fixed(scene, capsys):
@@ -234,3 +234,14 @@ def test_a_cache_on_the_disk_is_of_its_images(scene, capsys):
   line = capsys.readouterr().err.splitlines()[-1]
   assert 'config.compute.cache: ' in line and 'was made for something else' in line
   assert 'data' in line.partition('changed: ')[2]
+
+
+@pytest.mark.parametrize('stored', [
+    3, [], {'data': 3}, {'data': {'splits': [1]}}, {'computation': []}, {'versions': 'x'},
+    {'teacher': 'variables'}, {'computation': {'methods': 3}}])
+def test_a_manifest_whose_identity_is_none_is_damaged(scene, capsys, stored):
+  path = scene.workdir / 'manifest.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'identity': stored}))
+  code = scene.resume()
+  assert code in (0, 2)  # What it can be compared with.
+  assert code == 0 or f'{path} is damaged' in capsys.readouterr().err

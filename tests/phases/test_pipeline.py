@@ -11,7 +11,7 @@ import pytest
 
 from kdih import errors, main
 from kdih.config import flags
-from kdih.phases import exported_variables, identity
+from kdih.phases import exported_variables, resume
 from kdih.runtime import workdir as workdir_lib
 from kdih.training import checkpoints, metric_log
 from tests.helpers.runs import ROOT, exported, read_config, tiny_command
@@ -124,10 +124,10 @@ def test_another_config_in_the_workdir_is_refused_and_named(capsys, finished, di
 
 def test_the_data_may_lie_elsewhere_when_a_run_goes_on(finished):
   workdir = workdir_lib.Workdir(finished)
-  assert identity.check_config(
+  assert resume.check_config(
       workdir, workdir_lib.resolved(read_config(finished, '/elsewhere'))) == []
   with pytest.raises(errors.ConfigError, match='config.data.validation_seed'):
-    identity.check_config(workdir, workdir_lib.resolved(
+    resume.check_config(workdir, workdir_lib.resolved(
         read_config(finished, '/elsewhere', '--config.data.validation_seed=1')))
 
 

@@ -130,8 +130,8 @@ def test_what_was_accepted_is_said_and_is_another_protocol(tmp_path):
   single(tmp_path / 'b')
   student(tmp_path / 'b', 'ce', seed=4, accepted=['data: 40 images of train were added'])
   runs, problems = collect([tmp_path])
-  assert problems == [f'{tmp_path}/b/student/ce: was resumed although data: 40 images of train were '
-                      'added']
+  assert problems == [f'{tmp_path}/b/student/ce: was resumed although data: 40 images of train '
+                      'were added']
   assert 'they differ in accepted' in compare(runs)[1][0]
 
 

@@ -1,0 +1,134 @@
+"""Whether a run can resume: whether it is still made of what it was.
+
+Where a part of its identity differs, it resumes only if `config.accept` names the part.
+"""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from kdih import errors
+from kdih.config import protocol
+from kdih.config.schema import Flat
+from kdih.data import identity as data_identity
+from kdih.phases import computation
+from kdih.phases.identity import Identity
+from kdih.runtime import files
+from kdih.runtime.progress import say
+from kdih.runtime.workdir import Workdir
+
+
+def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = True) -> list[str]:
+  """Checks that a config can resume the run in a workdir.
+
+  Args:
+    workdir: of the run; perhaps there is none yet.
+    config: of this command, as nested dicts.
+    student: whether students are trained there too.
+
+  Returns:
+    The differences that `config.accept` accepts.
+
+  Raises:
+    ConfigError: another difference; all of them are named.
+  """
+  manifest = workdir.manifest()
+  if manifest is None:
+    return []
+  begun = _begun(workdir.path) if student else ()
+  before, now = ({**protocol.fixed(its, student=student), **protocol.methods(its, begun)}
+                 for its in (manifest['config'], config))
+  return compare_configs(workdir, before, now, config['accept'])
+
+
+def check_swept(workdir: Workdir, config: dict[str, Any]) -> None:
+  """Checks that a run of a sweep can share its tables with those of a config.
+
+  Raises:
+    ConfigError: they differ in more than a sweep varies; each difference is named.
+  """
+  manifest = workdir.manifest()
+  if manifest is not None:
+    before, now = ({**protocol.swept(its), **protocol.methods(its, _begun(workdir.path))}
+                   for its in (manifest['config'], config))
+    compare_configs(workdir, before, now, config['accept'])
+
+
+def compare_configs(workdir: Workdir, before: Flat, now: Flat, accept: Sequence[str]) -> list[str]:
+  """As `check_config`, for what `kdih.config.protocol` says of two configs."""
+  return _accepted(workdir, {'config': protocol.differences(before, now)}, accept)
+
+
+def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
+  """Checks that the other parts are those of the run in a workdir; says what other versions run it.
+
+  Args:
+    workdir: of the run; perhaps there is none yet.
+    now: what it would be made of.
+    config: of this command, as nested dicts.
+
+  Returns:
+    The differences that `config.accept` accepts, those that were accepted before first.
+
+  Raises:
+    ConfigError: another difference; all of them are named.
+  """
+  manifest = workdir.manifest() or {}
+  before = manifest.get('identity') or {}
+  try:
+    stored = {part: before.get(part) or {} for part in now.parts()}
+    said, refused = _versions(stored['versions'], now.versions, config)
+    found = {'data': data_identity.differences(stored['data'], now.data),
+             'teacher': _teacher(stored['teacher'], now.teacher),
+             'computation': computation.differences(stored['computation'], now.computation),
+             'versions': refused}
+    accepted = [str(line) for line in manifest.get('accepted', ())]
+  except (AttributeError, KeyError, TypeError, ValueError) as error:  # It may hold anything.
+    raise files.damaged(workdir.path / 'manifest.json',
+                        f'its identity is none: {errors.first_line(error)}') from error
+  for line in said:
+    say(f'{workdir.path}: {line}')
+  return [*accepted, *_accepted(workdir, found, config['accept'])]
+
+
+def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  words = {'variables': 'its variables are others', 'heads': "its heads' variables are others",
+           'weights': 'the weights of its members are others', 'classes': 'its classes are others',
+           'mean': 'it is normalised by another mean', 'std': 'it is normalised by another std',
+           'image_shape': 'it takes images of another size'}
+  return [text for name, text in words.items()
+          if name in before and before[name] != now.get(name)]
+
+
+def _versions(
+    before: Mapping[str, Any], now: Mapping[str, Any], config: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+  """Returns what is another version, and what of it changes numbers on the same platform."""
+  changed = {name: f'{name} was {before[name]!r} and is {value!r}' for name, value in now.items()
+             if name in before and before[name] != value}
+  telling = {'x64', 'prng', *(() if config['sync_batch_norm'] else ('devices',))}
+  if 'platform' in changed:
+    telling = set()
+  return ([line for name, line in changed.items() if name not in telling],
+          [line for name, line in changed.items() if name in telling])
+
+
+def _begun(workdir: epath.Path) -> list[str]:
+  """Returns the methods by which students have begun to be taught."""
+  return sorted(path.name for path in workdir.glob('student/*'))
+
+
+def _accepted(
+    workdir: Workdir, found: dict[str, list[str]], accept: Sequence[str]
+) -> list[str]:
+  """Returns the differences in parts that are accepted; raises ConfigError for the others."""
+  refused = {part: lines for part, lines in found.items() if lines and part not in accept}
+  if refused:
+    said = '; '.join(f'{part}: {", ".join(lines)}' for part, lines in refused.items())
+    raise errors.ConfigError(
+        f'--workdir: {workdir.path} holds a run that was made of something else; {said}. Choose '
+        f'another workdir, set this back, or resume knowingly with --accept={",".join(refused)}')
+  accepted = [f'{part}: {line}' for part, lines in found.items() for line in lines]
+  for line in accepted:
+    say(f'{workdir.path}: accepted: {line}')
+  return accepted
