@@ -1,5 +1,6 @@
 """Methods compared: what runs of several seeds say together, pair by pair."""
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -54,7 +55,7 @@ class Run:
     'computation' where the code of the models does. What a run of an earlier version does not tell
     is not compared, nor is a computation under another version of jax.
     """
-    found = [] if self.protocol == other.protocol else _differences([self.protocol, other.protocol])
+    found = list(_differences(self.protocol, other.protocol))
     mine, its = (run.result.get('identity') or {} for run in (self, other))
     if _differ(mine.get('data'), its.get('data')):
       found.append('data')
@@ -65,7 +66,7 @@ class Run:
   def taught_unlike(self, other: 'Run') -> list[str]:
     """Returns what keeps it from being averaged with another run of its method."""
     mine, its = (json.dumps(run.settings, sort_keys=True) for run in (self, other))
-    found = [] if mine == its else _differences([mine, its])
+    found = list(_differences(mine, its))
     if _traced_otherwise(self.result.get('identity') or {}, other.result.get('identity') or {},
                          'method'):
       found.append('computation')
@@ -212,11 +213,11 @@ def _alike(runs: Sequence[Run], unlike: Callable[[Run, Run], list[str]]) -> list
   return groups
 
 
-def _differences(protocols: Iterable[str]) -> list[str]:
-  every = [dict(flat(json.loads(protocol))) for protocol in protocols]
-  names = sorted({name for fields in every for name in fields})
-  return [name for name in names
-          if any(fields.get(name) != every[0].get(name) for fields in every)]
+@functools.cache
+def _differences(mine: str, its: str) -> list[str]:
+  """Returns the names of fields in which two groups of them, as JSON, differ."""
+  one, other = (dict(flat(json.loads(text))) for text in (mine, its))
+  return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 
 def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, list[Run]]:
