@@ -1,10 +1,11 @@
 """The recipes: in which defaults they differ. And how a config shrinks to a smoke test."""
 from collections.abc import Mapping
-from typing import Any
-
-import ml_collections
+from typing import TYPE_CHECKING, Any
 
 from kdih import errors
+
+if TYPE_CHECKING:
+  import ml_collections
 
 # Of each recipe, `train`: how phases train (fields of `config.<phase>.train`); and `logits`: how
 # labels and a teacher's logits are weighted (options of `config.methods`).
@@ -31,7 +32,7 @@ def get(name: str) -> Mapping[str, dict[str, Any]]:
   return RECIPES[name]
 
 
-def run_local(config: ml_collections.ConfigDict) -> None:
+def run_local(config: 'ml_collections.ConfigDict') -> None:
   """Shrinks `config` in place to a smoke test: small models, a slice of the data, few steps."""
   config.data.train_split += '[:256]'
   config.data.test_split += '[:128]'
