@@ -47,10 +47,10 @@ def join(fields: 'ml_collections.ConfigDict') -> None:
 
 def _check(fields: 'ml_collections.ConfigDict') -> None:
   host, _, port = fields.coordinator.rpartition(':')
-  if not (host and port.isdecimal()):
+  if not (host and port.isascii() and port.isdecimal()):
     raise errors.ConfigError(f'--coordinator: {fields.coordinator!r} is not HOST:PORT, such as '
                              '10.0.0.2:9876')
-  if not 0 <= fields.process_id < fields.num_processes:
+  if fields.process_id >= fields.num_processes:
     raise errors.ConfigError(f'--process_id: is {fields.process_id}; each process needs its own, '
                              f'from 0 to {fields.num_processes - 1}')
 

@@ -136,7 +136,9 @@ def test_a_cache_is_not_asked_for_where_none_is_needed(tmp_path):
 @pytest.mark.parametrize('value', ['views', 'views:0', 'views:-1', 'all', 'views:2x', ''])
 def test_another_word_for_the_cache_is_refused(tmp_path, digits_dir, value, capsys):
   assert main.main(tiny_command(tmp_path / 'w', digits_dir, f'--config.compute.cache={value}')) == 2
-  assert "it must be 'none', 'all_views' or 'views:N'" in capsys.readouterr().err
+  assert capsys.readouterr().err == (
+      f"kdih: config.compute.cache: is {value!r}; it must be 'none', 'all_views' or 'views:N', "
+      "such as 'views:8'\n")
   assert not (tmp_path / 'w').exists()
 
 

@@ -129,7 +129,9 @@ def test_all_save_at_one_step_when_one_is_asked_to_stop(tmp_path, digits_dir):
 
 @pytest.mark.parametrize(('flags', 'words'), [
     (('--coordinator=here',), '--coordinator: '),
-    (('--coordinator=here:1', '--num_processes=0'), 'config.distributed.num_processes: is 0'),
+    (('--coordinator=here:\N{ARABIC-INDIC DIGIT THREE}',), '--coordinator: '),
+    (('--coordinator=here:1', '--num_processes=0'),
+     'config.distributed.num_processes: is 0; it must be a whole number from 1 to 100000'),
     (('--coordinator=here:1', '--num_processes=2', '--process_id=2'), 'from 0 to 1')])
 def test_processes_that_are_named_wrongly_are_refused(tmp_path, capsys, digits_dir, flags, words):
   workdir = tmp_path / 'w'
