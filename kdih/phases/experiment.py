@@ -11,7 +11,7 @@ import optax
 
 from kdih.cohort import frozen_teacher
 from kdih.cohort.members import FINAL, MEAN
-from kdih.config import choices
+from kdih.config import choices, protocol
 from kdih.data import augment, sampling
 from kdih.data.splits import Splits, split_validation
 from kdih.models import cost
@@ -290,7 +290,8 @@ def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, repor
   """
   made_of: dict[str, Any] = {}
   if experiment.identity:
-    made_of = {'identity': experiment.identity.of_phase(phase),
+    made_of = {'protocol': protocol.averaged(resolved(experiment.config)),
+               'identity': experiment.identity.of_phase(phase),
                'accepted': list(experiment.identity.accepted)}
   meta = {**meta, 'data': {**experiment.described_data, **meta.get('data', {})},
           'val': report['val'], 'test_best_val': report['test_best_val']}

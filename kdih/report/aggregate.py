@@ -33,6 +33,7 @@ class Run:
     teacher_result: that of its teacher, or None.
     heads_result: that of the heads of its teacher, or None.
     provenance: lines that say by which command, code and machine it was made.
+    takes_heads: whether its heads were not trained for it.
   """
 
   path: str
@@ -47,16 +48,21 @@ class Run:
   teacher_result: dict | None
   heads_result: dict | None
   provenance: tuple[str, ...]
+  takes_heads: bool = False
 
   def unlike(self, other: 'Run') -> list[str]:
     """Returns what keeps it from being compared with another run of this teacher and student.
 
-    Of the protocol all that differs; 'data' where the content of the data sets differs, and
-    'computation' where the code of the models does. What a run of an earlier version does not tell
-    is not compared, nor is a computation under another version of jax.
+    Of the protocol all that differs; 'heads' where one of them took heads that the other has not;
+    'data' where the content of the data sets differs, and 'computation' where the code of the
+    models does. What a run of an earlier version does not tell is not compared, nor is a
+    computation under another version of jax.
     """
     found = list(_differences(self.protocol, other.protocol))
     mine, its = (run.result.get('identity') or {} for run in (self, other))
+    heads = [(run.heads_result or {}).get('fingerprint') for run in (self, other)]
+    if (self.takes_heads or other.takes_heads) and _differ(*heads):
+      found.append('heads')
     if _differ(mine.get('data'), its.get('data')):
       found.append('data')
     if _traced_otherwise(mine, its, 'models'):

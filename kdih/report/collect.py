@@ -120,10 +120,10 @@ class _Collection:
           self.note(f'{folder}: was resumed although {"; ".join(map(str, result["accepted"]))}')
         self._add(Run(
             path, config['data']['name'], config['teacher']['name'],
-            config['student']['name'], errors.printable(folder.name), result['seed'],
+            _student(config, result), errors.printable(folder.name), result['seed'],
             _protocol(config, teacher, result), _settings(config, folder.name, result), result,
             teacher, heads,
-            _provenance(result.get('made_by') or manifest)))
+            _provenance(result.get('made_by') or manifest), bool(config['heads'].get('variables'))))
 
   def _phase(self, folder: pathlib.Path, keys: result_schema.Keys) -> dict | None:
     """The result of a phase; None where there is no such phase, or it is not finished."""
@@ -166,9 +166,18 @@ def _home(workdir: pathlib.Path) -> pathlib.Path:
   return where.parent.parent if in_sweep else where
 
 
+def _student(config: dict, result: dict) -> str:
+  """Returns the name of the student's model; a result of an earlier version may not tell."""
+  protocol = result.get('protocol') or {}
+  return str(protocol.get('student.name', config['student']['name']))
+
+
 def _protocol(config: dict, teacher: dict | None, result: dict) -> str:
   """See `Run.protocol`; fields of the heads are a part of it, for heads may teach."""
-  fields = protocol.averaged(config)
+  if result.get('protocol'):  # The manifest is of the last command.
+    fields = {**protocol.averaged({}), **result['protocol']}
+  else:
+    fields = protocol.averaged(config)
   if config['data'].get('folder') and not result.get('identity'):
     fields['data.folder'] = config['data']['folder']  # All that an earlier version knew of it.
   if result.get('accepted'):

@@ -39,6 +39,7 @@ _MEASURED = {'test_last.top1': _SHARE, 'test_best_val.top1': _SHARE, 'parameters
              'flops?': _COUNT, 'test_last.agreement?': _SHARE, 'test_best_val.agreement?': _SHARE}
 TEACHER = {**_MEASURED, 'fingerprint': _TEXT}
 STUDENT = {**_MEASURED, 'seed': _COUNT, 'method.kind': _TEXT, 'parts?': _GROUP,
+           'protocol?': _GROUP,
            'identity?': _GROUP, 'identity?.computation?': _GROUP, 'identity?.data?': _TEXT,
            'accepted?': _LIST, 'made_by?': _GROUP,
            'made_by?.versions?': _GROUP, 'made_by?.devices?': _LIST}

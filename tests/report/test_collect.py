@@ -135,6 +135,30 @@ def test_what_was_accepted_is_said_and_is_another_protocol(tmp_path):
   assert 'they differ in accepted' in compare(runs)[1][0]
 
 
+def test_a_result_knows_its_protocol_better_than_the_manifest_of_a_later_command(tmp_path):
+  manifest(tmp_path, **{'student.train.length': 9.0, 'student.name': 'resnet20'})
+  one = {'student.train.length': 5.0, 'student.name': 'resnet8', 'sync_batch_norm': False}
+  student(tmp_path, 'ce', protocol=one)
+  student(tmp_path, 'kd', protocol={**one, 'student.train.length': 9.0})
+  runs, _ = collect([tmp_path])
+  assert {run.student for run in runs} == {'resnet8'}
+  protocols = [json.loads(run.protocol) for run in runs]
+  assert [fields['student.train.length'] for fields in protocols] == [5.0, 9.0]
+  assert protocols[0]['dtype'] == 'float32'  # Of a field that it did not have, the default.
+  assert 'they differ in student.train.length' in compare(runs)[1][0]
+
+
+@pytest.mark.parametrize(('taken', 'same'), [('', True), ('x/heads/variables', False)])
+def test_heads_that_were_taken_are_a_part_of_the_protocol(tmp_path, taken, same):
+  """Those that a run trained for itself by the same recipe are not."""
+  for name, seed in (('a', 1), ('b', 2)):
+    single(tmp_path / name, 'dih', seed=seed, **{'heads.variables': taken})
+    write(tmp_path / name / 'heads/result.json', {**heads('stage1'), 'fingerprint': name})
+  pairs, problems = compare(collect([tmp_path])[0])
+  assert len(pairs) == (1 if same else 2)
+  assert same or problems[0].endswith('they differ in heads')
+
+
 def test_images_of_an_earlier_version_are_known_by_their_folder(tmp_path):
   for name, folder in (('a', 'x'), ('b', 'y')):
     single(tmp_path / name, 'ce', seed=len(name), **{'data.folder': folder})
