@@ -70,14 +70,15 @@ def methods(config: Mapping[str, Any], names: Any) -> Flat:
   """
   found: Flat = {}
   for name in names:
-    found |= flat({'methods': {part: config.get('methods', {}).get(part, {})
+    entries = config.get('methods') or {}
+    found |= flat({'methods': {part: entries.get(part, {})
                                for part in (name, *parts(config, name))}})
   return found
 
 
 def parts(config: Mapping[str, Any], name: str) -> tuple[str, ...]:
   """Returns the names of the entries that an entry of `config.methods` is a sum of."""
-  options = config.get('methods', {}).get(name)
+  options = (config.get('methods') or {}).get(name)
   named = options.get('methods', ()) if isinstance(options, dict) else ()
   return tuple(part for part in named if isinstance(part, str) and part != name)
 

@@ -167,8 +167,8 @@ class Pair:
   @property
   def shares_batches(self) -> bool:
     """Whether several seeds saw the same batches: `config.data.order_seed` was set."""
-    several = any(row.n > 1 for row in self.rows)
-    return several and json.loads(self.protocol).get('data.order_seed', -1) >= 0
+    order_seed = json.loads(self.protocol).get('data.order_seed')
+    return isinstance(order_seed, int) and order_seed >= 0 and any(row.n > 1 for row in self.rows)
 
 
 BASELINES = ('ce', 'kd', 'kd_matched')

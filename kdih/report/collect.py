@@ -123,7 +123,7 @@ class _Collection:
             _student(config, result), errors.printable(folder.name), result['seed'],
             _protocol(config, teacher, result), _settings(config, folder.name, result), result,
             teacher, heads,
-            _provenance(result.get('made_by') or manifest), bool(config['heads'].get('variables'))))
+            _provenance(result.get('made_by') or manifest), bool((config.get('heads') or {}).get('variables'))))
 
   def _phase(self, folder: pathlib.Path, keys: result_schema.Keys) -> dict | None:
     """The result of a phase; None where there is no such phase, or it is not finished."""
@@ -190,7 +190,7 @@ def _settings(config: dict, method: str, result: dict) -> dict:
   """See `Run.settings`; a result of an earlier version lacks the parts."""
   parts = result.get('parts')
   if parts is None:
-    parts = {part: config.get('methods', {}).get(part) for part in protocol.parts(config, method)}
+    parts = {part: config['methods'].get(part) for part in protocol.parts(config, method)}
   return {**result['method'], **({'parts': parts} if parts else {})}
 
 

@@ -32,9 +32,8 @@ _AMOUNT = Kind('a number, 0 or more',
 # What a file must hold, by the names on the way to it; behind '?' it may be missing, or null.
 Keys = dict[str, Kind]
 MANIFEST = {'config.data.name': _TEXT, 'config.teacher.name': _TEXT, 'config.student.name': _TEXT,
-            'config.student.kwargs': _GROUP, 'config.student.train': _GROUP,
-            'config.student.prepare': _GROUP, 'config.heads': _GROUP, 'config.dtype': _TEXT,
-            'config.sync_batch_norm': _of(bool), 'versions?': _GROUP, 'devices?': _LIST}
+            'config.heads?': _GROUP, 'config.methods?': _GROUP, 'versions?': _GROUP,
+            'devices?': _LIST}
 _MEASURED = {'test_last.top1': _SHARE, 'test_best_val.top1': _SHARE, 'parameters': _COUNT,
              'flops?': _COUNT, 'test_last.agreement?': _SHARE, 'test_best_val.agreement?': _SHARE}
 TEACHER = {**_MEASURED, 'fingerprint': _TEXT}
