@@ -198,7 +198,7 @@ FIELDS: dict[str, Field] = {
         default=300, kind=_COUNT, **_ANY_TIME, doc='Seconds to wait for the others at the start.'),
 
     'data.name': Field(
-        default='digits', kind=NAME, caches=CACHES,
+        default='digits', kind=NAME, caches=CACHES, described=True,
         doc="A TFDS name, such as `cifar100` or `imagenet2012/5.1.0`, or one of kdih's own: "
             '`digits`, `tiny_imagenet`, `image_folder`.'),
     'data.folder': Field(
@@ -209,23 +209,26 @@ FIELDS: dict[str, Field] = {
         default='', kind=Text(), **_ANY_TIME,
         doc="Where TFDS keeps its data sets. Empty is TFDS's default, ~/tensorflow_datasets."),
     'data.train_split': Field(
-        default='train', kind=NAME, caches=CACHES,
+        default='train', kind=NAME, caches=CACHES, described=True,
         doc='A TFDS split, slices included: `train[:90%]`.'),
     'data.test_split': Field(
-        default='test', kind=NAME,
+        default='test', kind=NAME, described=True,
         doc='Likewise. It is read once, at the end, and shares no image with the other.'),
     'data.image_key': Field(
-        default='image', kind=NAME, caches=CACHES, doc='The feature that holds the image.'),
+        default='image', kind=NAME, caches=CACHES, described=True,
+        doc='The feature that holds the image.'),
     'data.label_key': Field(
-        default='label', kind=NAME, caches=CACHES, doc='The feature that holds the class.'),
+        default='label', kind=NAME, caches=CACHES, described=True,
+        doc='The feature that holds the class.'),
     'data.image_size': Field(
         default=0, kind=Whole(0, 16384), caches=CACHES,
         doc='Side in pixels that every image is resized to; 0 keeps them as they are.'),
     'data.mean': Field(
-        default=(0.5,), kind=Many(Number(-1000, 1000), 1), caches=CACHES,
+        default=(0.5,), kind=Many(Number(-1000, 1000), 1), caches=CACHES, described=True,
         doc='Per channel, of images scaled to [0, 1]; one number serves every channel.'),
     'data.std': Field(
-        default=(0.5,), kind=Many(Number(1e-6, 1000), 1), caches=CACHES, doc='Likewise.'),
+        default=(0.5,), kind=Many(Number(1e-6, 1000), 1), caches=CACHES, described=True,
+        doc='Likewise.'),
     'data.padding': Field(
         default=4, kind=Whole(0, 1024), caches=CACHES,
         doc='Augmentation: pad by so many pixels and crop back at random.'),
@@ -235,10 +238,10 @@ FIELDS: dict[str, Field] = {
     'data.flip': Field(
         default=True, kind=Flag(), caches=CACHES, doc='Augmentation: mirror every second image.'),
     'data.validation_fraction': Field(
-        default=0.1, kind=Number(0, 1, open_high=True), caches=CACHES,
+        default=0.1, kind=Number(0, 1, open_high=True), caches=CACHES, described=True,
         doc='Cut from the train split to choose checkpoints. 0: the last one is chosen.'),
     'data.validation_seed': Field(
-        default=0, kind=Whole(0, 2**63 - 1), caches=CACHES,
+        default=0, kind=Whole(0, 2**63 - 1), caches=CACHES, described=True,
         doc='Seeds which images are cut.'),
     'data.loader': Field(
         default='memory', kind=Choice(choices.LOADERS), **_ROUNDING,

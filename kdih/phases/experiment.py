@@ -97,18 +97,11 @@ class Experiment:
     identity_lib.record(self.workdir, self.identity, self.config)
 
   @property
-  def data_identity(self) -> dict[str, Any]:
-    """What tells one data set, its splits and its normalisation from others."""
-    fields = ('name', 'train_split', 'test_split', 'image_key', 'label_key', 'mean', 'std',
-              'validation_fraction', 'validation_seed')
-    values = resolved(self.config.data)
-    return {'image_shape': list(self.networks.spec.image_shape),
-            **{field: values[field] for field in fields}}
-
-  @property
   def described_data(self) -> dict[str, Any]:
-    """What exported variables say of their data: its identity, its classes, its content."""
-    return {**self.data_identity, 'classes': list(self.networks.spec.classes) or None,
+    """What exported variables say of their data: its fields, shape, classes and content."""
+    spec = self.networks.spec
+    return {**protocol.described(resolved(self.config)), 'image_shape': list(spec.image_shape),
+            'classes': list(spec.classes) or None,
             'content': self.identity.data if self.identity else None}
 
   def train_labels(self) -> np.ndarray:
