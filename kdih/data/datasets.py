@@ -124,12 +124,20 @@ def prepare(
   try:
     with _alone_in(builder.data_dir_root):
       if builder.is_prepared():
-        return tfds.builder_from_directory(builder.data_dir)
+        return reopen(builder)
       _prepare(builder)
   except OSError as error:
     raise errors.DataError(f'config.data.data_dir: {builder.data_dir_root} cannot be written to '
                            f'({errors.first_line(error)}); choose another folder') from error
   return builder
+
+
+def reopen(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+  """Returns a prepared data set as it is on disk.
+
+  What `builder` itself knows is older where another process has prepared the data set.
+  """
+  return tfds.builder_from_directory(builder.data_dir)
 
 
 def _alone_in(folder: Any) -> contextlib.AbstractContextManager:

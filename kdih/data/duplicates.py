@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from kdih.data import selection
+from kdih.data import datasets, selection
 from kdih.data.image_folder import ImageFolder
 from kdih.runtime.progress import say
 
@@ -28,8 +28,7 @@ def say_shared(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDic
   """
   if not isinstance(builder, ImageFolder):
     return
-  # What `builder` knows is older where another process has prepared the data set.
-  prepared = tfds.builder_from_directory(builder.data_dir)
+  prepared = datasets.reopen(builder)
   infos = prepared.info.splits
   alike = _alike(builder, [selection.parts(infos, field, data) for field in _FIELDS])
   if not alike:

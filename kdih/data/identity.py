@@ -37,8 +37,7 @@ def identify(
   Raises:
     DataError: an example is damaged.
   """
-  # What `builder` knows is older where another process has prepared the data set.
-  prepared = tfds.builder_from_directory(builder.data_dir)
+  prepared = datasets.reopen(builder)
   sizes = builder.sizes() if isinstance(builder, ImageFolder) else None
   return {
       'classes': list(datasets.describe(prepared, data).classes) or None,

@@ -168,8 +168,8 @@ def _home(workdir: pathlib.Path) -> pathlib.Path:
 
 def _student(config: dict, result: dict) -> str:
   """Returns the name of the student's model; a result of an earlier version may not tell."""
-  protocol = result.get('protocol') or {}
-  return str(protocol.get('student.name', config['student']['name']))
+  fields = result.get('protocol') or {}
+  return str(fields.get('student.name', config['student']['name']))
 
 
 def _protocol(config: dict, teacher: dict | None, result: dict) -> str:
