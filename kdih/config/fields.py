@@ -28,13 +28,13 @@ _BY_ANY_RECIPE: dict[str, dict[str, Any]] = {
 
 
 def _is_set(path: str, config: Mapping[str, Any]) -> bool:
-  """A path may change, for what lies there is compared; not whether there is one."""
+  """Compares whether there is a path: it may change, for what lies there is compared."""
   del config
   return bool(path)
 
 
 def _recipe(cache: str, config: Mapping[str, Any]) -> str:
-  """A cache of all views changes nothing; fixed views are all that students see."""
+  """Compares fixed views, which are all that students see; a cache of all views changes nothing."""
   del config
   return cache if str(cache).startswith('views:') else 'none'
 
@@ -44,7 +44,7 @@ def _teacher_dtype(dtype: str, config: Mapping[str, Any]) -> str:
 
 
 def _seed_of_views(seed: int, config: Mapping[str, Any]) -> int:
-  """Fixed views are chosen by this seed; all views need none."""
+  """Compares the seed where it chooses fixed views; all views need none."""
   return max(seed, 0) if _recipe(config['compute.cache'], config) != 'none' else 0
 
 
@@ -53,7 +53,7 @@ def _heads_do_without(config: Mapping[str, Any]) -> bool:
 
 
 def _training(group: str, **meaning: Any) -> dict[str, Field]:
-  """How something trains, by the paper's recipe."""
+  """Returns the fields that say how something trains, by the paper's recipe."""
   recipe = {'schedule': 'piecewise', **recipes.RECIPES['paper']['train'],
             **_BY_ANY_RECIPE.get(group, {})}
 
@@ -112,8 +112,8 @@ FIELDS: dict[str, Field] = {
         doc='The phases to run, in this order. A finished one is not run again.'),
     'accept': Field(
         default=(), kind=Many(Choice(choices.PARTS), distinct=True), **_ANY_TIME,
-        doc='Parts of what the run is made of that may have changed since it was begun. What '
-            'follows says so in its results.'),
+        doc='Resume although these parts of what the run is made of have changed. The results of '
+            'what follows say so.'),
     'dtype': Field(
         default='float32', kind=Choice(choices.DTYPES), caches=CACHES,
         doc='What models compute in. Parameters stay float32.'),
@@ -186,7 +186,7 @@ FIELDS: dict[str, Field] = {
 
     'distributed.coordinator': Field(
         default='', kind=Text(), **_ANY_TIME,
-        doc='HOST:PORT of process 0. Empty joins nobody, unless it is detected who there is.'),
+        doc='HOST:PORT of process 0, where several run as one. Empty: see `detect`.'),
     'distributed.num_processes': Field(
         default=1, kind=Whole(1, 100_000), **_ANY_TIME, doc='How many processes there are.'),
     'distributed.process_id': Field(
@@ -213,7 +213,7 @@ FIELDS: dict[str, Field] = {
         doc='A TFDS split, slices included: `train[:90%]`.'),
     'data.test_split': Field(
         default='test', kind=NAME, described=True,
-        doc='Likewise. It is read once, at the end, and shares no image with the other.'),
+        doc='Likewise. It is read once, at the end, and must share no image with `train_split`.'),
     'data.image_key': Field(
         default='image', kind=NAME, caches=CACHES, described=True,
         doc='The feature that holds the image.'),

@@ -43,7 +43,7 @@ def say_shared(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDic
 
 
 def _alike(builder: ImageFolder, folders: Sequence[Collection[str]]) -> list[list[str]]:
-  """Groups of files of one content, each with some of every set of folders."""
+  """Returns groups of files of one content, each with some of every set of folders."""
   sizes = builder.sizes()
   keys: tuple[Callable[[str], Hashable], ...] = (  # From the cheapest; most files differ early.
       sizes.__getitem__,
@@ -70,7 +70,7 @@ def _folder(name: str) -> str:
 
 def _files(builder: ImageFolder, prepared: tfds.core.DatasetBuilder, field: str,
            data: ml_collections.ConfigDict) -> set[str]:
-  """The files that `config.data.<field>` selects."""
+  """Returns the files that `config.data.<field>` selects."""
   files: set[str] = set()
   for folder, chosen in selection.select(prepared.info.splits, field, data).items():
     if chosen.all():

@@ -77,11 +77,11 @@ class _Sweep:
         pair = pair.without(error.method)
 
   def networks(self, pair: plan.Pair) -> Networks:
-    """Those of a pair."""
+    """Returns those of a pair."""
     return self._built[pair.teacher, pair.student]
 
   def teachers(self, pair: plan.Pair) -> Workdir:
-    """The workdir of a pair's teacher and heads."""
+    """Returns the workdir of a pair's teacher and heads."""
     return Workdir(plan.pair_folder(self.path, pair.teacher))
 
   def _check(self) -> None:
@@ -136,7 +136,7 @@ class _Sweep:
       cache_plan.check(config, self.networks(pair), self.teachers(pair).path, num_examples)
 
   def jobs(self) -> list[_Jobs]:
-    """All there is to do: first teachers and heads, as far as methods ask for them."""
+    """Returns all there is to do: first teachers and heads, as far as methods ask for them."""
     teaching = {job.name: job for pair in self.pairs for job in self._teaching(pair)}
     names = tuple(teaching)
     return [*((job,) for job in teaching.values()),
@@ -160,7 +160,7 @@ class _Sweep:
                 f'student/{run.method}', after, () if taught_by == 'labels' else after)
 
   def experiment(self, job: Job, splits: Splits) -> Experiment:
-    """The run that a job belongs to."""
+    """Returns the run that a job belongs to."""
     teachers = self.teachers(job.pair)
     now = self._identities[job.pair.teacher, job.pair.student]
     if job.workdir.path == teachers.path:
@@ -171,7 +171,7 @@ class _Sweep:
                       dataclasses.replace(now, accepted=tuple(accepted)))
 
   def lock(self, name: str) -> filelock.BaseFileLock:
-    """Of a job, over all processes that share the workdir."""
+    """Returns the lock of a job, over all processes that share the workdir."""
     folder = self.path / 'locks'
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f'{folder_name(name)}.lock')
@@ -310,7 +310,7 @@ def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
 
 
 def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:
-  """Whether another process has tried the job since this one began."""
+  """Returns whether another process has tried the job since this one began."""
   failure = read_json(job.workdir.path / job.phase / 'failure.json')
   if failure is None or failure['time'] < sweep.begun:
     return False
@@ -319,7 +319,7 @@ def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:
 
 
 def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
-  """What the sweep would cost, as text; nothing is trained or written."""
+  """Returns what the sweep would cost, as text; nothing is trained or written."""
   sweep = _Sweep(config, path)
   images = sizes.known(sweep.builder, config.data)
   sweep.check_cache(images.get('train', 0) + images.get('validation', 0))
