@@ -51,12 +51,13 @@ def check_swept(workdir: Workdir, config: dict[str, Any]) -> None:
   if manifest is not None:
     before, now = ({**protocol.swept(its), **protocol.methods(its, _begun(workdir.path))}
                    for its in (manifest['config'], config))
-    compare_configs(workdir, before, now, config['accept'])
+    _accepted(workdir, {'config': protocol.differences(before, now)}, config['accept'])
 
 
 def compare_configs(workdir: Workdir, before: Flat, now: Flat, accept: Sequence[str]) -> list[str]:
   """Checks what `kdih.config.protocol` says of two configs, as `check_config` does."""
-  return _accepted(workdir, {'config': protocol.differences(before, now)}, accept)
+  return _said(workdir, _accepted(
+      workdir, {'config': protocol.differences(before, now)}, accept))
 
 
 def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
@@ -88,7 +89,7 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
                         f'its identity is none: {errors.first_line(error)}') from error
   for line in said:
     say(f'{workdir.path}: {line}')
-  return [*accepted, *_accepted(workdir, found, config['accept'])]
+  return [*accepted, *_said(workdir, _accepted(workdir, found, config['accept']))]
 
 
 def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -129,7 +130,11 @@ def _accepted(
         f'--workdir: {workdir.path} holds a run from before something changed; {said}. Undo the '
         f'change, choose another workdir, or accept it with --accept={",".join(refused)}, which '
         'the results will say')
-  accepted = [f'{part}: {line}' for part, lines in found.items() for line in lines]
+  return [f'{part}: {line}' for part, lines in found.items() for line in lines]
+
+
+def _said(workdir: Workdir, accepted: list[str]) -> list[str]:
+  """Says which differences are accepted, and returns them."""
   for line in accepted:
     say(f'{workdir.path}: accepted: {line}')
   return accepted
