@@ -19,7 +19,8 @@ Set a field in a config file, `config.data.padding = 4`, or on the command line,
 
 The last two columns say what a change means:
 
-- *Resume*: whether a run goes on after the field was changed in its command.
+- *Resume*: whether a run goes on after the field was changed in its command; where it does not,
+  `--accept=config` lets it.
 - *Average*: whether a report averages runs that differ in the field, as it does seeds. Where it
   says *teacher*, it does if their teachers are the same, which is compared by fingerprint.
 - *Partly*: some changes count and others do not, as the text says.

@@ -5,7 +5,7 @@ from kdih import errors
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
-  """The argument of a config, `runlocal,recipe=repdistiller`, as fields.
+  """Returns the argument of a config, `runlocal,recipe=repdistiller`, as fields.
 
   Args:
     arg: comma-separated `key=value`, or `key` alone to switch a flag on.

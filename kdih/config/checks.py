@@ -5,10 +5,8 @@ from typing import Any
 import ml_collections
 
 from kdih import errors
-from kdih.config import fields as fields_lib
-from kdih.config.fields import FIELDS, TRAININGS
+from kdih.config.fields import FIELDS, TRAININGS, base
 from kdih.config.values import check_plain, shown
-from kdih.errors import in_line
 
 _SET_ELSEWHERE = {'num_classes': 'the data set', 'dtype': 'config.dtype', 'setting': 'kdih',
                   'axis_name': 'config.sync_batch_norm', 'parent': 'flax', 'name': 'flax'}
@@ -16,11 +14,11 @@ _SET_ELSEWHERE = {'num_classes': 'the data set', 'dtype': 'config.dtype', 'setti
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ConfigError for the first field that is unknown, missing or has a wrong value."""
-  _check_group(config, fields_lib.base(), '')
+  _check_group(config, base(), '')
   for role in ('teacher', 'student'):
     for key in config[role].kwargs:
       if key in _SET_ELSEWHERE:
-        raise errors.ConfigError(f'config.{role}.kwargs.{in_line(key)}: is set by '
+        raise errors.ConfigError(f'config.{role}.kwargs.{errors.in_line(key)}: is set by '
                                  f'{_SET_ELSEWHERE[key]}; remove it')
   for name in config.methods:
     _check_method(config, name)
@@ -40,7 +38,7 @@ def _check_group(config: ml_collections.ConfigDict, reference: Any, prefix: str)
   """Checks the fields of a group, and of the groups in it."""
   for key in config:
     if key not in reference:
-      raise errors.unknown(f'config.{prefix}{in_line(key)}', key, reference)
+      raise errors.unknown(f'config.{prefix}{errors.in_line(key)}', key, reference)
   for key, default in reference.items():
     name, field = prefix + key, FIELDS.get(prefix + key)
     if key not in config:
@@ -65,15 +63,15 @@ def _read(config: ml_collections.ConfigDict, key: Any, setting: str) -> Any:
 
 def _plain(config: ml_collections.ConfigDict, setting: str) -> dict:
   """Returns a group of fields of one's own as nested dicts."""
-  values = {key: _read(config, key, f'{setting}.{in_line(key)}') for key in config}
-  return {key: _plain(value, f'{setting}.{in_line(key)}')
+  values = {key: _read(config, key, f'{setting}.{errors.in_line(key)}') for key in config}
+  return {key: _plain(value, f'{setting}.{errors.in_line(key)}')
           if isinstance(value, ml_collections.ConfigDict) else value
           for key, value in values.items()}
 
 
 def _check_method(config: ml_collections.ConfigDict, name: Any) -> None:
   """Checks what can be said of an entry of `config.methods` without its code."""
-  setting = f'config.methods.{in_line(name)}'
+  setting = f'config.methods.{errors.in_line(name)}'
   if not (isinstance(name, str) and re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_+=-]{0,99}', name)):
     raise errors.ConfigError(f'{setting}: names a folder; give it a name of letters, digits, and '
                              '_ + = -, 100 at most, the first one a letter or a digit')

@@ -1,6 +1,7 @@
 """The values that fields of the config can have, by name; the wings above read them here."""
 PHASES = ('teacher', 'heads', 'student')
-PARTS = ('config', 'data', 'teacher', 'computation', 'versions')  # Of a run's identity.
+IDENTITY = ('data', 'teacher', 'computation', 'versions')  # What a run is made of, but its config.
+PARTS = ('config', *IDENTITY)  # What `config.accept` may name.
 DTYPES = ('float32', 'bfloat16')
 ON_NAN = ('stop', 'rewind')
 LOADERS = ('memory', 'streaming')

@@ -28,13 +28,13 @@ _BY_ANY_RECIPE: dict[str, dict[str, Any]] = {
 
 
 def _is_set(path: str, config: Mapping[str, Any]) -> bool:
-  """A path may change, for what lies there is compared; not whether there is one."""
+  """Compares whether there is a path: it may change, for what lies there is compared."""
   del config
   return bool(path)
 
 
 def _recipe(cache: str, config: Mapping[str, Any]) -> str:
-  """A cache of all views changes nothing; fixed views are all that students see."""
+  """Compares fixed views, which are all that students see; a cache of all views changes nothing."""
   del config
   return cache if str(cache).startswith('views:') else 'none'
 
@@ -44,7 +44,7 @@ def _teacher_dtype(dtype: str, config: Mapping[str, Any]) -> str:
 
 
 def _seed_of_views(seed: int, config: Mapping[str, Any]) -> int:
-  """Fixed views are chosen by this seed; all views need none."""
+  """Compares the seed where it chooses fixed views; all views need none."""
   return max(seed, 0) if _recipe(config['compute.cache'], config) != 'none' else 0
 
 
@@ -53,7 +53,7 @@ def _heads_do_without(config: Mapping[str, Any]) -> bool:
 
 
 def _training(group: str, **meaning: Any) -> dict[str, Field]:
-  """How something trains, by the paper's recipe."""
+  """Returns the fields that say how something trains, by the paper's recipe."""
   recipe = {'schedule': 'piecewise', **recipes.RECIPES['paper']['train'],
             **_BY_ANY_RECIPE.get(group, {})}
 
@@ -112,8 +112,8 @@ FIELDS: dict[str, Field] = {
         doc='The phases to run, in this order. A finished one is not run again.'),
     'accept': Field(
         default=(), kind=Many(Choice(choices.PARTS), distinct=True), **_ANY_TIME,
-        doc='Parts of what the run is made of that may have changed since it was begun. What '
-            'follows says so in its results.'),
+        doc='Resume although these parts of what the run is made of have changed. The results of '
+            'what follows say so.'),
     'dtype': Field(
         default='float32', kind=Choice(choices.DTYPES), caches=CACHES,
         doc='What models compute in. Parameters stay float32.'),
@@ -186,7 +186,7 @@ FIELDS: dict[str, Field] = {
 
     'distributed.coordinator': Field(
         default='', kind=Text(), **_ANY_TIME,
-        doc='HOST:PORT of process 0. Empty joins nobody, unless it is detected who there is.'),
+        doc='HOST:PORT of process 0, where several run as one. Empty: see `detect`.'),
     'distributed.num_processes': Field(
         default=1, kind=Whole(1, 100_000), **_ANY_TIME, doc='How many processes there are.'),
     'distributed.process_id': Field(
@@ -198,7 +198,7 @@ FIELDS: dict[str, Field] = {
         default=300, kind=_COUNT, **_ANY_TIME, doc='Seconds to wait for the others at the start.'),
 
     'data.name': Field(
-        default='digits', kind=NAME, caches=CACHES,
+        default='digits', kind=NAME, caches=CACHES, described=True,
         doc="A TFDS name, such as `cifar100` or `imagenet2012/5.1.0`, or one of kdih's own: "
             '`digits`, `tiny_imagenet`, `image_folder`.'),
     'data.folder': Field(
@@ -209,23 +209,26 @@ FIELDS: dict[str, Field] = {
         default='', kind=Text(), **_ANY_TIME,
         doc="Where TFDS keeps its data sets. Empty is TFDS's default, ~/tensorflow_datasets."),
     'data.train_split': Field(
-        default='train', kind=NAME, caches=CACHES,
+        default='train', kind=NAME, caches=CACHES, described=True,
         doc='A TFDS split, slices included: `train[:90%]`.'),
     'data.test_split': Field(
-        default='test', kind=NAME,
-        doc='Likewise. It is read once, at the end, and shares no image with the other.'),
+        default='test', kind=NAME, described=True,
+        doc='Likewise. It is read once, at the end, and must share no image with `train_split`.'),
     'data.image_key': Field(
-        default='image', kind=NAME, caches=CACHES, doc='The feature that holds the image.'),
+        default='image', kind=NAME, caches=CACHES, described=True,
+        doc='The feature that holds the image.'),
     'data.label_key': Field(
-        default='label', kind=NAME, caches=CACHES, doc='The feature that holds the class.'),
+        default='label', kind=NAME, caches=CACHES, described=True,
+        doc='The feature that holds the class.'),
     'data.image_size': Field(
         default=0, kind=Whole(0, 16384), caches=CACHES,
         doc='Side in pixels that every image is resized to; 0 keeps them as they are.'),
     'data.mean': Field(
-        default=(0.5,), kind=Many(Number(-1000, 1000), 1), caches=CACHES,
+        default=(0.5,), kind=Many(Number(-1000, 1000), 1), caches=CACHES, described=True,
         doc='Per channel, of images scaled to [0, 1]; one number serves every channel.'),
     'data.std': Field(
-        default=(0.5,), kind=Many(Number(1e-6, 1000), 1), caches=CACHES, doc='Likewise.'),
+        default=(0.5,), kind=Many(Number(1e-6, 1000), 1), caches=CACHES, described=True,
+        doc='Likewise.'),
     'data.padding': Field(
         default=4, kind=Whole(0, 1024), caches=CACHES,
         doc='Augmentation: pad by so many pixels and crop back at random.'),
@@ -235,10 +238,10 @@ FIELDS: dict[str, Field] = {
     'data.flip': Field(
         default=True, kind=Flag(), caches=CACHES, doc='Augmentation: mirror every second image.'),
     'data.validation_fraction': Field(
-        default=0.1, kind=Number(0, 1, open_high=True), caches=CACHES,
+        default=0.1, kind=Number(0, 1, open_high=True), caches=CACHES, described=True,
         doc='Cut from the train split to choose checkpoints. 0: the last one is chosen.'),
     'data.validation_seed': Field(
-        default=0, kind=Whole(0, 2**63 - 1), caches=CACHES,
+        default=0, kind=Whole(0, 2**63 - 1), caches=CACHES, described=True,
         doc='Seeds which images are cut.'),
     'data.loader': Field(
         default='memory', kind=Choice(choices.LOADERS), **_ROUNDING,

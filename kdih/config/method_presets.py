@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def methods(recipe: str) -> dict[str, dict[str, Any]]:
-  """Entries of `config.methods`; `kind` is a file of kdih.methods, the rest are its options."""
+  """Returns the entries: `kind` is a file of kdih.methods, the rest are its options."""
   weighting = recipes.get(recipe)['logits']
   paper, repdistiller = (recipes.RECIPES[name]['logits'] for name in ('paper', 'repdistiller'))
   # What several entries are made from.
@@ -93,7 +93,7 @@ def methods(recipe: str) -> dict[str, dict[str, Any]]:
 def training(
     config: 'ml_collections.ConfigDict', name: str
 ) -> 'ml_collections.ConfigDict':
-  """How students learn by the entry `name`: `config.student.train`, at their learning rate."""
+  """Returns how students learn by an entry: `config.student.train`, at their learning rate."""
   train = config.student.train.copy_and_resolve_references()
   train.learning_rate = config.methods[name].get('learning_rate', train.learning_rate)
   return train
@@ -103,7 +103,7 @@ SHORT = {'alpha': 'alpha', 'learning_rate': 'lr'}  # In names.
 
 
 def family(options: Mapping[str, Any]) -> str:
-  """What all variants of a method have in common, of the options of one."""
+  """Returns what all variants of a method have in common, of the options of one."""
   common = {option: value for option, value in options.items()
             if not (option in SHORT and isinstance(value, numbers.Real))}
   return json.dumps(common, sort_keys=True)

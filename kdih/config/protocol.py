@@ -43,6 +43,12 @@ def cached(config: Mapping[str, Any], cache: str) -> Flat:
       FREE if cache not in field.caches else field.cached or SAME), SAME)
 
 
+def described(config: Mapping[str, Any]) -> Flat:
+  """Returns what exported variables tell of `config.data`, as {'mean': ..., 'std': ...}."""
+  found = _compared(config, lambda field, values: SAME if field.described else FREE, SAME)
+  return {name.removeprefix('data.'): value for name, value in found.items()}
+
+
 def _compared(
     config: Mapping[str, Any], chosen: Callable[[Field, Flat], str | Compared], *kept: str
 ) -> Flat:

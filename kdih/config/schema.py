@@ -35,7 +35,9 @@ class Field:
       compared; or what of the value must be the same.
     caches: those of `CACHES` that are of no use under another value.
     cached: what of the value counts for that; all of it where this is None.
-    student_only: whether teacher and heads do not depend on it; perhaps by the other fields.
+    student_only: whether teacher and heads do not depend on it; a function of all fields of the
+      config where these decide.
+    described: whether exported variables tell it of the data set that they are of.
     varies: whether the runs of one sweep differ in it.
   """
 
@@ -47,6 +49,7 @@ class Field:
   caches: tuple[str, ...] = ()
   cached: Compared | None = None
   student_only: bool | Callable[[Mapping[str, Any]], bool] = False
+  described: bool = False
   varies: bool = False
 
 

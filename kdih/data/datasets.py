@@ -18,7 +18,7 @@ from kdih.runtime.progress import say
 
 
 def open_builder(data: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-  """The TFDS builder that `config.data` names; nothing is downloaded or written.
+  """Returns the TFDS builder that `config.data` names; nothing is downloaded or written.
 
   Raises:
     ConfigError: there is no such data set, or its folder does not serve.
@@ -50,7 +50,7 @@ def open_builder(data: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
 
 
 def describe(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> DataSpec:
-  """Shapes and classes from the data set's metadata, before anything is read.
+  """Returns shapes and classes from the data set's metadata, before anything is read.
 
   Raises:
     ConfigError: a key that is no image or no class, images of several sizes or of other numbers
@@ -86,7 +86,7 @@ def describe(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict)
 
 
 def _names(label: tfds.features.ClassLabel) -> tuple[str, ...]:
-  """Of the classes; () where TFDS calls them '0', '1', ... for want of names."""
+  """Returns those of the classes; () where TFDS calls them '0', '1', ... for want of names."""
   names = tuple(label.names)
   return () if names == tuple(map(str, range(len(names)))) else names
 
@@ -124,7 +124,7 @@ def prepare(
   try:
     with _alone_in(builder.data_dir_root):
       if builder.is_prepared():
-        return tfds.builder_from_directory(builder.data_dir)
+        return reopen(builder)
       _prepare(builder)
   except OSError as error:
     raise errors.DataError(f'config.data.data_dir: {builder.data_dir_root} cannot be written to '
@@ -132,8 +132,16 @@ def prepare(
   return builder
 
 
+def reopen(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+  """Returns a prepared data set as it is on disk.
+
+  What `builder` itself knows is older where another process has prepared the data set.
+  """
+  return tfds.builder_from_directory(builder.data_dir)
+
+
 def _alone_in(folder: Any) -> contextlib.AbstractContextManager:
-  """Where no other process prepares data; an object store has no locks."""
+  """Returns a context in which no other process prepares data; an object store has no locks."""
   if is_remote(folder):
     return contextlib.nullcontext()
   folder.mkdir(parents=True, exist_ok=True)
@@ -171,12 +179,12 @@ def _remedy(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def _manual(builder: tfds.core.DatasetBuilder) -> Any:
-  """Where TFDS looks for files that a user has downloaded."""
+  """Returns where TFDS looks for files that a user has downloaded."""
   return builder.data_dir_root / 'downloads' / 'manual'
 
 
 def _unreachable(builder: tfds.core.DatasetBuilder, timeout: float) -> str | None:
-  """The source, if it is needed and does not answer."""
+  """Returns the address of the source, if it is needed and does not answer."""
   infos = builder.url_infos or {}
   at_hand = any(info.filename and (_manual(builder) / info.filename).exists()
                 for info in infos.values())

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from kdih.data import selection
+from kdih.data import datasets, selection
 from kdih.data.image_folder import ImageFolder
 from kdih.runtime.progress import say
 
@@ -28,8 +28,7 @@ def say_shared(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDic
   """
   if not isinstance(builder, ImageFolder):
     return
-  # What `builder` knows is older where another process has prepared the data set.
-  prepared = tfds.builder_from_directory(builder.data_dir)
+  prepared = datasets.reopen(builder)
   infos = prepared.info.splits
   alike = _alike(builder, [selection.parts(infos, field, data) for field in _FIELDS])
   if not alike:
@@ -44,7 +43,7 @@ def say_shared(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDic
 
 
 def _alike(builder: ImageFolder, folders: Sequence[Collection[str]]) -> list[list[str]]:
-  """Groups of files of one content, each with some of every set of folders."""
+  """Returns groups of files of one content, each with some of every set of folders."""
   sizes = builder.sizes()
   keys: tuple[Callable[[str], Hashable], ...] = (  # From the cheapest; most files differ early.
       sizes.__getitem__,
@@ -71,7 +70,7 @@ def _folder(name: str) -> str:
 
 def _files(builder: ImageFolder, prepared: tfds.core.DatasetBuilder, field: str,
            data: ml_collections.ConfigDict) -> set[str]:
-  """The files that `config.data.<field>` selects."""
+  """Returns the files that `config.data.<field>` selects."""
   files: set[str] = set()
   for folder, chosen in selection.select(prepared.info.splits, field, data).items():
     if chosen.all():

@@ -18,7 +18,7 @@ _NAMED = 3  # Classes that a line names.
 def identify(
     builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict, splits: Splits
 ) -> dict[str, Any]:
-  """What JSON can keep to recognise the data set by; see `differences`.
+  """Returns what JSON can keep to recognise the data set by; see `differences`.
 
   A copy of a data set is the same one, for neither its place nor times of modification count. Nor
   does it matter in which file format TFDS keeps it, or in how many shards.
@@ -37,8 +37,7 @@ def identify(
   Raises:
     DataError: an example is damaged.
   """
-  # What `builder` knows is older where another process has prepared the data set.
-  prepared = tfds.builder_from_directory(builder.data_dir)
+  prepared = datasets.reopen(builder)
   sizes = builder.sizes() if isinstance(builder, ImageFolder) else None
   return {
       'classes': list(datasets.describe(prepared, data).classes) or None,
@@ -59,7 +58,7 @@ def _stored(prepared: tfds.core.DatasetBuilder, sizes: dict[str, int] | None, fi
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """What has changed between two results of `identify`, in plain lines, most telling first.
+  """Returns what has changed between two results of `identify`, in plain lines, most telling first.
 
   What one of them does not know is not compared, and what a change brings along is not listed: a
   new class means other names, and more images mean other pixels.

@@ -20,7 +20,7 @@ Stats = dict[pathlib.Path, os.stat_result]
 
 
 def open_folder(data: ml_collections.ConfigDict) -> 'ImageFolder':
-  """The builder for `config.data.folder` and the splits that `config.data` names.
+  """Returns the builder for `config.data.folder` and the splits that `config.data` names.
 
   Raises:
     ConfigError: there is no such folder or split, or their classes do not fit together.
@@ -51,7 +51,7 @@ def open_folder(data: ml_collections.ConfigDict) -> 'ImageFolder':
 
 
 def _splits(folder: pathlib.Path, field: str, split: str) -> list[str]:
-  """The folders that a split such as 'train[:90%]+more' is read from."""
+  """Returns the folders that a split such as 'train[:90%]+more' is read from."""
   if not folder.is_dir():
     raise errors.ConfigError(f'config.data.folder: {folder} is no folder; {_LAYOUT}')
   names = [part.partition('[')[0].strip() for part in split.split('+')]
@@ -125,12 +125,12 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder):
     super().__init__(config=config, data_dir=data_dir)
 
   def sizes(self) -> dict[str, int]:
-    """{'SPLIT/CLASS/FILE': bytes} of every image, as found when the folder was opened."""
+    """Returns {'SPLIT/CLASS/FILE': bytes} of every image, as found when the folder was opened."""
     return {path.relative_to(self._folder).as_posix(): stat.st_size
             for path, stat in self._stats.items()}
 
   def content(self, name: str, last: int = 0) -> bytes:
-    """A file that `sizes` names, or its `last` bytes. Raises DataError: it cannot be read."""
+    """Reads a file that `sizes` names, or its `last` bytes. Raises DataError if it cannot."""
     return _read(lambda path: _content(path, last), self._folder / name)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -168,7 +168,7 @@ def _copy_name(folder: pathlib.Path, stats: Stats) -> str:
 
 
 def _common_size(files: dict[str, Classes]) -> tuple[int | None, int | None]:
-  """Height and width of all images, None if they differ; stops at the first that does."""
+  """Returns height and width of all images, None if they differ; stops at the first that does."""
   sizes = (_read(images.read_size, path) for path in _all(files))
   first = next(sizes)
   return first if all(size == first for size in sizes) else (None, None)

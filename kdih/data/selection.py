@@ -19,7 +19,7 @@ _KNOWN = {'digits': {'train': 1438, 'test': 359},
 
 
 def known(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> Infos:
-  """What is known of the data set's splits, be it prepared or not; {} if nothing."""
+  """Returns what is known of the data set's splits, be it prepared or not; {} if nothing."""
   if builder.info.splits:
     return builder.info.splits
   sizes: Mapping[str, int] = _KNOWN.get(data.name, {})
@@ -32,7 +32,7 @@ def known(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) ->
 def select(
     infos: Infos, field: str, data: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
-  """What `config.data.<field>`, such as 'train[:90%]+more', selects of every split of `infos`.
+  """Returns what `config.data.<field>`, such as 'train[:90%]+more', selects of each split.
 
   Returns:
     {name: bool [examples]}, True for those that are selected.
@@ -62,12 +62,12 @@ def select(
 
 
 def parts(infos: Infos, field: str, data: ml_collections.ConfigDict) -> set[str]:
-  """The splits of `infos` that `config.data.<field>` selects from. Raises as `select` does."""
+  """Returns the splits that `config.data.<field>` selects from. Raises as `select` does."""
   return {name for name, chosen in select(infos, field, data).items() if chosen.any()}
 
 
 def size(infos: Infos, field: str, data: ml_collections.ConfigDict) -> int:
-  """How many images `config.data.<field>` selects. Raises ConfigError as `select` does."""
+  """Returns how many images `config.data.<field>` selects. Raises ConfigError as `select` does."""
   return _total(select(infos, field, data).values())
 
 

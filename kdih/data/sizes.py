@@ -7,7 +7,7 @@ from kdih.data.splits import split_validation
 
 
 def known(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> dict[str, int]:
-  """{'train', 'validation', 'test'}: images; {} where that is not known yet.
+  """Returns {'train', 'validation', 'test'}: images; {} where that is not known yet.
 
   Raises:
     ConfigError: a split cannot be read, or they share images.

@@ -19,7 +19,7 @@ from kdih.data.splits import Splits, split_validation
 
 
 def open_splits(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> Splits:
-  """The splits that `config.data` names; the data set is prepared first where it is not.
+  """Returns the splits that `config.data` names; the data set is prepared first where it is not.
 
   Raises:
     ConfigError: there is no such split, it is empty, shares images with the other one, or is too
@@ -43,7 +43,7 @@ def open_splits(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDi
 def open_split(
     builder: tfds.core.DatasetBuilder, field: str, data: ml_collections.ConfigDict
 ) -> 'Source':
-  """The split that `config.data.<field>` names, of a prepared data set.
+  """Returns the split that `config.data.<field>` names, of a prepared data set.
 
   Raises:
     ConfigError: there is no such split, it is empty, or holds an image twice.
@@ -103,7 +103,7 @@ class Source:
     return len(self._examples)
 
   def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images [n, height, width, channels] and int32 labels [n].
+    """Reads uint8 images [n, height, width, channels] and int32 labels [n].
 
     Raises:
       DataError: a record is damaged, or its label is none of the classes.
@@ -115,7 +115,7 @@ class Source:
     return images, self._checked(labels)
 
   def labels(self) -> np.ndarray:
-    """int32 labels of the whole split; the images are not decoded. Raises DataError as `read`."""
+    """Reads int32 labels of the whole split, but no images. Raises DataError as `read` does."""
     return self._checked(np.array(
         [self._example(index)[self._label_key] for index in range(len(self))], np.int32))
 
@@ -180,7 +180,7 @@ class _TFRecords(Sequence):
 
 
 def _records(content: mmap.mmap) -> Iterator[tuple[mmap.mmap, int, int]]:
-  """Where each record lies: 8 bytes of length, 4 of checksum, the record, 4 of checksum."""
+  """Yields where each record lies: 8 bytes of length, 4 of checksum, the record, 4 of checksum."""
   position = 0
   while position < len(content):
     size, = struct.unpack('<Q', _checked(content, position, 8))
@@ -189,7 +189,7 @@ def _records(content: mmap.mmap) -> Iterator[tuple[mmap.mmap, int, int]]:
 
 
 def _checked(content: mmap.mmap, start: int, size: int) -> bytes:
-  """Some bytes that their checksum follows. Raises ValueError where it is another's."""
+  """Returns bytes that their checksum follows. Raises ValueError where it is wrong."""
   found = content[start:start + size]
   checksum = content[start + size:start + size + 4]
   crc = google_crc32c.value(found)

@@ -59,29 +59,29 @@ class Splits:
           f'{found["train"][0]}; at least two are needed; choose more of the split')
 
   def _look_at(self, split: str) -> np.ndarray:
-    """The labels of the examples that `check` reads."""
+    """Returns the labels of the examples that `check` reads."""
     if self.loader(split).resident:
       return self.labels(split)
     return self.sample(split, _LOOKED_AT)[1]
 
   def sample(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of `count` examples, spread evenly, or of all; see `Examples.read`."""
+    """Reads images and labels of `count` examples, spread evenly, or of all; see `Examples`."""
     chosen = np.linspace(0, self.size(split) - 1, min(count, self.size(split)))
     return self._sources[split].read(chosen.astype(int))
 
   def size(self, split: str) -> int:
-    """Images in a split; validation images are counted in 'train'."""
+    """Returns the number of images in a split; validation images are counted in 'train'."""
     return len(self._sources[split])
 
   def loader(self, split: str) -> Loader:
-    """The loader of a split."""
+    """Returns the loader of a split."""
     if split not in self._loaders:
       say(f'data: {self.size(split):,} images of the {split} split, {self._loader} loader')
       self._loaders[split] = loaders.make_loader(self._loader, self._sources[split])
     return self._loaders[split]
 
   def labels(self, split: str) -> np.ndarray:
-    """int32 labels of all images of a split."""
+    """Returns int32 labels of all images of a split."""
     resident = self.loader(split).resident
     if 'label' in resident:
       return devices.to_host(resident['label'])

@@ -4,7 +4,7 @@ A method declares an option as a field of such a type; `kdih.methods.create` che
 """
 from typing import Annotated
 
-from kdih.config.values import Flag as _Flag, Many, Number, OneOrMany, Text, Whole
+from kdih.config.values import NAME, Flag as _Flag, Many, Number, OneOrMany, Whole
 
 _ALPHA = Number(0, 1)
 _TEMPERATURE = Number(1e-3, 1e3)
@@ -18,7 +18,7 @@ PositiveWeight = Annotated[float, Number(0, 1e9, open_low=True)]
 Epochs = Annotated[float, Number(0, 1e7)]
 Width = Annotated[int, Whole(1, 65536)]  # Of a layer.
 Flag = Annotated[bool, _Flag()]
-Names = Annotated[tuple[str, ...], Many(Text(r'[^\0]+', 'a name'), least=1)]
+Names = Annotated[tuple[str, ...], Many(NAME, least=1)]
 
 
 def per_member(

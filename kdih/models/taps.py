@@ -97,7 +97,7 @@ def _shift_only(next_function, args, kwargs, context):
 
 
 def without_input(variables: Variables) -> Variables:
-  """The variables without the collection `INPUT`: those of the model itself."""
+  """Returns the variables without the collection `INPUT`: those of the model itself."""
   return {name: tree for name, tree in variables.items() if name != INPUT}
 
 
@@ -116,13 +116,13 @@ def _flatten(state: Any, collection: str) -> Features:
 
 
 def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> Variables:
-  """Shapes and dtypes of the model's variables; nothing is computed."""
+  """Returns shapes and dtypes of the model's variables; nothing is computed."""
   return jax.eval_shape(
       lambda image: initial(model, jax.random.key(0), image), _one_image(image_shape))
 
 
 def initial(model: nn.Module, key: jax.Array, images: jax.Array) -> Variables:
-  """Fresh {'params', 'batch_stats'}; the latter only where there are any."""
+  """Returns fresh {'params', 'batch_stats'}; the latter only where there are any."""
   variables = model.init(key, images, train=False)
   return {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
 
@@ -135,7 +135,7 @@ def choose_taps(
     model: nn.Module, image_shape: Sequence[int], wanted: Sequence[str],
     setting: str = 'config.heads.taps',
 ) -> Shapes:
-  """The taps to read, {name: shape of one example's feature}, in order.
+  """Returns the taps to read, {name: shape of one example's feature}, in order.
 
   Args:
     model: that has them.
@@ -162,12 +162,12 @@ def choose_taps(
 
 
 def sown(model: nn.Module, image_shape: Sequence[int]) -> Shapes:
-  """The taps that the model sows, {name: shape of one example's feature}, unordered."""
+  """Returns the taps that the model sows, {name: shape of one example's feature}, unordered."""
   return _all_taps(model, image_shape)[0]
 
 
 def _all_taps(model: nn.Module, image_shape: Sequence[int]) -> tuple[Shapes, Shapes]:
-  """The taps that the model sows, and the outputs of its submodules."""
+  """Returns the taps that the model sows, and the outputs of its submodules."""
   variables = abstract_variables(model, image_shape)
 
   def features(capture: bool) -> Shapes:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def serves(config: 'ml_collections.ConfigDict', built: Networks, name: str) -> bool:
-  """Whether students of the method `name` are taught from a cache."""
+  """Returns whether students of the method `name` are taught from a cache."""
   return config.compute.cache != 'none' and built.heard_widths[name] > 0
 
 
@@ -67,7 +67,7 @@ def check(
 
 
 def _widths(config: 'ml_collections.ConfigDict', built: Networks) -> list[int]:
-  """Numbers in a row of each table that the phases ask for."""
+  """Returns numbers in a row of each table that the phases ask for."""
   widths = []
   if 'heads' in config.phases and config.compute.cache_taps and not config.heads.variables:
     widths.append(taps_width(built))
@@ -83,19 +83,19 @@ def _widths(config: 'ml_collections.ConfigDict', built: Networks) -> list[int]:
 
 
 def taps_width(built: Networks) -> int:
-  """Numbers in the features of an image at all taps that carry a head."""
+  """Returns numbers in the features of an image at all taps that carry a head."""
   return sum(math.prod(shape) for shape in built.taps.values())
 
 
 def hearing(built: Networks, name: str) -> Hearing:
-  """What the method `name` hears, which a cache `serves`."""
+  """Returns what the method `name` hears, which a cache `serves`."""
   return built.methods[name].hearing or LOGITS
 
 
 def rows(
     built: Networks, names: Sequence[str], teacher: nn.Module
 ) -> Callable[[Any, jax.Array], tuple[jax.Array, ...]]:
-  """(frozen, images) to the rows [batch, width] that each of the methods hears.
+  """Returns (frozen, images) -> rows [batch, width] that each of the methods hears.
 
   `teacher` is asked once for all of them, and its heads if one of them needs these.
   """
@@ -113,7 +113,7 @@ def rows(
 def tap_rows(
     built: Networks, teacher: nn.Module
 ) -> Callable[[Any, jax.Array], tuple[jax.Array]]:
-  """(frozen, images) to the features at the taps, flattened, one behind the other; one table."""
+  """Returns (frozen, images) -> one table: features at the taps, flattened, one after the other."""
   def rows(frozen, images):
     output, _ = taps.observe(teacher, frozen['teacher'], images, tuple(built.taps))
     return jnp.concatenate(
@@ -123,12 +123,12 @@ def tap_rows(
 
 
 def taps_kind(built: Networks) -> str:
-  """What `tap_rows` are called."""
+  """Returns what `tap_rows` are called."""
   return f'features at {", ".join(built.taps)}'
 
 
 def heard_with(experiment: Experiment, name: str) -> tuple[str, ...]:
-  """The method `name`, and others whose cache can be made with its own.
+  """Returns the method `name`, and others whose cache can be made with its own.
 
   They hear the same teachers, and are still to be trained.
   """
@@ -145,7 +145,7 @@ def heard_with(experiment: Experiment, name: str) -> tuple[str, ...]:
 def table(
     experiment: Experiment, names: Sequence[str], teacher: nn.Module, frozen: dict[str, Any]
 ) -> TeacherOutputs:
-  """What the first of the methods hears of the teachers.
+  """Returns what the first of the methods hears of the teachers.
 
   It is kept in this process for other students; so is what the other methods hear, as far as there
   is room.
@@ -173,7 +173,7 @@ def table(
 
 
 def taps_table(experiment: Experiment, teacher: nn.Module, variables: Any) -> TeacherOutputs:
-  """The table of `tap_rows`, for the heads alone. Raises ConfigError as `table`."""
+  """Returns the table of `tap_rows`, for the heads alone. Raises ConfigError as `table`."""
   built, frozen = experiment.networks, {'teacher': variables}
   wanted = _wanted(experiment, TAPS, taps_kind(built), taps_width(built),
                    {'teacher': digests.of(variables)})

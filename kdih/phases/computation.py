@@ -22,7 +22,7 @@ _ADDRESS = re.compile(r' at 0x[0-9a-f]+')  # In the names of functions; of this 
 
 
 def identify(built: Networks) -> dict[str, Any]:
-  """Digests of what the networks and the methods compute, from their traced programs.
+  """Traces what the networks and the methods compute, and digests it.
 
   Nothing is computed. The settings of `config.compute` do not enter, nor does what a custom
   gradient does.
@@ -44,7 +44,7 @@ def identify(built: Networks) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-  """A line for each thing that is computed in another way than before.
+  """Returns a line for each thing that is computed in another way than before.
 
   Args:
     before: from `identify`, as JSON keeps it.
@@ -55,10 +55,10 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return []
   parts = {part: f"the {part}'s forward pass" for part in ('teacher', 'student')}
   parts['heads'] = "the heads' forward pass"
-  lines = [f'{said} is another one' for part, said in parts.items()
+  lines = [f'{said} has changed' for part, said in parts.items()
            if part in before and part in now and before[part] != now[part]]
   methods, methods_now = before.get('methods', {}), now.get('methods', {})
-  return lines + [f'the loss of the method {name} is another one' for name in methods
+  return lines + [f'the loss of the method {name} has changed' for name in methods
                   if name in methods_now and methods[name] != methods_now[name]]
 
 
@@ -96,7 +96,7 @@ def _of_method(built: Networks, name: str) -> str:
 
 
 def _without_switches(method: Method) -> Method:
-  """The method, and those that it is made of, with the defaults of `config.compute`."""
+  """Returns the method, and those that it is made of, with the defaults of `config.compute`."""
   def part(name: str) -> Method:
     return _without_switches(method.context.method(name))
 
@@ -105,7 +105,7 @@ def _without_switches(method: Method) -> Method:
 
 
 def _of(function: Callable, *arguments: Any) -> str:
-  """SHA-256 of a traced program: its text, its constants, and the names of what goes in and out."""
+  """Returns SHA-256 of a traced program: text, constants, names of what goes in and out."""
   traced, result = jax.make_jaxpr(
       function, axis_env=[(devices.AXIS, 1)], return_shape=True)(*arguments)
   paths = [jax.tree_util.keystr(path) for path, _ in
@@ -115,7 +115,7 @@ def _of(function: Callable, *arguments: Any) -> str:
 
 
 def _constants(traced: Any) -> Iterator[Any]:
-  """The constants of a program, and of the programs that it calls; texts cut large ones short."""
+  """Yields the constants of a program, and of those that it calls; texts cut large ones short."""
   yield from getattr(traced, 'consts', ())
   for equation in traced.eqns:
     yield from (read.val for read in equation.invars if isinstance(read, core.Literal))

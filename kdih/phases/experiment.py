@@ -97,42 +97,37 @@ class Experiment:
     identity_lib.record(self.workdir, self.identity, self.config)
 
   @property
-  def data_identity(self) -> dict[str, Any]:
-    """What tells one data set, its splits and its normalisation from others."""
-    fields = ('name', 'train_split', 'test_split', 'image_key', 'label_key', 'mean', 'std',
-              'validation_fraction', 'validation_seed')
-    values = resolved(self.config.data)
-    return {'image_shape': list(self.networks.spec.image_shape),
-            **{field: values[field] for field in fields}}
-
-  @property
   def described_data(self) -> dict[str, Any]:
-    """What exported variables say of their data: its identity, its classes, its content."""
-    return {**self.data_identity, 'classes': list(self.networks.spec.classes) or None,
+    """What exported variables say of their data: its fields, shape, classes and content."""
+    spec = self.networks.spec
+    return {**protocol.described(resolved(self.config)), 'image_shape': list(spec.image_shape),
+            'classes': list(spec.classes) or None,
             'content': self.identity.data if self.identity else None}
 
   def train_labels(self) -> np.ndarray:
-    """int32 [size of the train split], -1 for the images that are not trained with."""
+    """Returns int32 [size of the train split], -1 for the images that are not trained with."""
     labels = np.full(self.splits.size('train'), -1, np.int32)
     labels[self.train_subset] = self.splits.labels('train')[self.train_subset]
     return labels
 
   def key(self, role: int) -> jax.Array:
-    """The key that initialises a role: 0 teacher, 1 heads, 2 student, 3 a method's own modules,
-    from 4 on assistants."""
+    """Returns the key that initialises a role.
+
+    0 is the teacher, 1 the heads, 2 the student, 3 a method's own modules, from 4 on assistants.
+    """
     return jax.random.fold_in(jax.random.key(self.config.seed), role)
 
   def prepare_teacher(
       self, module: nn.Module, variables: Any, taps: Sequence[str]
   ) -> tuple[nn.Module, Any]:
-    """A frozen teacher made quick, as the config says; see `frozen_teacher.prepare`."""
+    """Returns a frozen teacher made quick, as the config says; see `frozen_teacher.prepare`."""
     compute = self.config.compute
     return frozen_teacher.prepare(
         module, variables, taps, self.networks.spec.image_shape,
         fold_batch_norm=compute.fold_batch_norm, dtype=compute.teacher_dtype)
 
   def _validator(self, task: Task) -> Evaluator | None:
-    """Of the validation split; training and `measure` share it, so that it is compiled once."""
+    """Returns that of the validation split: one for training and `measure`, to compile it once."""
     if not len(self.validation_subset):
       return None
     if self._validated is None or self._validated[0] is not task:
@@ -160,7 +155,7 @@ class Experiment:
   def learner(
       self, phase: str, variables: Any, tx: optax.GradientTransformation
   ) -> loop.Learner:
-    """What `program` trains, with its checkpoints."""
+    """Returns what `program` trains, with its checkpoints."""
     folder = self.workdir.phase(phase)
     initial = state.create(variables, tx, self.config.seed, self.config.data.order_seed)
     checkpoints = checkpoints_lib.Checkpoints(folder / 'checkpoints', initial)
@@ -170,7 +165,7 @@ class Experiment:
       self, phase: str, learning: Sequence[Learning], train: 'ml_collections.ConfigDict',
       together_by: str = 'unrolled',
   ) -> loop.Program:
-    """How a phase trains; several learners, each with its learning, as `together_by` says."""
+    """Returns how a phase trains: its learners, each with its learning, as `together_by` says."""
     config, compute, task = self.config, self.config.compute, learning[0].task
     loader, duration = self.splits.loader('train'), self._duration(train)
     streams = config.data.loader == 'streaming'
@@ -209,13 +204,13 @@ class Experiment:
   def learning(
       self, task: Task, variables: Any, train: 'ml_collections.ConfigDict'
   ) -> Learning:
-    """The task, with an optimizer of what it reaches of `variables`."""
+    """Returns the task, with an optimizer of what it reaches of `variables`."""
     tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, self._duration(train)))
     return Learning(
         task, optimizer.only(tx, self._reached(task, variables)) if task.partial else tx)
 
   def _reached(self, task: Task, variables: Any) -> Any:
-    """The parameters that the task's loss depends on, as a tree of bools."""
+    """Returns the parameters that the task's loss depends on, as a tree of bools."""
     collections = {name: tree for name, tree in variables.items() if name != 'params'}
     batch = {'image': jnp.zeros((2, *self.networks.spec.image_shape)),
              'label': jnp.zeros(2, jnp.int32), 'index': jnp.zeros(2, jnp.int32),
@@ -239,7 +234,7 @@ class Experiment:
   def predict(
       self, task: Task, variables: Any, split: str
   ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Logits of every classifier and labels of the 'validation' or 'test' images, in numpy."""
+    """Returns logits of every classifier, and labels, of the 'validation' or 'test' images."""
     subset = (self.validation_subset if split == 'validation'
               else np.arange(self.splits.size('test'), dtype=np.int32))
     evaluator = self._evaluator(task, 'test' if split == 'test' else 'train', subset)
@@ -248,7 +243,7 @@ class Experiment:
   def measure(
       self, task: Task, learnt: Learnt, test_task: Task | None = None
   ) -> dict[str, dict[str, Any]]:
-    """{classifier: {'val', 'test_last', 'test_best_val': {'top1', 'top5', 'loss'}}}.
+    """Returns {classifier: {'val', 'test_last', 'test_best_val': {'top1', 'top5', 'loss'}}}.
 
     `val` is that of the best checkpoint, None without a validation split. Here, and nowhere
     else, the test split is read; `test_task` may predict more there than `task` does.
@@ -263,7 +258,7 @@ class Experiment:
 
 
 def _averages(metrics: Metrics) -> dict[str, float]:
-  """The mean over what is learnt; the cohort's other members do not change."""
+  """Returns the mean over what is learnt; the cohort's other members do not change."""
   learnt = [values for name, values in metrics.items() if name not in (FINAL, MEAN)]
   return {key: sum(values[key] for values in learnt) / len(learnt)
           for key in ('top1', 'loss')}

@@ -21,13 +21,13 @@ Variables = dict[str, Any]
 
 
 def describe_model(config: 'ml_collections.ConfigDict', role: str, num_classes: int) -> dict:
-  """What exported variables of the 'teacher' or 'student' say of their model."""
+  """Returns what exported variables of the 'teacher' or 'student' say of their model."""
   return {'name': config[role].name, 'kwargs': config[role].kwargs.to_dict(),
           'num_classes': num_classes}
 
 
 def describe_heads(built: Networks) -> dict:
-  """What exported variables of the heads say of their module."""
+  """Returns what exported variables of the heads say of their module."""
   return {'kind': built.heads.kind, 'num_classes': built.heads.num_classes,
           'taps': {tap: list(shape) for tap, shape in built.taps.items()}}
 
@@ -51,14 +51,14 @@ def save(path: epath.PathLike, variables: Variables, meta: dict) -> str:
 
 
 def fingerprint(meta: dict) -> str:
-  """That of the variables whose description has been loaded."""
+  """Returns that of the variables whose description has been loaded."""
   return meta['digests']['variables']
 
 
 def load_model(
     path: epath.PathLike, model: str | None = None
 ) -> tuple[nn.Module, Variables, dict]:
-  """A trained teacher or student, to use: its module, its variables and their description.
+  """Returns a trained teacher or student, to use: its module, its variables and their description.
 
       model, variables, meta = exported_variables.load_model('runs/digits/student/dih/variables')
       logits = model.apply(variables, images, train=False)
@@ -109,7 +109,7 @@ def load_teacher(
     path: epath.PathLike, config: 'ml_collections.ConfigDict', built: Networks,
     finished: dict | None = None,
 ) -> tuple[Variables, dict]:
-  """The teacher's variables at `path`, and their description.
+  """Returns the teacher's variables at `path`, and their description.
 
   Where its images were normalised by other numbers than those of `config.data`, the variables hold
   `taps.INPUT` too, by which it sees them as it is used to.
@@ -139,7 +139,7 @@ def load_teacher(
 def load_heads(
     path: epath.PathLike, built: Networks, teacher: str, finished: dict | None = None
 ) -> tuple[Variables, dict]:
-  """The heads' variables at `path`, and their description.
+  """Returns the heads' variables at `path`, and their description.
 
   Args:
     path: a `variables` folder.
@@ -163,7 +163,7 @@ def load_heads(
 
 
 def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
-  """Exported variables of a known model, as numpy arrays.
+  """Returns exported variables of a known model, as numpy arrays.
 
   Args:
     path: a `variables` folder that `save` wrote.
@@ -177,7 +177,7 @@ def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
 
 
 def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variables:
-  """As `load`, with the description that has been read."""
+  """Loads as `load` does, with the description that has been read."""
   try:
     variables = checkpoints.restore(path)
   except Exception as error:  # orbax and tensorstore raise many kinds.
@@ -192,7 +192,7 @@ def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variable
 
 
 def _read_meta(path: epath.PathLike, setting: str) -> dict:
-  """The description, checked. Raises ConfigError where there is none, or it is damaged."""
+  """Returns the description, checked. Raises ConfigError where there is none, or it is damaged."""
   try:
     stored = checkpoints.read_meta(path, setting)
     meta = {name: value for name, value in stored.items() if name != 'digests'}
@@ -237,7 +237,7 @@ def _input(
     setting: str, path: epath.PathLike, data: dict, config: 'ml_collections.ConfigDict',
     channels: int,
 ) -> Variables:
-  """{`taps.INPUT`: ...} of a model whose images are normalised as `data` says; {} if as here."""
+  """Returns {`taps.INPUT`: ...} of a model with the normalisation in `data`; {} if it is ours."""
   try:
     mean, std = _normalisation(data, channels)
     if not (np.isfinite([mean, std]).all() and (std > 0).all()):
@@ -253,7 +253,7 @@ def _input(
 
 
 def _normalisation(data: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and std, float64 [channels] each; one number serves every channel."""
+  """Returns mean and std, float64 [channels] each; one number serves every channel."""
   mean, std = (np.broadcast_to(np.asarray(data[name], np.float64), channels)
                for name in ('mean', 'std'))
   return mean, std

@@ -28,7 +28,7 @@ def heads_task(
     prepared: tuple[nn.Module, Any] | None = None,
     cached: tuple[TeacherOutputs, Shapes] | None = None,
 ) -> Task:
-  """All heads learn at once from the labels; the backbone is frozen (DIH, section 3).
+  """Returns how all heads learn at once from the labels; the backbone is frozen (DIH, section 3).
 
   The loss is the sum of the heads' cross-entropies. `predict` gives the whole cohort.
 
@@ -65,7 +65,7 @@ def heads_task(
 
 
 def _cut(rows: jax.Array, shapes: Shapes) -> taps_lib.Features:
-  """[batch, numbers] to the float32 features of such shapes that lie one behind the other."""
+  """Cuts [batch, numbers] into the float32 features of these shapes, one behind the other."""
   ends = list(itertools.accumulate(math.prod(shape) for shape in shapes.values()))
   parts = jnp.split(rows.astype(jnp.float32), ends[:-1], axis=-1)
   return {tap: part.reshape(-1, *shape)
@@ -110,7 +110,7 @@ def run_heads(experiment: Experiment) -> dict:
 
 
 def load_heads(experiment: Experiment, owner: str) -> tuple[Any, dict[str, list[float]]]:
-  """The variables of the finished heads phase, and the members' weights, by rule.
+  """Returns the variables of the finished heads phase, and the members' weights, by rule.
 
   Args:
     experiment: the run.
@@ -142,6 +142,6 @@ def _are_weights(weights: Any, num_members: int) -> bool:
 def predict_cohort(
     experiment: Experiment, task: Task, variables: Any, split: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Logits of every member, in cohort order, and the labels."""
+  """Returns logits of every member, in cohort order, and the labels."""
   logits, labels = experiment.predict(task, variables, split)
   return {name: logits[name] for name in (*experiment.networks.taps, FINAL)}, labels

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from kdih.cohort.cache.store import COMPUTATION
+from kdih.config import choices
 from kdih.phases import computation, exported_variables
 from kdih.phases.networks import Networks
 from kdih.runtime import digests, provenance
@@ -40,7 +42,7 @@ class Identity:
 
   def parts(self) -> dict[str, Any]:
     """Returns what a manifest holds of it, beside the config."""
-    return {part: getattr(self, part) for part in ('data', 'teacher', 'computation', 'versions')}
+    return {part: getattr(self, part) for part in choices.IDENTITY}
 
   def of_teachers(self) -> 'Identity':
     """Returns it without what concerns students alone."""
@@ -60,7 +62,7 @@ class Identity:
     traced = [self.computation['teacher'], self.computation['heads']]
     train = {'classes': self.data.get('classes'), 'train': self.data['splits']['train']}
     return {'data': digests.of_json(train),
-            f'computation under jax {self.computation["jax"]}': digests.of_json(traced)}
+            f'{COMPUTATION}{self.computation["jax"]}': digests.of_json(traced)}
 
 
 def collect(built: Networks, teachers: Workdir, content: dict[str, Any]) -> Identity:

@@ -173,25 +173,25 @@ def _check_pair(config: 'ml_collections.ConfigDict', built: Networks, name: str)
 
 
 def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
-  """Fresh {'params', 'batch_stats'} of a model for images of `image_shape`."""
+  """Returns fresh {'params', 'batch_stats'} of a model for images of `image_shape`."""
   return _quickly(lambda key: taps_lib.initial(model, key, jnp.zeros((1, *image_shape))), key)
 
 
 def initialise_heads(networks: Networks, key: jax.Array) -> dict[str, Any]:
-  """Fresh {'params'} of the heads."""
+  """Returns fresh {'params'} of the heads."""
   features = {tap: jnp.zeros((1, *shape)) for tap, shape in networks.taps.items()}
   return dict(networks.heads.init(key, features))
 
 
 def abstract_heads(networks: Networks) -> dict[str, Any]:
-  """Shapes of what `initialise_heads` returns; nothing is computed."""
+  """Returns shapes of what `initialise_heads` returns; nothing is computed."""
   return jax.eval_shape(lambda: initialise_heads(networks, jax.random.key(0)))
 
 
 def initialise_method(
     built: Networks, name: str, key: jax.Array, num_examples: int
 ) -> dict[str, Any]:
-  """Fresh variables of what the method `name` trains or keeps beside the student; often {}.
+  """Returns fresh variables of what the method `name` trains or keeps beside the student; often {}.
 
   Args:
     built: the networks.
@@ -203,7 +203,7 @@ def initialise_method(
 
 
 def abstract_method(built: Networks, name: str, num_examples: int) -> dict[str, Any]:
-  """Shapes of what `initialise_method` returns; nothing is computed."""
+  """Returns shapes of what `initialise_method` returns; nothing is computed."""
   return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), num_examples))
 
 
@@ -218,7 +218,7 @@ def _initial(built: Networks, name: str, key: jax.Array, num_examples: int) -> d
 
 
 def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:
-  """A lesson of two images, of the right shapes and all zeros.
+  """Returns a lesson of two images, of the right shapes and all zeros.
 
   Args:
     built: the networks.
@@ -254,7 +254,7 @@ def _zeros(shapes: Output) -> Output:
 
 
 def _mapped(function: Callable, output: Output) -> Output:
-  """The function of every array; one by one, for jax would sort the taps."""
+  """Applies a function to every array; one by one, for jax would sort the taps."""
   def each(features):
     return {tap: function(feature) for tap, feature in features.items()}
 

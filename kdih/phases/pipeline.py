@@ -18,7 +18,7 @@ from kdih.runtime.workdir import Workdir, resolved
 
 
 def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Experiment:
-  """The run of `config` in the workdir `path`, with everything checked; nothing is written there.
+  """Checks everything and returns the run of `config` in the workdir `path`; writes nothing there.
 
   Args:
     config: from a config file.
@@ -72,7 +72,7 @@ def run(experiment: Experiment) -> None:
 
 
 def _left(config: ml_collections.ConfigDict, built: Networks, workdir: Workdir) -> bool:
-  """Whether there is a phase that has not ended yet."""
+  """Returns whether there is a phase that has not ended yet."""
   students = [f'student/{name}' for name in built.methods]
   folders = [folder for phase in config.phases
              for folder in (students if phase == 'student' else [phase])]
@@ -96,7 +96,7 @@ def check_devices(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_phases(config: ml_collections.ConfigDict, built: Networks, workdir: Workdir) -> None:
-  """Every phase must find what it stands on: an earlier phase, or variables that exist."""
+  """Raises ConfigError where a phase lacks one that it stands on, run before or named before it."""
   ready = {phase for phase in ('teacher', 'heads') if workdir.result(phase)}
   taught_by = {method.taught_by for method in built.methods.values()}
   needs = {'teacher': set(), 'heads': {'teacher'},
@@ -137,7 +137,7 @@ def check_existing(
 
 
 def _is_needed(config: ml_collections.ConfigDict, phase: str, teachers: Workdir) -> bool:
-  """Whether the variables that the config names for a phase, if any, are to be looked at."""
+  """Returns whether to look at the variables that the config names for a phase, if any."""
   path = config[phase].variables
   return bool(path) and not (teachers.result(phase) and not epath.Path(path).exists())
 

@@ -51,16 +51,17 @@ def check_swept(workdir: Workdir, config: dict[str, Any]) -> None:
   if manifest is not None:
     before, now = ({**protocol.swept(its), **protocol.methods(its, _begun(workdir.path))}
                    for its in (manifest['config'], config))
-    compare_configs(workdir, before, now, config['accept'])
+    _accepted(workdir, {'config': protocol.differences(before, now)}, config['accept'])
 
 
 def compare_configs(workdir: Workdir, before: Flat, now: Flat, accept: Sequence[str]) -> list[str]:
-  """As `check_config`, for what `kdih.config.protocol` says of two configs."""
-  return _accepted(workdir, {'config': protocol.differences(before, now)}, accept)
+  """Checks what `kdih.config.protocol` says of two configs, as `check_config` does."""
+  return _said(workdir, _accepted(
+      workdir, {'config': protocol.differences(before, now)}, accept))
 
 
 def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
-  """Checks that the other parts are those of the run in a workdir; says what other versions run it.
+  """Checks that the other parts are those of the run in a workdir, and says which versions changed.
 
   Args:
     workdir: of the run; perhaps there is none yet.
@@ -88,15 +89,15 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
                         f'its identity is none: {errors.first_line(error)}') from error
   for line in said:
     say(f'{workdir.path}: {line}')
-  return [*accepted, *_accepted(workdir, found, config['accept'])]
+  return [*accepted, *_said(workdir, _accepted(workdir, found, config['accept']))]
 
 
 def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  words = {'variables': 'its variables are others', 'heads': "its heads' variables are others",
-           'weights': 'the weights of its members are others', 'classes': 'its classes are others',
-           'mean': 'it is normalised by another mean', 'std': 'it is normalised by another std',
-           'image_shape': 'it takes images of another size'}
-  return [text for name, text in words.items()
+  words = {'variables': 'its variables have', 'heads': 'the variables of its heads have',
+           'weights': 'the weights of its members have', 'classes': 'its classes have',
+           'mean': 'the mean of its images has', 'std': 'the std of its images has',
+           'image_shape': 'the size of its images has'}
+  return [f'{text} changed' for name, text in words.items()
           if name in before and before[name] != now.get(name)]
 
 
@@ -126,9 +127,14 @@ def _accepted(
   if refused:
     said = '; '.join(f'{part}: {", ".join(lines)}' for part, lines in refused.items())
     raise errors.ConfigError(
-        f'--workdir: {workdir.path} holds a run that was made of something else; {said}. Choose '
-        f'another workdir, set this back, or resume knowingly with --accept={",".join(refused)}')
-  accepted = [f'{part}: {line}' for part, lines in found.items() for line in lines]
+        f'--workdir: {workdir.path} holds a run from before something changed; {said}. Undo the '
+        f'change, choose another workdir, or accept it with --accept={",".join(refused)}, which '
+        'the results will say')
+  return [f'{part}: {line}' for part, lines in found.items() for line in lines]
+
+
+def _said(workdir: Workdir, accepted: list[str]) -> list[str]:
+  """Says which differences are accepted, and returns them."""
   for line in accepted:
     say(f'{workdir.path}: accepted: {line}')
   return accepted

@@ -20,7 +20,7 @@ _TOLERANCE = 0.005  # Between a stored accuracy and the one measured again, as f
 
 
 def predict_as(name: str, model: nn.Module) -> Callable[[Any, Any, jax.Array], dict]:
-  """(variables, frozen, images) to {name: logits of the model in evaluation mode}."""
+  """Returns (variables, frozen, images) -> {name: logits of the model in evaluation mode}."""
   def predict(variables, frozen, images):
     del frozen
     return {name: taps.observe(model, variables, images, ())[0].logits}
@@ -28,7 +28,7 @@ def predict_as(name: str, model: nn.Module) -> Callable[[Any, Any, jax.Array], d
 
 
 def teacher_task(model: nn.Module) -> Task:
-  """The teacher learns from the labels."""
+  """Returns how the teacher learns from the labels."""
   def loss(params, collections, frozen, batch, key):
     del frozen
     output, collections = taps.observe(
@@ -97,22 +97,23 @@ def _check_accuracy(path: str, stored: dict, experiment: Experiment, measured: d
 
 
 def _same_data(stored: dict, here: dict) -> bool:
-  """Whether all is the same that both know of their data, but for the normalisation: a teacher
-  brings its own."""
+  """Returns whether all is the same that both know of their data.
+
+  The normalisation may differ: a teacher brings its own.
+  """
   known = [name for name, value in here.items()
            if name not in ('mean', 'std') and value is not None and stored.get(name) is not None]
   return all(digests.of_json(stored[name]) == digests.of_json(here[name]) for name in known)
 
 
 def _top1(measured: Any) -> float | None:
-  """The accuracy in what was measured on a split, if it was."""
+  """Returns the accuracy in what was measured on a split, if it was."""
   top1 = measured.get('top1') if isinstance(measured, dict) else None
   return top1 if isinstance(top1, int | float) else None
 
 
 def load_teacher(experiment: Experiment) -> tuple[Any, str]:
-  """The variables of the finished teacher phase, as those that it took or trained, and their
-  fingerprint.
+  """Returns the variables of the finished teacher phase, and their fingerprint.
 
   Raises:
     ConfigError: they are not those that the phase finished with.

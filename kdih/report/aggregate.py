@@ -80,7 +80,7 @@ class Run:
 
 
 def _differ(mine: Any, its: Any) -> bool:
-  """Whether both are known and not the same."""
+  """Returns whether both are known and not the same."""
   return mine is not None and its is not None and mine != its
 
 
@@ -179,7 +179,7 @@ _ORDER = (*BASELINES, 'kd_repdistiller', 'kd_std', 'dkd', 'dkd_std', 'takd', 'dm
 
 
 def compare(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
-  """What the runs say together.
+  """Compares runs, pair by pair and method by method.
 
   Args:
     runs: from `kdih.report.collect.collect`.
@@ -227,7 +227,7 @@ def _differences(mine: str, its: str) -> list[str]:
 
 
 def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, list[Run]]:
-  """{method: its runs by seed}. Of a method with several settings, those that most runs have."""
+  """Returns {method: its runs by seed}; of several settings, those that most runs have."""
   found: dict[str, list[Run]] = {}
   for run in runs:
     found.setdefault(run.method, []).append(run)
@@ -271,7 +271,7 @@ def _pair(methods: dict[str, list[Run]]) -> Pair:
 
 
 def _costs(results: list[dict]) -> dict[str, int | None]:
-  """From the first result that knows them."""
+  """Returns them from the first result that knows them."""
   return {cost: next((result[cost] for result in results if result.get(cost) is not None), None)
           for cost in ('parameters', 'flops')}
 
@@ -296,7 +296,7 @@ def _row(method: str, methods: dict[str, list[Run]]) -> Row:
 
 
 def _last(runs: list[Run]) -> dict[int, float]:
-  """{seed: test top-1 after the last step, in percent}."""
+  """Returns {seed: test top-1 after the last step, in percent}."""
   return {run.seed: 100 * run.result['test_last']['top1'] for run in runs}
 
 
@@ -305,7 +305,7 @@ def _std(values: list[float]) -> float | None:
 
 
 def _gain(runs: list[Run], baseline: list[Run]) -> Gain | None:
-  """None where no seed is in both."""
+  """Returns the mean gain by seed; None where no seed is in both."""
   mine = _last(runs)
   other = _last(baseline)
   differences = [mine[seed] - other[seed] for seed in mine if seed in other]

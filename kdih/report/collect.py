@@ -15,7 +15,7 @@ _PHASES = ('teacher', 'heads', 'student')
 
 
 def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
-  """All finished students in the given folders, and what is wrong with the others.
+  """Returns all finished students in the given folders, and what is wrong with the others.
 
   Args:
     paths: each a run, a sweep, or a folder that holds several of them. A run in a sweep has the
@@ -126,7 +126,7 @@ class _Collection:
             _provenance(result.get('made_by') or manifest), bool((config.get('heads') or {}).get('variables'))))
 
   def _phase(self, folder: pathlib.Path, keys: result_schema.Keys) -> dict | None:
-    """The result of a phase; None where there is no such phase, or it is not finished."""
+    """Returns the result of a phase; None where there is no such phase, or it is not finished."""
     if not folder.is_dir():
       return None
     if (folder / 'result.json').exists():
@@ -160,7 +160,7 @@ class _Collection:
 
 
 def _home(workdir: pathlib.Path) -> pathlib.Path:
-  """The folder that holds the teacher and the heads of a workdir: itself, but in a sweep."""
+  """Returns the folder of the teacher and heads of a workdir: itself, but in a sweep."""
   where = workdir if len(workdir.parts) > 2 else workdir.absolute()
   in_sweep = re.fullmatch(r'seed\d+', where.name) and not (where / 'teacher').is_dir()
   return where.parent.parent if in_sweep else where
@@ -168,12 +168,12 @@ def _home(workdir: pathlib.Path) -> pathlib.Path:
 
 def _student(config: dict, result: dict) -> str:
   """Returns the name of the student's model; a result of an earlier version may not tell."""
-  protocol = result.get('protocol') or {}
-  return str(protocol.get('student.name', config['student']['name']))
+  fields = result.get('protocol') or {}
+  return str(fields.get('student.name', config['student']['name']))
 
 
 def _protocol(config: dict, teacher: dict | None, result: dict) -> str:
-  """See `Run.protocol`; fields of the heads are a part of it, for heads may teach."""
+  """Returns `Run.protocol`; fields of the heads are a part of it, for heads may teach."""
   if result.get('protocol'):  # The manifest is of the last command.
     fields = {**protocol.averaged({}), **result['protocol']}
   else:
@@ -187,7 +187,7 @@ def _protocol(config: dict, teacher: dict | None, result: dict) -> str:
 
 
 def _settings(config: dict, method: str, result: dict) -> dict:
-  """See `Run.settings`; a result of an earlier version lacks the parts."""
+  """Returns `Run.settings`; a result of an earlier version lacks the parts."""
   parts = result.get('parts')
   if parts is None:
     parts = {part: config['methods'].get(part) for part in protocol.parts(config, method)}
@@ -195,7 +195,7 @@ def _settings(config: dict, method: str, result: dict) -> dict:
 
 
 def _provenance(manifest: dict) -> tuple[str, ...]:
-  """Command, code and machine, of a manifest or of `made_by`; 'unknown' of what is not there."""
+  """Returns lines on command, code and machine, from a manifest or `made_by`."""
   versions, devices = manifest.get('versions') or {}, manifest.get('devices') or []
   return (
       f'command: {manifest.get("command", "unknown")}',

@@ -120,14 +120,14 @@ def _draw(workdir: Workdir, results: Results) -> dict[str, str]:
 
 
 def _phases(results: Results) -> dict[str, dict]:
-  """{phase: its result}, in the order in which they run."""
+  """Returns {phase: its result}, in the order in which they run."""
   students = {f'student/{name}': result for name, result in results.get('student', {}).items()}
   return {name: result for name, result in {**results, **students}.items()
           if name in ('teacher', 'heads', *students)}
 
 
 def _classifiers(results: Results) -> dict[str, dict]:
-  """{row of the table: what was measured of it}."""
+  """Returns {row of the table: what was measured of it}."""
   members = dict(results.get('heads', {}).get('members', {}))
   final = members.pop(FINAL, None)
   mean = members.pop(MEAN, None)
@@ -139,7 +139,7 @@ def _classifiers(results: Results) -> dict[str, dict]:
 
 
 def _columns(results: Results) -> list[_Column]:
-  """Those with a value in some row; the best by validation only where there is validation."""
+  """Returns those with a value in some row; `best val` where there is validation."""
   rows = _classifiers(results).values()
   validated = any(result['val'] for result in rows)
   return [column for column in _COLUMNS
@@ -148,7 +148,7 @@ def _columns(results: Results) -> list[_Column]:
 
 
 def _accuracy_cells(results: Results) -> list[list[str]]:
-  """Rows of cells, the header first; the first column holds names."""
+  """Returns rows of cells, the header first; the first column holds names."""
   columns = _columns(results)
   rows = [[name, *(column.cell(result) for column in columns)]
           for name, result in _classifiers(results).items()]
@@ -156,7 +156,7 @@ def _accuracy_cells(results: Results) -> list[list[str]]:
 
 
 def table(results: Results) -> str:
-  """The accuracies in `results`, as `write` returns them: one classifier a line, aligned."""
+  """Returns the accuracies in `results`, from `write`: one classifier a line, aligned."""
   titles, *rows = _accuracy_cells(results)
   if not rows:
     return 'no phase is finished yet'
@@ -219,7 +219,7 @@ def _markdown(
 
 
 def _compression_rows(results: Results) -> Iterator[list[str]]:
-  """The costs that are known of the teacher, then the accuracy that each student keeps."""
+  """Returns the costs that are known of the teacher, then the accuracy that each student keeps."""
   def compared(title: str, teacher: float, student: float, show: Callable) -> list[str]:
     share = f'{100 * student / teacher:.1f}' if teacher else '-'
     return [title, show(teacher), show(student), share]
@@ -239,7 +239,7 @@ def _compression_rows(results: Results) -> Iterator[list[str]]:
 
 
 def markdown_table(results: Results) -> str:
-  """The accuracies in `results`, as `write` returns them, in Markdown."""
+  """Returns the accuracies in `results`, as `write` returns them, in Markdown."""
   return _markdown_table(_accuracy_cells(results))
 
 

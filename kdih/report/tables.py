@@ -17,12 +17,12 @@ _LATEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasci
 
 
 def title(pair: Pair) -> str:
-  """What a pair is called: data, teacher, student."""
+  """Returns what a pair is called: data, teacher, student."""
   return f'{pair.data}: {pair.teacher} → {pair.student}'
 
 
 def cells(pair: Pair) -> list[list[str]]:
-  """The table of a pair, its header first: a method a row, top-1 in percent, rounded.
+  """Returns the table of a pair, its header first: a method a row, top-1 in percent, rounded.
 
   A number after '±' is the standard deviation over seeds of a mean, and the standard error of a
   gain, of which `Gain` tells more.
@@ -50,7 +50,7 @@ def _gain(gain: Gain | None, seeds: int) -> str:
 
 
 def signed(number: float) -> str:
-  """The number with its sign and two places."""
+  """Returns the number with its sign and two places."""
   return f'{number:+.2f}'.replace('-', '−')
 
 
@@ -59,19 +59,19 @@ def _published(number: Published) -> str:
 
 
 def markdown(pair: Pair) -> str:
-  """The table of a pair in Markdown."""
+  """Returns the table of a pair in Markdown."""
   header, *rows = [[markdown_escaped(cell) for cell in row] for row in cells(pair)]
   rule = [':--', *('--:' for _ in header[2:]), ':--']
   return '\n'.join(f'| {" | ".join(row)} |' for row in (header, rule, *rows))
 
 
 def markdown_escaped(text: str) -> str:
-  """The text with what Markdown would read as its own written as it is."""
+  """Returns the text with what Markdown would read as its own written as it is."""
   return ''.join(f'\\{char}' if char in '\\|*<`[' else char for char in text)
 
 
 def latex(pair: Pair) -> str:
-  """The table of a pair in LaTeX; it needs the packages array and booktabs."""
+  """Returns the table of a pair in LaTeX; it needs the packages array and booktabs."""
   names, *numbers = cells(pair)
   header = ' & '.join(map(_latex_header, names)) + r' \\'
   rows = [' & '.join(map(_latex_escaped, row)) + r' \\' for row in numbers]
@@ -84,7 +84,7 @@ def latex(pair: Pair) -> str:
 
 
 def caption(pair: Pair) -> str:
-  """What the numbers in the table of a pair are, and the teacher's, published ones too."""
+  """Returns what the numbers in the table of a pair are, and the teacher's, published ones too."""
   teacher = ''
   if pair.teacher_top1 is not None:
     numbers = ', '.join(map(_published, pair.teacher_published))
@@ -98,7 +98,7 @@ def caption(pair: Pair) -> str:
 
 
 def _latex_header(text: str) -> str:
-  """In two lines where it is long, so that the table fits on a page."""
+  """Cuts it in two lines where it is long, so that the table fits on a page."""
   lines = [_latex_escaped(line) for line in re.split(r' (?=\()|(?<=over) ', text)]
   stacked = r'\\'.join(lines)
   return rf'\shortstack[r]{{{stacked}}}' if lines[1:] else lines[0]
@@ -109,7 +109,7 @@ def _latex_escaped(text: str) -> str:
 
 
 def csv_of_pairs(pairs: Iterable[Pair]) -> str:
-  """All rows of all pairs, unrounded: accuracies in percent, gains in points.
+  """Returns all rows of all pairs, unrounded: accuracies in percent, gains in points.
 
   `seeds` are separated by blanks; `published` holds 'top-1 (source; protocol)', by commas.
   """
@@ -140,7 +140,7 @@ def csv_of_pairs(pairs: Iterable[Pair]) -> str:
 
 
 def csv_of_runs(runs: Iterable[Run]) -> str:
-  """One row a run, unrounded: top-1 and agreement in percent, losses in nats, time in seconds.
+  """Returns a row a run, unrounded: top-1 and agreement in percent, losses in nats, time in s.
 
   Without a validation split there is no best by validation.
   """

@@ -56,7 +56,7 @@ def _check(fields: 'ml_collections.ConfigDict') -> None:
 
 
 def _in_cluster() -> bool:
-  """Whether JAX can find out by itself who is to be joined."""
+  """Returns whether JAX can find out by itself who is to be joined."""
   if 'SLURM_STEP_NODELIST' in os.environ:
     return int(os.environ.get('SLURM_NTASKS', 1)) > 1
   on_tpu = 'cpu' not in os.environ.get('JAX_PLATFORMS', '') and bool(
@@ -65,18 +65,18 @@ def _in_cluster() -> bool:
 
 
 def joined() -> bool:
-  """Whether this process is one of several."""
+  """Returns whether this process is one of several."""
   jax = sys.modules.get('jax')
   return jax is not None and jax.distributed.is_initialized()
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes and speaks."""
+  """Returns whether this is the process that writes and speaks."""
   return not joined() or sys.modules['jax'].process_index() == 0
 
 
 def lost(error: Exception) -> bool:
-  """Whether an error means that another of the processes is gone."""
+  """Returns whether an error means that another of the processes is gone."""
   return joined() and isinstance(error, sys.modules['jax'].errors.JaxRuntimeError)
 
 

@@ -17,7 +17,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-d
 
 
 def collect() -> dict[str, Any]:
-  """What made it: the command, the code, the machine."""
+  """Returns what made it: the command, the code, the machine."""
   return {
       'command': _command(),
       'versions': {'kdih': kdih.__version__, 'python': sys.version.split()[0],

@@ -62,7 +62,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _names_a_folder(name: str) -> bool:
-  """Whether it leads nowhere else, once '/' of a model's name is replaced."""
+  """Returns whether it leads nowhere else, once '/' of a model's name is replaced."""
   return name.replace('/', '').strip('.') != '' and name.isprintable()
 
 
@@ -71,7 +71,7 @@ class Unusable(Exception):
 
 
 def read_result(path: pathlib.Path, keys: Keys) -> dict:
-  """As `read`; 'val' must be there too, and may be None."""
+  """Reads as `read` does; 'val' must be there too, and may be None."""
   result = read(path, keys)
   _check(path, result, 'val', _ANY)
   _check(path, result, 'val?.top1', _SHARE)
@@ -79,7 +79,7 @@ def read_result(path: pathlib.Path, keys: Keys) -> dict:
 
 
 def read(path: pathlib.Path, keys: Keys) -> dict:
-  """The content of a JSON file. Raises Unusable where it is broken or lacks a key."""
+  """Returns the content of a JSON file. Raises Unusable where it is broken or lacks a key."""
   content = _load(path)
   for key, kind in keys.items():
     _check(path, content, key, kind)
@@ -87,7 +87,7 @@ def read(path: pathlib.Path, keys: Keys) -> dict:
 
 
 def read_sweep(path: pathlib.Path) -> list[dict]:
-  """What was asked of a sweep, command by command; [] where that is not told apart."""
+  """Returns what was asked of a sweep, command by command; [] where that is not told apart."""
   asked = _load(path)
   commands = asked if isinstance(asked, list) else []
   for command in commands:
@@ -147,6 +147,6 @@ def _check(path: pathlib.Path, content: Any, key: str | tuple[str, ...], kind: K
 
 
 def _printable_group(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A JSON object whose names and texts can be shown anywhere."""
+  """Returns a JSON object whose names and texts can be shown anywhere."""
   return {errors.printable(name): errors.printable(value) if isinstance(value, str) else value
           for name, value in pairs}

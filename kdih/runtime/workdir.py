@@ -44,7 +44,7 @@ class Workdir:
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
-    """Where no other process runs in this folder; the lock ends with its process.
+    """Keeps other processes from running in this folder; the lock ends with its process.
 
     There are no locks on an object store: a second process would not be noticed there.
 
@@ -71,13 +71,13 @@ class Workdir:
                                'another folder') from error
 
   def phase(self, name: str) -> epath.Path:
-    """The folder of a phase, made where it is not there."""
+    """Returns the folder of a phase, made where it is not there."""
     path = self.path / name
     path.mkdir(parents=True, exist_ok=True)
     return path
 
   def result(self, phase: str) -> dict | None:
-    """What a finished phase reported, or None; the same in all processes."""
+    """Returns what a finished phase reported, or None; the same in all processes."""
     path = self.path / phase / 'result.json'
     result = devices.of_first(files.read_json(path))
     if not isinstance(result, dict | None):
@@ -91,7 +91,7 @@ class Workdir:
     return result
 
   def results(self) -> dict:
-    """The results of all finished phases: {'teacher', 'heads', 'student': {method: ...}}."""
+    """Returns results of all finished phases: {'teacher', 'heads', 'student': {method: ...}}."""
     found: dict[str, dict] = {}
     for name in ('teacher', 'heads'):
       result = self.result(name)
@@ -108,7 +108,7 @@ class Workdir:
 
 
 def resolved(config: 'ml_collections.ConfigDict') -> dict:
-  """Every field of a config as JSON has it."""
+  """Returns every field of a config as JSON has it."""
   return json.loads(json.dumps(config.to_dict()))
 
 

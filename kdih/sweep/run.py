@@ -56,6 +56,7 @@ class _Sweep:
     self._built: dict[tuple[str, str], Networks] = {}
     self._identities: dict[tuple[str, str], Identity] = {}
     self._accepted: dict[epath.Path, list[str]] = {}  # Differences, by workdir.
+    self._compared = 0  # Commands of `sweep.json`, which only grows.
     for pair in plan.pairs(config):
       self._add(pair, spec)
     if not self.pairs:
@@ -77,11 +78,11 @@ class _Sweep:
         pair = pair.without(error.method)
 
   def networks(self, pair: plan.Pair) -> Networks:
-    """Those of a pair."""
+    """Returns those of a pair."""
     return self._built[pair.teacher, pair.student]
 
   def teachers(self, pair: plan.Pair) -> Workdir:
-    """The workdir of a pair's teacher and heads."""
+    """Returns the workdir of a pair's teacher and heads."""
     return Workdir(plan.pair_folder(self.path, pair.teacher))
 
   def _check(self) -> None:
@@ -90,24 +91,34 @@ class _Sweep:
     pipeline.check_devices(self.config)
     resume.check_config(Workdir(self.path), resolved(self.config))
     self.check_commands(read_json(self.path / 'sweep.json') or [])
-    for pair in self.pairs:
-      teachers = self.teachers(pair)
+    for teachers, pair in self._teacher_workdirs():
       self._accepted[teachers.path] = resume.check_config(
           teachers, resolved(pair.config), student=False)
-      pipeline.check_existing(pair.config, self.networks(pair), teachers)
-    for run in itertools.chain.from_iterable(self.runs):
-      workdir = Workdir(run.folder(self.path))
+    for pair in self.pairs:
+      pipeline.check_existing(pair.config, self.networks(pair), self.teachers(pair))
+    for workdir, run in self._student_workdirs():
       self._accepted[workdir.path] = resume.check_config(workdir, resolved(run.config))
     for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
       resume.check_swept(Workdir(folder), resolved(self.pairs[0].config))
+
+  def _teacher_workdirs(self) -> list[tuple[Workdir, plan.Pair]]:
+    """Returns each workdir of a teacher and its heads, with one of the pairs that it serves."""
+    found = {self.teachers(pair).path: pair for pair in self.pairs}
+    return [(Workdir(path), pair) for path, pair in found.items()]
+
+  def _student_workdirs(self) -> list[tuple[Workdir, plan.Run]]:
+    """Returns each workdir of students, with one of its runs, which share their config."""
+    found = {run.folder(self.path): run for run in itertools.chain.from_iterable(self.runs)}
+    return [(Workdir(path), run) for path, run in found.items()]
 
   def check_commands(self, commands: list[dict]) -> None:
     """Raises ConfigError where an earlier command asked for other runs than this one shares.
 
     Its runs may not have begun, so that their folders do not tell.
     """
-    now = resolved(self.config)
-    for command in commands:
+    now, new = resolved(self.config), commands[self._compared:]
+    self._compared = len(commands)
+    for command in new:
       before = command['config']
       common = sorted(_methods(before) & _methods(now))
       resume.compare_configs(
@@ -118,15 +129,14 @@ class _Sweep:
     """Finds out what the runs are made of. Raises ConfigError where it is not what they were."""
     content = data_identity.identify(self.builder, self.config.data, splits)
     for pair in self.pairs:
-      teachers = self.teachers(pair)
-      now = identity.collect(self.networks(pair), teachers, content)
-      self._identities[pair.teacher, pair.student] = now
-      self._accepted[teachers.path] += resume.check(
-          teachers, now.of_teachers(), resolved(pair.config))
-    for run in itertools.chain.from_iterable(self.runs):
-      workdir = Workdir(run.folder(self.path))
-      self._accepted[workdir.path] += resume.check(
-          workdir, self._identities[run.pair.teacher, run.pair.student], resolved(run.config))
+      self._identities[pair.teacher, pair.student] = identity.collect(
+          self.networks(pair), self.teachers(pair), content)
+    for teachers, pair in self._teacher_workdirs():
+      now = self._identities[pair.teacher, pair.student].of_teachers()
+      self._accepted[teachers.path] += resume.check(teachers, now, resolved(pair.config))
+    for workdir, run in self._student_workdirs():
+      now = self._identities[run.pair.teacher, run.pair.student]
+      self._accepted[workdir.path] += resume.check(workdir, now, resolved(run.config))
 
   def check_cache(self, num_examples: int) -> None:
     """Raises ConfigError where a cache is asked for that cannot be, for so many images."""
@@ -136,7 +146,7 @@ class _Sweep:
       cache_plan.check(config, self.networks(pair), self.teachers(pair).path, num_examples)
 
   def jobs(self) -> list[_Jobs]:
-    """All there is to do: first teachers and heads, as far as methods ask for them."""
+    """Returns all there is to do: first teachers and heads, as far as methods ask for them."""
     teaching = {job.name: job for pair in self.pairs for job in self._teaching(pair)}
     names = tuple(teaching)
     return [*((job,) for job in teaching.values()),
@@ -160,7 +170,7 @@ class _Sweep:
                 f'student/{run.method}', after, () if taught_by == 'labels' else after)
 
   def experiment(self, job: Job, splits: Splits) -> Experiment:
-    """The run that a job belongs to."""
+    """Returns the run that a job belongs to."""
     teachers = self.teachers(job.pair)
     now = self._identities[job.pair.teacher, job.pair.student]
     if job.workdir.path == teachers.path:
@@ -171,7 +181,7 @@ class _Sweep:
                       dataclasses.replace(now, accepted=tuple(accepted)))
 
   def lock(self, name: str) -> filelock.BaseFileLock:
-    """Of a job, over all processes that share the workdir."""
+    """Returns the lock of a job, over all processes that share the workdir."""
     folder = self.path / 'locks'
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f'{folder_name(name)}.lock')
@@ -310,7 +320,7 @@ def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
 
 
 def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:
-  """Whether another process has tried the job since this one began."""
+  """Returns whether another process has tried the job since this one began."""
   failure = read_json(job.workdir.path / job.phase / 'failure.json')
   if failure is None or failure['time'] < sweep.begun:
     return False
@@ -319,7 +329,7 @@ def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:
 
 
 def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
-  """What the sweep would cost, as text; nothing is trained or written."""
+  """Returns what the sweep would cost, as text; nothing is trained or written."""
   sweep = _Sweep(config, path)
   images = sizes.known(sweep.builder, config.data)
   sweep.check_cache(images.get('train', 0) + images.get('validation', 0))

@@ -37,7 +37,7 @@ _ALONE = 75  # Seconds that are kept for `times`.
 
 
 def _lab() -> tuple[Any, Any]:
-  """The pair, with the same numbers on every device, and what the student learns."""
+  """Returns the pair, with the same numbers on every device, and what the student learns."""
   import jax
 
   from kdih.benchmark import programs
@@ -48,7 +48,7 @@ def _lab() -> tuple[Any, Any]:
 
 
 def _train(updates: int) -> tuple[Any, Any, float]:
-  """The variables before and after so many updates, and the last loss."""
+  """Returns the variables before and after so many updates, and the last loss."""
   from kdih.benchmark import programs
   from kdih.runtime import devices
 
@@ -159,7 +159,7 @@ def _steps(checkpoints: pathlib.Path) -> list[int]:
 
 
 def _phases(folder: pathlib.Path) -> dict[str, Any]:
-  """What the result files of a run say."""
+  """Returns what the result files of a run say."""
   found = {}
   for path in sorted(folder.glob('**/result.json')):
     result = json.loads(path.read_text())
@@ -203,7 +203,7 @@ class _Parts:
     self._running = {}
 
   def read(self, name: str) -> Any:
-    """The JSON of one, None if it left none."""
+    """Returns the JSON of one, None if it left none."""
     path = self.folder / name
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -238,7 +238,7 @@ def main(out: str, seconds: str) -> None:
 
 
 def _apart(one: pathlib.Path, other: pathlib.Path) -> dict[str, float] | None:
-  """Norm of the difference over the norm, of each array."""
+  """Returns the norm of the difference over the norm, of each array."""
   import numpy as np
 
   if not (one.exists() and other.exists()):

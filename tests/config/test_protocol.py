@@ -161,6 +161,13 @@ def test_a_field_that_is_new_keeps_old_runs_as_they_are(monkeypatch):
   assert counts_for(CONFIG, changed({'data.mixed': True})) == ''
 
 
+def test_what_exported_variables_tell_of_their_data_stays_what_earlier_versions_wrote():
+  assert protocol.described(CONFIG) == {
+      'name': 'digits', 'train_split': 'train', 'test_split': 'test', 'image_key': 'image',
+      'label_key': 'label', 'mean': [0.5], 'std': [0.5], 'validation_fraction': 0.1,
+      'validation_seed': 0}
+
+
 def test_options_are_compared_of_the_methods_that_are_asked_for():
   def different(names, **change):
     one, other = (protocol.methods(its, names) for its in (

@@ -110,8 +110,8 @@ def change_teacher(scene):
     (add_image, 'data: 1 image of train was added'),
     (swap_images, 'data: '),
     (rename_class, "data: the class 'zebra' is new, the class 'ant' is gone"),
-    (change_code, "computation: the teacher's forward pass is another one"),
-    (change_teacher, "teacher: its variables are others, its heads' variables are others"),
+    (change_code, "computation: the teacher's forward pass has changed"),
+    (change_teacher, "teacher: its variables have changed, the variables of its heads have"),
 ], ids=lambda value: getattr(value, '__name__', ''))
 def test_what_changed_is_named_and_nothing_is_written(scene, capsys, change, said):
   change(scene)
@@ -119,9 +119,9 @@ def test_what_changed_is_named_and_nothing_is_written(scene, capsys, change, sai
   capsys.readouterr()
   assert scene.resume() == 2
   line = capsys.readouterr().err.splitlines()[-1]
-  assert line.startswith(f'kdih: --workdir: {scene.workdir} holds a run that was made of something')
+  assert line.startswith(f'kdih: --workdir: {scene.workdir} holds a run from before something')
   assert said in line
-  assert f'resume knowingly with --accept={said.partition(":")[0]}' in line
+  assert f'accept it with --accept={said.partition(":")[0]}' in line
   assert {path: path.stat().st_mtime_ns for path in scene.workdir.rglob('*')} == before
 
 

@@ -57,3 +57,16 @@ def test_a_command_that_came_first_counts_when_this_one_begins(begun, tmp_path, 
   with pytest.raises(ValueError, match='config.student.train.momentum .was 0.9, is 0.5'):
     sweep_run._write_sweep(sweep)
   assert json.loads((copy / 'sweep.json').read_text()) == other
+
+
+def test_what_is_accepted_is_said_once_of_each_workdir(begun, tmp_path, digits_dir, capsys):
+  copy = shutil.copytree(begun, tmp_path / 'copy')
+  command = '--methods=ce,kd', '--seeds=1'
+  assert run(copy, digits_dir, *command) == 0
+  students, = copy.glob(f'{NETS}.TinyNet/*/seed1')
+  capsys.readouterr()
+  assert run(copy, digits_dir, *command, '--accept=config',
+             '--config.student.train.learning_rate=0.001') == 0
+  change = 'accepted: config: config.student.train.learning_rate (was 0.1, is 0.001)'
+  said = [line for line in capsys.readouterr().err.splitlines() if 'accepted' in line]
+  assert said == [f'{path}: {change}' for path in (copy, students)]

@@ -11,8 +11,9 @@ from kdih import errors
 from kdih.runtime.files import read_json, write_json
 from kdih.runtime.progress import say
 
-# A computation is compared only where both name it, so that an upgrade of jax keeps the cache.
-_COMPUTATION = 'computation under '
+# In an identity, what is followed by a version is compared only where both sides have that version,
+# so that an upgrade of jax keeps the cache.
+COMPUTATION = 'computation under jax '
 
 
 class Store:
@@ -49,8 +50,8 @@ class Store:
           before['identity'], int(before['block']), list(before['digests']))
       other = sorted(key for key in self._identity.keys() | stored.keys()
                      if self._identity.get(key) != stored.get(key)
-                     and not (key.startswith(_COMPUTATION) and key not in (
-                         self._identity.keys() & stored.keys())))
+                     and not (key.startswith(COMPUTATION)
+                              and (key not in self._identity or key not in stored)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise self._damaged(f'cache.json lacks {errors.first_line(error)}') from error
     if other:
