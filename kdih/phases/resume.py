@@ -2,7 +2,7 @@
 
 Where a part of its identity differs, it resumes only if `config.accept` names the part.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -35,10 +35,10 @@ def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = Tr
   manifest = workdir.manifest()
   if manifest is None:
     return []
-  begun = _begun(workdir.path) if student else ()
-  before, now = ({**protocol.fixed(its, student=student), **protocol.methods(its, begun)}
-                 for its in (manifest['config'], config))
-  return compare_configs(workdir, before, now, config['accept'])
+  begun = _begun(workdir.path, config) if student else ()
+  return compare_configs(
+      workdir.path / 'manifest.json', manifest['config'], config,
+      lambda its: {**protocol.fixed(its, student=student), **protocol.methods(its, begun)})
 
 
 def check_swept(workdir: Workdir, config: dict[str, Any]) -> None:
@@ -47,16 +47,24 @@ def check_swept(workdir: Workdir, config: dict[str, Any]) -> None:
   Raises:
     ConfigError: they differ in more than a sweep varies; each difference is named.
   """
-  manifest = workdir.manifest()
+  manifest, begun = workdir.manifest(), _begun(workdir.path, config)
   if manifest is not None:
-    before, now = ({**protocol.swept(its), **protocol.methods(its, _begun(workdir.path))}
-                   for its in (manifest['config'], config))
-    compare_configs(workdir, before, now, config['accept'])
+    compare_configs(workdir.path / 'manifest.json', manifest['config'], config,
+                    lambda its: {**protocol.swept(its), **protocol.methods(its, begun)})
 
 
-def compare_configs(workdir: Workdir, before: Flat, now: Flat, accept: Sequence[str]) -> list[str]:
-  """As `check_config`, for what `kdih.config.protocol` says of two configs."""
-  return _accepted(workdir, {'config': protocol.differences(before, now)}, accept)
+def compare_configs(
+    path: epath.Path, before: dict[str, Any], now: dict[str, Any],
+    compared: Callable[[dict[str, Any]], Flat],
+) -> list[str]:
+  """As `check_config`, for what is `compared` of two configs; the file at `path` holds the first.
+  """
+  try:
+    fields = compared(before)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:  # It may hold anything.
+    raise files.damaged(path, f'its config is none: {errors.first_line(error)}') from error
+  found = {'config': protocol.differences(fields, compared(now))}
+  return _accepted(path.parent, found, now['accept'])
 
 
 def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
@@ -88,7 +96,13 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
                         f'its identity is none: {errors.first_line(error)}') from error
   for line in said:
     say(f'{workdir.path}: {line}')
-  return [*accepted, *_accepted(workdir, found, config['accept'])]
+  return [*accepted, *_accepted(workdir.path, found, config['accept'])]
+
+
+def check_teacher(workdir: Workdir, teacher: dict[str, Any], accept: Sequence[str]) -> list[str]:
+  """As `check`, of the teacher alone: it was done after that, perhaps anew."""
+  before = ((workdir.manifest() or {}).get('identity') or {}).get('teacher') or {}
+  return _accepted(workdir.path, {'teacher': _teacher(before, teacher)}, accept)
 
 
 def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -97,7 +111,7 @@ def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
            'mean': 'it is normalised by another mean', 'std': 'it is normalised by another std',
            'image_shape': 'it takes images of another size'}
   return [text for name, text in words.items()
-          if name in before and before[name] != now.get(name)]
+          if name in before and name in now and before[name] != now[name]]
 
 
 def _versions(
@@ -113,22 +127,25 @@ def _versions(
           [line for name, line in changed.items() if name in telling])
 
 
-def _begun(workdir: epath.Path) -> list[str]:
-  """Returns the methods by which students have begun to be taught."""
-  return sorted(path.name for path in workdir.glob('student/*'))
+def _begun(workdir: epath.Path, config: Mapping[str, Any]) -> list[str]:
+  """Returns the methods of a config by which students have begun to be taught.
+
+  A command need not hold all that came before, such as the variants of an earlier sweep.
+  """
+  return sorted(path.name for path in workdir.glob('student/*') if path.name in config['methods'])
 
 
 def _accepted(
-    workdir: Workdir, found: dict[str, list[str]], accept: Sequence[str]
+    workdir: epath.Path, found: dict[str, list[str]], accept: Sequence[str]
 ) -> list[str]:
   """Returns the differences in parts that are accepted; raises ConfigError for the others."""
   refused = {part: lines for part, lines in found.items() if lines and part not in accept}
   if refused:
     said = '; '.join(f'{part}: {", ".join(lines)}' for part, lines in refused.items())
     raise errors.ConfigError(
-        f'--workdir: {workdir.path} holds a run that was made of something else; {said}. Choose '
+        f'--workdir: {workdir} holds a run that was made of something else; {said}. Choose '
         f'another workdir, set this back, or resume knowingly with --accept={",".join(refused)}')
   accepted = [f'{part}: {line}' for part, lines in found.items() for line in lines]
   for line in accepted:
-    say(f'{workdir.path}: accepted: {line}')
+    say(f'{workdir}: accepted: {line}')
   return accepted

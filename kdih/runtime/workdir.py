@@ -36,11 +36,11 @@ class Workdir:
       raise files.damaged(path, 'it holds no config')
     return manifest
 
-  def open(self, config: 'ml_collections.ConfigDict', **made_of: Any) -> None:
+  def open(self, config: dict[str, Any], **made_of: Any) -> None:
     """Makes the folder and writes `manifest.json`: the command, its config, what it is made of."""
     self._make()
     files.write_json(self.path / 'manifest.json',
-                     {**provenance.collect(), 'config': resolved(config), **made_of})
+                     {**provenance.collect(), 'config': config, **made_of})
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from kdih.phases.networks import Networks
 from kdih.phases.student import run_student, train_together
 from kdih.phases.teacher import run_teacher
 from kdih.runtime import environment
-from kdih.runtime.files import folder_name, read_json, write_json
+from kdih.runtime.files import damaged, folder_name, read_json, write_json
 from kdih.runtime.progress import say
 from kdih.runtime.workdir import Workdir, check_shared, resolved
 from kdih.sweep import estimate as estimate_lib, plan
@@ -89,7 +89,7 @@ class _Sweep:
     serve; writes nothing."""
     pipeline.check_devices(self.config)
     resume.check_config(Workdir(self.path), resolved(self.config))
-    self.check_commands(read_json(self.path / 'sweep.json') or [])
+    self.check_commands(_commands(self.path))
     for pair in self.pairs:
       teachers = self.teachers(pair)
       self._accepted[teachers.path] = resume.check_config(
@@ -109,10 +109,9 @@ class _Sweep:
     now = resolved(self.config)
     for command in commands:
       before = command['config']
-      common = sorted(_methods(before) & _methods(now))
-      resume.compare_configs(
-          Workdir(self.path), {**protocol.swept(before), **protocol.methods(before, common)},
-          {**protocol.swept(now), **protocol.methods(now, common)}, self.config.accept)
+      resume.compare_configs(self.path / 'sweep.json', before, now, lambda its, before=before: {
+          **protocol.swept(its),
+          **protocol.methods(its, sorted(_methods(before) & _methods(now)))})
 
   def identify(self, splits: Splits) -> None:
     """Finds out what the runs are made of. Raises ConfigError where it is not what they were."""
@@ -177,6 +176,17 @@ class _Sweep:
     return filelock.FileLock(folder / f'{folder_name(name)}.lock')
 
 
+def _commands(path: epath.Path) -> list[dict]:
+  """Returns what `sweep.json` holds of earlier commands. Raises ConfigError where it is damaged."""
+  file = path / 'sweep.json'
+  commands = read_json(file) or []
+  if not (isinstance(commands, list) and all(
+      isinstance(command, dict) and isinstance(command.get('config'), dict)
+      for command in commands)):
+    raise damaged(file, 'it is no list of commands, each with its config')
+  return commands
+
+
 def _methods(config: dict) -> set[str]:
   """Returns the entries of `config.methods` that a sweep of a config names."""
   return set(config['sweep']['methods'] or config['student']['methods'])
@@ -239,7 +249,7 @@ def _write_sweep(sweep: _Sweep) -> None:
            'left_out': sweep.left_out, 'seeds': list(sweep.config.sweep.seeds),
            'config': resolved(sweep.config)}
   with sweep.lock('sweep'):
-    before = read_json(sweep.path / 'sweep.json') or []
+    before = _commands(sweep.path)
     sweep.check_commands(before)  # One may have begun since this one was checked.
     if asked not in before:
       write_json(sweep.path / 'sweep.json', [*before, asked])
@@ -273,9 +283,9 @@ def _try_together(sweep: _Sweep, jobs: list[Job], splits: Splits) -> None:
     return
   say(f'sweep: {jobs[0].name} and {len(jobs) - 1} more, together')
   experiments = [sweep.experiment(job, splits) for job in jobs]
-  for experiment in experiments:
-    experiment.open()
   try:
+    for experiment in experiments:
+      experiment.open()
     train_together([(experiment, job.phase.removeprefix('student/'))
                     for experiment, job in zip(experiments, jobs, strict=True)])
   except errors.PreemptedError:

@@ -223,6 +223,41 @@ def test_the_options_of_the_parts_of_a_begun_sum_are_fixed(scene, capsys):
   assert scene.resume(*mixed, '--config.methods.kd.alpha=0.5') == 0  # That one was not begun.
 
 
+def test_a_method_that_was_begun_need_not_be_there_any_more(scene, capsys):
+  mixed = ['--config.methods.mixed.kind=combined', '--config.methods.mixed.methods=kd,dih',
+           '--config.methods.mixed.weights=1.0,1.0', '--config.student.methods=mixed']
+  assert scene.resume(*mixed) == 0
+  assert scene.resume() == 0
+  capsys.readouterr()
+  assert scene.resume(*mixed, '--config.methods.mixed.learning_rate=0.5') == 2  # It is remembered.
+  assert 'config.methods.mixed.learning_rate (was None, is 0.5)' in capsys.readouterr().err
+  assert scene.resume(*mixed) == 0
+
+
+@pytest.mark.parametrize('removed', ['teacher', 'heads', 'teacher/result.json',
+                                     'heads/result.json'])
+def test_a_phase_that_was_removed_is_done_anew(scene, removed):
+  path = scene.workdir / removed
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+  assert scene.resume() == 0
+  results = json.loads((scene.workdir / 'results.json').read_text())
+  assert results['student']['kd']['accepted'] == []
+
+
+def test_a_phase_that_is_another_when_done_anew_is_noticed(scene, capsys):
+  path = scene.workdir / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  manifest['identity']['teacher']['variables'] = 'of another machine'
+  path.write_text(json.dumps(manifest))
+  shutil.rmtree(scene.workdir / 'teacher')
+  assert scene.resume() == 2
+  assert 'teacher: its variables are others. ' in capsys.readouterr().err
+  assert not (scene.workdir / 'student/kd').exists()
+  assert scene.resume('--accept=teacher') == 0
+  result = json.loads((scene.workdir / 'student/kd/result.json').read_text())
+  assert result['accepted'] == ['teacher: its variables are others']
+
+
 def test_a_cache_on_the_disk_is_of_its_images(scene, capsys):
   cached = ('--config.compute.cache=all_views', '--config.compute.cache_place=disk')
   scene.workdir = scene.workdir.with_name('cached')
@@ -245,3 +280,13 @@ def test_a_manifest_whose_identity_is_none_is_damaged(scene, capsys, stored):
   code = scene.resume()
   assert code in (0, 2)  # What it can be compared with.
   assert code == 0 or f'{path} is damaged' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('methods', [None, 3, ['ce'], {'ce': {'methods': 3}}])
+def test_a_manifest_whose_methods_are_none_is_damaged(scene, capsys, methods):
+  path = scene.workdir / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  manifest['config']['methods'] = methods
+  path.write_text(json.dumps(manifest))
+  assert scene.resume() == 2
+  assert f'{path} is damaged (its config is none: ' in capsys.readouterr().err
