@@ -169,6 +169,12 @@ class _Sweep:
     return Experiment(job.config, self.networks(job.pair), job.workdir, splits, teachers,
                       dataclasses.replace(now, accepted=tuple(accepted)))
 
+  def record_accepted(self, splits: Splits) -> None:
+    """Writes down what was accepted, so that later commands need not accept it again."""
+    for job in itertools.chain.from_iterable(self.jobs()):
+      if self._accepted[job.workdir.path] and job.workdir.manifest():
+        self.experiment(job, splits).open()
+
   def lock(self, name: str) -> filelock.BaseFileLock:
     """Of a job, over all processes that share the workdir."""
     folder = self.path / 'locks'
@@ -214,6 +220,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   sweep.identify(splits)
   sweep.check_cache(splits.size('train'))
   _write_sweep(sweep)
+  sweep.record_accepted(splits)
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   pending, waits = sweep.jobs(), False
   if not all(job.workdir.result(job.phase) for jobs in pending for job in jobs):

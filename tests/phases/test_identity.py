@@ -10,6 +10,7 @@ import pytest
 
 from kdih import main
 from kdih.phases import resume
+from kdih.sweep import __main__ as sweep
 from tests.helpers.made_data import make_folder, pixels, save
 from tests.helpers.runs import ROOT, exported, tiny_command
 
@@ -110,7 +111,7 @@ def change_teacher(scene):
     (add_image, 'data: 1 image of train was added'),
     (swap_images, 'data: '),
     (rename_class, "data: the class 'zebra' is new, the class 'ant' is gone"),
-    (change_code, "computation: the teacher's forward pass is another one"),
+    (change_code, "computation: the teacher's forward pass or initialisation is another one"),
     (change_teacher, "teacher: its variables are others, its heads' variables are others"),
 ], ids=lambda value: getattr(value, '__name__', ''))
 def test_what_changed_is_named_and_nothing_is_written(scene, capsys, change, said):
@@ -138,6 +139,20 @@ def test_what_is_accepted_is_said_in_what_follows(scene, capsys):
   assert scene.resume('--config.student.methods=ce,kd,kd_matched') == 0
   results = json.loads((scene.workdir / 'results.json').read_text())['student']
   assert results['kd_matched']['accepted'] == [line]
+
+
+def test_what_a_sweep_accepts_it_accepts_once_and_says_of_all_that_follows(scene):
+  scene.workdir = scene.workdir.with_name('sweep')
+  command = scene.command('--methods=kd', '--config.sweep.seeds=1')
+  assert sweep.main(command) == 0
+  add_image(scene)
+  assert sweep.main([*command, '--seeds=2']) == 2
+  assert sweep.main([*command, '--seeds=2', '--accept=data']) == 0
+  assert sweep.main([*command, '--seeds=2,3']) == 0
+  found = {path.parts[-4]: json.loads(path.read_text())['accepted']
+           for path in scene.workdir.glob('*/*/seed*/student/kd/result.json')}
+  line = 'data: 1 image of train was added'
+  assert found == {'seed1': [], 'seed2': [line], 'seed3': [line]}
 
 
 def test_another_part_than_the_accepted_one_is_refused(scene, capsys):
