@@ -84,7 +84,8 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
   manifest = workdir.manifest() or {}
   before = manifest.get('identity') or {}
   try:
-    stored = {part: before.get(part) or {} for part in now.parts()}
+    stored = {part: dict(before.get(part) or {}) for part in now.parts()}
+    dict(stored['computation'].get('methods') or {})  # Raises where it is none.
     said, refused = _versions(stored['versions'], now.versions, config)
     found = {'data': data_identity.differences(stored['data'], now.data),
              'teacher': _teacher(stored['teacher'], now.teacher),

@@ -1,6 +1,7 @@
 """A sweep at work: each teacher and each run once, whatever the number of processes."""
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 import traceback
@@ -107,11 +108,15 @@ class _Sweep:
     Its runs may not have begun, so that their folders do not tell.
     """
     now = resolved(self.config)
+
+    def compared(config: dict, before: dict) -> dict:
+      common = sorted(_methods(before) & _methods(now))
+      return {**protocol.swept(config), **protocol.methods(config, common)}
+
     for command in commands:
       before = command['config']
-      resume.compare_configs(self.path / 'sweep.json', before, now, lambda its, before=before: {
-          **protocol.swept(its),
-          **protocol.methods(its, sorted(_methods(before) & _methods(now)))})
+      resume.compare_configs(self.path / 'sweep.json', before, now,
+                             functools.partial(compared, before=before))
 
   def identify(self, splits: Splits) -> None:
     """Finds out what the runs are made of. Raises ConfigError where it is not what they were."""

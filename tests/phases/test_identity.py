@@ -288,13 +288,21 @@ def test_a_cache_on_the_disk_is_of_its_images(scene, capsys):
 
 @pytest.mark.parametrize('stored', [
     3, [], {'data': 3}, {'data': {'splits': [1]}}, {'computation': []}, {'versions': 'x'},
-    {'teacher': 'variables'}, {'computation': {'methods': 3}}])
+    {'teacher': 'variables'}, {'teacher': [1]}, {'computation': {'methods': 3}},
+    {'computation': {'methods': 'kd'}}])
 def test_a_manifest_whose_identity_is_none_is_damaged(scene, capsys, stored):
   path = scene.workdir / 'manifest.json'
   path.write_text(json.dumps({**json.loads(path.read_text()), 'identity': stored}))
   code = scene.resume()
   assert code in (0, 2)  # What it can be compared with.
   assert code == 0 or f'{path} is damaged' in capsys.readouterr().err
+
+
+def test_a_result_whose_accepted_differences_are_none_is_damaged(scene, capsys):
+  path = scene.workdir / 'student/ce/result.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'accepted': 3}))
+  assert scene.resume() == 2
+  assert f"{path} is damaged (its 'accepted' is no list)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('methods', [None, 3, ['ce'], {'ce': {'methods': 3}}])
