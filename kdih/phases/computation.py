@@ -29,8 +29,9 @@ def identify(built: Networks) -> dict[str, Any]:
 
   Returns:
     {'jax': its version, on which the programs depend; 'teacher', 'heads', 'student': SHA-256 of the
-    forward pass of one image, of the models also in training mode; 'methods': {name: SHA-256 of the
-    loss of two images, of what is prepared before, and of the assistants' forward passes}}.
+    forward pass of one image, of the models also in training mode, and of their initialisation;
+    'methods': {name: SHA-256 of the loss of two images, of what is prepared before, and of the
+    assistants, as of models}}.
   """
   shape = built.spec.image_shape
   features = {tap: jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -53,7 +54,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
   """
   if before.get('jax') != now.get('jax'):
     return []
-  parts = {part: f"the {part}'s forward pass" for part in ('teacher', 'student')}
+  parts = {part: f"the {part}'s forward pass or initialisation" for part in ('teacher', 'student')}
   parts['heads'] = "the heads' forward pass"
   lines = [f'{said} has changed' for part, said in parts.items()
            if part in before and part in now and before[part] != now[part]]
@@ -70,7 +71,8 @@ def _of_model(model: nn.Module, variables: Variables, image_shape: tuple[int, ..
     return model.apply(variables, image, train=train, mutable=changed,
                        rngs={'dropout': jax.random.key(0)})
 
-  found = [_of(functools.partial(forward, False), variables, image)]
+  found = [_of(functools.partial(taps_lib.initial, model), jax.random.key(0), image),
+           _of(functools.partial(forward, False), variables, image)]
   with contextlib.suppress(Exception):  # One that exists may serve without a training mode.
     found.append(_of(functools.partial(forward, True), variables, image))
   return digests.of_json(found)

@@ -15,7 +15,7 @@ from kdih.config import choices, protocol
 from kdih.data import augment, sampling
 from kdih.data.splits import Splits, split_validation
 from kdih.models import cost
-from kdih.phases import exported_variables, identity as identity_lib
+from kdih.phases import exported_variables, identity as identity_lib, resume
 from kdih.phases.identity import Identity
 from kdih.phases.networks import Networks
 from kdih.runtime import devices
@@ -90,10 +90,16 @@ class Experiment:
     return self.splits.size('train')
 
   def open(self) -> None:
-    """Makes the workdir and writes down what the run is made of, as far as it is known by now."""
+    """Makes the workdir and writes down what the run is made of, as far as it is known by now.
+
+    Raises:
+      ConfigError: its teacher was done anew, and has become another one.
+    """
     assert self.identity, 'a run that trains has an identity'
-    self.identity = dataclasses.replace(
-        self.identity, teacher=identity_lib.of_teacher(self.teachers))
+    teacher, accepted = identity_lib.of_teacher(self.teachers), self.identity.accepted
+    if teacher != self.identity.teacher:
+      accepted += tuple(resume.check_teacher(self.workdir, teacher, self.config.accept))
+    self.identity = dataclasses.replace(self.identity, teacher=teacher, accepted=accepted)
     identity_lib.record(self.workdir, self.identity, self.config)
 
   @property

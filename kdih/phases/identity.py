@@ -14,7 +14,7 @@ from kdih.config import choices
 from kdih.phases import computation, exported_variables
 from kdih.phases.networks import Networks
 from kdih.runtime import digests, provenance
-from kdih.runtime.workdir import Workdir
+from kdih.runtime.workdir import Workdir, resolved
 
 if TYPE_CHECKING:
   import ml_collections
@@ -101,10 +101,15 @@ def of_versions() -> dict[str, Any]:
 
 
 def record(workdir: Workdir, now: Identity, config: 'ml_collections.ConfigDict') -> None:
-  """Writes the manifest of a run; what it held of methods that are not named now is kept."""
-  before = (workdir.manifest() or {}).get('identity') or {}
-  parts, known = now.parts(), before.get('computation') or {}
+  """Writes the manifest of a run; what it held of methods that are not there now is kept, and of a
+  teacher that is to be done anew."""
+  manifest = workdir.manifest() or {'config': {}}
+  before, parts = manifest.get('identity') or {}, now.parts()
+  parts['teacher'] = {**(before.get('teacher') or {}), **now.teacher}
+  known = before.get('computation') or {}
   if 'methods' in now.computation and known.get('jax') == now.computation['jax']:
     methods = {**known.get('methods', {}), **now.computation['methods']}
     parts['computation'] = {**now.computation, 'methods': methods}
-  workdir.open(config, identity=parts, accepted=list(now.accepted))
+  fields = resolved(config)
+  fields['methods'] = {**manifest['config'].get('methods', {}), **fields['methods']}
+  workdir.open(fields, identity=parts, accepted=list(now.accepted))

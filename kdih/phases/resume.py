@@ -2,7 +2,7 @@
 
 Where a part of its identity differs, it resumes only if `config.accept` names the part.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -10,7 +10,7 @@ from etils import epath
 from kdih import errors
 from kdih.config import protocol
 from kdih.config.schema import Flat
-from kdih.data import identity as data_identity
+from kdih.data import changes
 from kdih.phases import computation
 from kdih.phases.identity import Identity
 from kdih.runtime import files
@@ -35,10 +35,10 @@ def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = Tr
   manifest = workdir.manifest()
   if manifest is None:
     return []
-  begun = _begun(workdir.path) if student else ()
-  before, now = ({**protocol.fixed(its, student=student), **protocol.methods(its, begun)}
-                 for its in (manifest['config'], config))
-  return compare_configs(workdir, before, now, config['accept'])
+  begun = _begun(workdir.path, config) if student else ()
+  return compare_configs(
+      workdir.path / 'manifest.json', manifest['config'], config,
+      lambda its: {**protocol.fixed(its, student=student), **protocol.methods(its, begun)})
 
 
 def check_swept(workdir: Workdir, config: dict[str, Any]) -> None:
@@ -47,17 +47,31 @@ def check_swept(workdir: Workdir, config: dict[str, Any]) -> None:
   Raises:
     ConfigError: they differ in more than a sweep varies; each difference is named.
   """
-  manifest = workdir.manifest()
+  manifest, begun = workdir.manifest(), _begun(workdir.path, config)
   if manifest is not None:
-    before, now = ({**protocol.swept(its), **protocol.methods(its, _begun(workdir.path))}
-                   for its in (manifest['config'], config))
-    _accepted(workdir, {'config': protocol.differences(before, now)}, config['accept'])
+    _accepted(workdir.path, {'config': _differences(
+        workdir.path / 'manifest.json', manifest['config'], config,
+        lambda its: {**protocol.swept(its), **protocol.methods(its, begun)})}, config['accept'])
 
 
-def compare_configs(workdir: Workdir, before: Flat, now: Flat, accept: Sequence[str]) -> list[str]:
-  """Checks what `kdih.config.protocol` says of two configs, as `check_config` does."""
-  return _said(workdir, _accepted(
-      workdir, {'config': protocol.differences(before, now)}, accept))
+def compare_configs(
+    path: epath.Path, before: dict[str, Any], now: dict[str, Any],
+    compared: Callable[[dict[str, Any]], Flat],
+) -> list[str]:
+  """Checks what is `compared` of two configs, as `check_config`; a file holds the first."""
+  found = {'config': _differences(path, before, now, compared)}
+  return _said(path.parent, _accepted(path.parent, found, now['accept']))
+
+
+def _differences(
+    path: epath.Path, before: dict[str, Any], now: dict[str, Any],
+    compared: Callable[[dict[str, Any]], Flat],
+) -> list[str]:
+  try:
+    fields = compared(before)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:  # It may hold anything.
+    raise files.damaged(path, f'its config is none: {errors.first_line(error)}') from error
+  return protocol.differences(fields, compared(now))
 
 
 def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
@@ -77,9 +91,10 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
   manifest = workdir.manifest() or {}
   before = manifest.get('identity') or {}
   try:
-    stored = {part: before.get(part) or {} for part in now.parts()}
+    stored = {part: dict(before.get(part) or {}) for part in now.parts()}
+    dict(stored['computation'].get('methods') or {})  # Raises where it is none.
     said, refused = _versions(stored['versions'], now.versions, config)
-    found = {'data': data_identity.differences(stored['data'], now.data),
+    found = {'data': changes.differences(stored['data'], now.data),
              'teacher': _teacher(stored['teacher'], now.teacher),
              'computation': computation.differences(stored['computation'], now.computation),
              'versions': refused}
@@ -89,7 +104,15 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
                         f'its identity is none: {errors.first_line(error)}') from error
   for line in said:
     say(f'{workdir.path}: {line}')
-  return [*accepted, *_said(workdir, _accepted(workdir, found, config['accept']))]
+  return [*accepted, *_said(
+      workdir.path, _accepted(workdir.path, found, config['accept']))]
+
+
+def check_teacher(workdir: Workdir, teacher: dict[str, Any], accept: Sequence[str]) -> list[str]:
+  """Checks the teacher alone, as `check` does: it was done after that, perhaps anew."""
+  before = ((workdir.manifest() or {}).get('identity') or {}).get('teacher') or {}
+  return _said(workdir.path, _accepted(
+      workdir.path, {'teacher': _teacher(before, teacher)}, accept))
 
 
 def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -98,7 +121,7 @@ def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
            'mean': 'the mean of its images has', 'std': 'the std of its images has',
            'image_shape': 'the size of its images has'}
   return [f'{text} changed' for name, text in words.items()
-          if name in before and before[name] != now.get(name)]
+          if name in before and name in now and before[name] != now[name]]
 
 
 def _versions(
@@ -114,27 +137,30 @@ def _versions(
           [line for name, line in changed.items() if name in telling])
 
 
-def _begun(workdir: epath.Path) -> list[str]:
-  """Returns the methods by which students have begun to be taught."""
-  return sorted(path.name for path in workdir.glob('student/*'))
+def _begun(workdir: epath.Path, config: Mapping[str, Any]) -> list[str]:
+  """Returns the methods of a config by which students have begun to be taught.
+
+  A command need not hold all that came before, such as the variants of an earlier sweep.
+  """
+  return sorted(path.name for path in workdir.glob('student/*') if path.name in config['methods'])
 
 
 def _accepted(
-    workdir: Workdir, found: dict[str, list[str]], accept: Sequence[str]
+    workdir: epath.Path, found: dict[str, list[str]], accept: Sequence[str]
 ) -> list[str]:
   """Returns the differences in parts that are accepted; raises ConfigError for the others."""
   refused = {part: lines for part, lines in found.items() if lines and part not in accept}
   if refused:
     said = '; '.join(f'{part}: {", ".join(lines)}' for part, lines in refused.items())
     raise errors.ConfigError(
-        f'--workdir: {workdir.path} holds a run from before something changed; {said}. Undo the '
+        f'--workdir: {workdir} holds a run from before something changed; {said}. Undo the '
         f'change, choose another workdir, or accept it with --accept={",".join(refused)}, which '
         'the results will say')
   return [f'{part}: {line}' for part, lines in found.items() for line in lines]
 
 
-def _said(workdir: Workdir, accepted: list[str]) -> list[str]:
+def _said(workdir: epath.Path, accepted: list[str]) -> list[str]:
   """Says which differences are accepted, and returns them."""
   for line in accepted:
-    say(f'{workdir.path}: accepted: {line}')
+    say(f'{workdir}: accepted: {line}')
   return accepted

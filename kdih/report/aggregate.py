@@ -34,6 +34,7 @@ class Run:
     heads_result: that of the heads of its teacher, or None.
     provenance: lines that say by which command, code and machine it was made.
     takes_heads: whether its heads were not trained for it.
+    folder: `config.data.folder`.
   """
 
   path: str
@@ -49,14 +50,16 @@ class Run:
   heads_result: dict | None
   provenance: tuple[str, ...]
   takes_heads: bool = False
+  folder: str = ''
 
   def unlike(self, other: 'Run') -> list[str]:
     """Returns what keeps it from being compared with another run of this teacher and student.
 
     Of the protocol all that differs; 'heads' where one of them took heads that the other has not;
-    'data' where the content of the data sets differs, and 'computation' where the code of the
-    models does. What a run of an earlier version does not tell is not compared, nor is a
-    computation under another version of jax.
+    'data' where the content of the data sets differs, 'data.folder' where one of them does not tell
+    of it and the folder differs, and 'computation' where the code of the models does. What else a
+    run of an earlier version does not tell is not compared, nor is a computation under another
+    version of jax.
     """
     found = list(_differences(self.protocol, other.protocol))
     mine, its = (run.result.get('identity') or {} for run in (self, other))
@@ -65,6 +68,8 @@ class Run:
       found.append('heads')
     if _differ(mine.get('data'), its.get('data')):
       found.append('data')
+    if not (mine.get('data') and its.get('data')) and self.folder != other.folder:
+      found.append('data.folder')
     if _traced_otherwise(mine, its, 'models'):
       found.append('computation')
     return found

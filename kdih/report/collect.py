@@ -123,7 +123,8 @@ class _Collection:
             _student(config, result), errors.printable(folder.name), result['seed'],
             _protocol(config, teacher, result), _settings(config, folder.name, result), result,
             teacher, heads,
-            _provenance(result.get('made_by') or manifest), bool((config.get('heads') or {}).get('variables'))))
+            _provenance(result.get('made_by') or manifest),
+            bool((config.get('heads') or {}).get('variables')), config['data'].get('folder') or ''))
 
   def _phase(self, folder: pathlib.Path, keys: result_schema.Keys) -> dict | None:
     """Returns the result of a phase; None where there is no such phase, or it is not finished."""
@@ -178,8 +179,6 @@ def _protocol(config: dict, teacher: dict | None, result: dict) -> str:
     fields = {**protocol.averaged({}), **result['protocol']}
   else:
     fields = protocol.averaged(config)
-  if config['data'].get('folder') and not result.get('identity'):
-    fields['data.folder'] = config['data']['folder']  # All that an earlier version knew of it.
   if result.get('accepted'):
     fields['accepted'] = result['accepted']
   return json.dumps({**fields, 'teacher': teacher['fingerprint'] if teacher else None},

@@ -36,11 +36,11 @@ class Workdir:
       raise files.damaged(path, 'it holds no config')
     return manifest
 
-  def open(self, config: 'ml_collections.ConfigDict', **made_of: Any) -> None:
+  def open(self, config: dict[str, Any], **made_of: Any) -> None:
     """Makes the folder and writes `manifest.json`: the command, its config, what it is made of."""
     self._make()
     files.write_json(self.path / 'manifest.json',
-                     {**provenance.collect(), 'config': resolved(config), **made_of})
+                     {**provenance.collect(), 'config': config, **made_of})
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
@@ -82,6 +82,8 @@ class Workdir:
     result = devices.of_first(files.read_json(path))
     if not isinstance(result, dict | None):
       raise files.damaged(path, 'it is no group of fields')
+    if result and not isinstance(result.get('accepted', []), list):
+      raise files.damaged(path, "its 'accepted' is no list")
     return result
 
   def finish(self, phase: str, result: dict) -> dict:
@@ -97,13 +99,13 @@ class Workdir:
       result = self.result(name)
       if result:
         found[name] = result
-    paths = {path.parent.name: path for path in self.path.glob('student/*/result.json')}
+    students = [path.parent.name for path in self.path.glob('student/*/result.json')]
     # As the config names them; those of an earlier command last.
     manifest = files.read_json(self.path / 'manifest.json')
     order = manifest['config']['student']['methods'] if manifest else []
-    names = sorted(paths, key=lambda m: (order.index(m) if m in order else len(order), m))
+    names = sorted(students, key=lambda m: (order.index(m) if m in order else len(order), m))
     if names:
-      found['student'] = {name: files.read_json(paths[name]) for name in names}
+      found['student'] = {name: self.result(f'student/{name}') for name in names}
     return found
 
 

@@ -1,6 +1,7 @@
 """A sweep at work: each teacher and each run once, whatever the number of processes."""
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 import traceback
@@ -23,7 +24,7 @@ from kdih.phases.networks import Networks
 from kdih.phases.student import run_student, train_together
 from kdih.phases.teacher import run_teacher
 from kdih.runtime import environment
-from kdih.runtime.files import folder_name, read_json, write_json
+from kdih.runtime.files import damaged, folder_name, read_json, write_json
 from kdih.runtime.progress import say
 from kdih.runtime.workdir import Workdir, check_shared, resolved
 from kdih.sweep import estimate as estimate_lib, plan
@@ -90,7 +91,7 @@ class _Sweep:
     serve; writes nothing."""
     pipeline.check_devices(self.config)
     resume.check_config(Workdir(self.path), resolved(self.config))
-    self.check_commands(read_json(self.path / 'sweep.json') or [])
+    self.check_commands(_commands(self.path))
     for teachers, pair in self._teacher_workdirs():
       self._accepted[teachers.path] = resume.check_config(
           teachers, resolved(pair.config), student=False)
@@ -118,12 +119,15 @@ class _Sweep:
     """
     now, new = resolved(self.config), commands[self._compared:]
     self._compared = len(commands)
+
+    def compared(config: dict, before: dict) -> dict:
+      common = sorted(_methods(before) & _methods(now))
+      return {**protocol.swept(config), **protocol.methods(config, common)}
+
     for command in new:
       before = command['config']
-      common = sorted(_methods(before) & _methods(now))
-      resume.compare_configs(
-          Workdir(self.path), {**protocol.swept(before), **protocol.methods(before, common)},
-          {**protocol.swept(now), **protocol.methods(now, common)}, self.config.accept)
+      resume.compare_configs(self.path / 'sweep.json', before, now,
+                             functools.partial(compared, before=before))
 
   def identify(self, splits: Splits) -> None:
     """Finds out what the runs are made of. Raises ConfigError where it is not what they were."""
@@ -180,11 +184,28 @@ class _Sweep:
     return Experiment(job.config, self.networks(job.pair), job.workdir, splits, teachers,
                       dataclasses.replace(now, accepted=tuple(accepted)))
 
+  def record_accepted(self, splits: Splits) -> None:
+    """Writes down what was accepted, so that later commands need not accept it again."""
+    for job in itertools.chain.from_iterable(self.jobs()):
+      if self._accepted[job.workdir.path] and job.workdir.manifest():
+        self.experiment(job, splits).open()
+
   def lock(self, name: str) -> filelock.BaseFileLock:
     """Returns the lock of a job, over all processes that share the workdir."""
     folder = self.path / 'locks'
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / f'{folder_name(name)}.lock')
+
+
+def _commands(path: epath.Path) -> list[dict]:
+  """Returns what `sweep.json` holds of earlier commands. Raises ConfigError where it is damaged."""
+  file = path / 'sweep.json'
+  commands = read_json(file) or []
+  if not (isinstance(commands, list) and all(
+      isinstance(command, dict) and isinstance(command.get('config'), dict)
+      for command in commands)):
+    raise damaged(file, 'it is no list of commands, each with its config')
+  return commands
 
 
 def _methods(config: dict) -> set[str]:
@@ -214,6 +235,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   sweep.identify(splits)
   sweep.check_cache(splits.size('train'))
   _write_sweep(sweep)
+  sweep.record_accepted(splits)
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   pending, waits = sweep.jobs(), False
   if not all(job.workdir.result(job.phase) for jobs in pending for job in jobs):
@@ -249,7 +271,7 @@ def _write_sweep(sweep: _Sweep) -> None:
            'left_out': sweep.left_out, 'seeds': list(sweep.config.sweep.seeds),
            'config': resolved(sweep.config)}
   with sweep.lock('sweep'):
-    before = read_json(sweep.path / 'sweep.json') or []
+    before = _commands(sweep.path)
     sweep.check_commands(before)  # One may have begun since this one was checked.
     if asked not in before:
       write_json(sweep.path / 'sweep.json', [*before, asked])
@@ -283,9 +305,9 @@ def _try_together(sweep: _Sweep, jobs: list[Job], splits: Splits) -> None:
     return
   say(f'sweep: {jobs[0].name} and {len(jobs) - 1} more, together')
   experiments = [sweep.experiment(job, splits) for job in jobs]
-  for experiment in experiments:
-    experiment.open()
   try:
+    for experiment in experiments:
+      experiment.open()
     train_together([(experiment, job.phase.removeprefix('student/'))
                     for experiment, job in zip(experiments, jobs, strict=True)])
   except errors.PreemptedError:

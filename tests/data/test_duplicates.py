@@ -4,7 +4,7 @@ import pytest
 from kdih import errors
 from kdih.data import datasets, duplicates
 from kdih.phases import pipeline
-from kdih.runtime.workdir import Workdir
+from kdih.runtime.workdir import Workdir, resolved
 from tests.helpers import sweeps
 from tests.helpers.made_data import make_config, make_folder, message
 from tests.helpers.runs import read_config
@@ -101,7 +101,7 @@ def test_a_run_says_it_once_and_a_finished_one_no_more(folder, tmp_path, capsys)
   pipeline.prepare_run(config, tmp_path / 'w')
   assert capsys.readouterr().err.count('1 image of test is also in train') == 1
   workdir = Workdir(tmp_path / 'w')
-  workdir.open(config)
+  workdir.open(resolved(config))
   workdir.finish('teacher', {})
   pipeline.prepare_run(config, tmp_path / 'w')
   assert 'also in train' not in capsys.readouterr().err

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from kdih.data import datasets, identity, source
+from kdih.data import changes as changes_lib, datasets, identity, source
 from tests.helpers.made_data import CLASSES, FORMATS, make_config, make_folder, pixels, save
 
 
@@ -32,7 +32,7 @@ def changes(folder, change, **fields):
   """What `differences` says after `change(folder)`."""
   before = of_folder(folder, **fields)
   change(folder)
-  return identity.differences(before, of_folder(folder, **fields))
+  return changes_lib.differences(before, of_folder(folder, **fields))
 
 
 def test_a_folder_is_counted_and_its_classes_are_named(folder):
@@ -119,7 +119,7 @@ def test_another_file_of_a_folder_that_a_slice_is_cut_from_is_a_change(folder):
 
 
 def test_images_that_are_resized_otherwise_are_other_pixels(folder):
-  assert identity.differences(of_folder(folder), of_folder(folder, image_size=4)) == [
+  assert changes_lib.differences(of_folder(folder), of_folder(folder, image_size=4)) == [
       'the pixels of train have changed', 'the pixels of test have changed']
 
 
@@ -134,8 +134,8 @@ def test_a_tfds_set_is_the_same_in_every_file_format_and_number_of_shards(small,
 def test_another_slice_of_a_tfds_set_has_other_pixels_and_another_part_other_names(small):
   found = [identify(small(train_split=train, test_split=test)) for train, test in (
       ('train[:7]', 'train[20:]'), ('train[7:14]', 'train[20:]'), ('test', 'train[20:]'))]
-  assert identity.differences(found[0], found[1]) == ['the pixels of train have changed']
-  assert identity.differences(found[1], found[2]) == [
+  assert changes_lib.differences(found[0], found[1]) == ['the pixels of train have changed']
+  assert changes_lib.differences(found[1], found[2]) == [
       'images of train were replaced (other names or sizes)']
 
 
@@ -171,8 +171,8 @@ def made(classes=None, **train):
     (made(images=5, names='a'), made(images=5, names='a', pixels='b'), []),
     (made(pixels='a'), made(pixels='b'), ['the pixels of train have changed'])])
 def test_differences(before, now, expected):
-  assert identity.differences(before, now) == expected
-  assert identity.differences(now, now) == []
+  assert changes_lib.differences(before, now) == expected
+  assert changes_lib.differences(now, now) == []
 
 
 def test_a_builder_from_before_another_process_prepared_the_data_set_will_do(folder):

@@ -47,7 +47,8 @@ def same(one, other):
   return not computation.differences(json.loads(json.dumps(one)), other)
 
 
-def net(activation=nn.relu, factor=2.0, table=(1, 2, 3), in_training=1.0):
+def net(activation=nn.relu, factor=2.0, table=(1, 2, 3), in_training=1.0,
+        first=nn.initializers.zeros):
   """A model of one name and one set of parameters, whatever it computes."""
   constants = np.resize(np.asarray(table, np.float32), (1, 2000))  # Too many for a text.
 
@@ -58,7 +59,8 @@ def net(activation=nn.relu, factor=2.0, table=(1, 2, 3), in_training=1.0):
     def __call__(self, images, train):
       x = activation(nn.Dense(2000)(images.reshape(len(images), -1))) + constants
       self.sow('intermediates', 'stage1', x)
-      return factor * (in_training if train else 1.0) * nn.Dense(self.num_classes)(x)
+      return factor * (in_training if train else 1.0) * nn.Dense(
+          self.num_classes, bias_init=first)(x)
 
   return Net()
 
@@ -74,6 +76,7 @@ passed_on.defvjp(lambda x: (x, None), lambda _, slope: (slope,))
 
 @pytest.mark.parametrize('changed', [
     {'activation': nn.gelu}, {'factor': 2.5}, {'table': (1, 2, 4)}, {'in_training': 3.0},
+    {'first': nn.initializers.ones},
     {'activation': lambda x: nn.relu(jax.lax.stop_gradient(x))}])
 def test_another_program_behind_the_same_parameters_shows(tiny, known, changed):
   one, again, other = (
@@ -81,7 +84,8 @@ def test_another_program_behind_the_same_parameters_shows(tiny, known, changed):
       for model in (net(), net(), net(**changed)))
   assert same(one, again)
   assert computation.differences(one, other) == [
-      "the teacher's forward pass has changed", "the student's forward pass has changed"]
+      "the teacher's forward pass or initialisation has changed",
+      "the student's forward pass or initialisation has changed"]
   assert computation.differences(known, one) == computation.differences(one, other)
 
 
@@ -155,6 +159,7 @@ def test_another_process_finds_the_same_whatever_was_traced_before(known):
 def test_what_one_side_lacks_is_not_compared_and_nothing_is_between_versions_of_jax(known):
   other = {**known, 'teacher': 'x', 'methods': {'dih': 'y', 'kd': 'z'}}
   assert computation.differences(known, other) == [
-      "the teacher's forward pass has changed", 'the loss of the method dih has changed']
+      "the teacher's forward pass or initialisation has changed",
+      'the loss of the method dih has changed']
   assert not computation.differences({**known, 'jax': '0.0'}, other)
   assert not computation.differences({'jax': known['jax']}, other)

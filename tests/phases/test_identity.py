@@ -10,6 +10,7 @@ import pytest
 
 from kdih import main
 from kdih.phases import resume
+from kdih.sweep import __main__ as sweep
 from tests.helpers.made_data import make_folder, pixels, save
 from tests.helpers.runs import ROOT, exported, tiny_command
 
@@ -110,7 +111,7 @@ def change_teacher(scene):
     (add_image, 'data: 1 image of train was added'),
     (swap_images, 'data: '),
     (rename_class, "data: the class 'zebra' is new, the class 'ant' is gone"),
-    (change_code, "computation: the teacher's forward pass has changed"),
+    (change_code, "computation: the teacher's forward pass or initialisation has changed"),
     (change_teacher, "teacher: its variables have changed, the variables of its heads have"),
 ], ids=lambda value: getattr(value, '__name__', ''))
 def test_what_changed_is_named_and_nothing_is_written(scene, capsys, change, said):
@@ -140,6 +141,20 @@ def test_what_is_accepted_is_said_in_what_follows(scene, capsys):
   assert results['kd_matched']['accepted'] == [line]
 
 
+def test_what_a_sweep_accepts_it_accepts_once_and_says_of_all_that_follows(scene):
+  scene.workdir = scene.workdir.with_name('sweep')
+  command = scene.command('--methods=kd', '--config.sweep.seeds=1')
+  assert sweep.main(command) == 0
+  add_image(scene)
+  assert sweep.main([*command, '--seeds=2']) == 2
+  assert sweep.main([*command, '--seeds=2', '--accept=data']) == 0
+  assert sweep.main([*command, '--seeds=2,3']) == 0
+  found = {path.parts[-4]: json.loads(path.read_text())['accepted']
+           for path in scene.workdir.glob('*/*/seed*/student/kd/result.json')}
+  line = 'data: 1 image of train was added'
+  assert found == {'seed1': [], 'seed2': [line], 'seed3': [line]}
+
+
 def test_another_part_than_the_accepted_one_is_refused(scene, capsys):
   add_image(scene)
   assert scene.resume('--accept=teacher,computation') == 2
@@ -156,6 +171,7 @@ def test_images_that_were_moved_are_the_same(scene, capsys):
   assert 'accepted' not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_same_numbers_come_of_moved_images_and_a_moved_teacher(scene, tmp_path):
   """Neither path is a part of what a run is made of."""
   teacher = shutil.copytree(scene.workdir / 'teacher', tmp_path / 'taken')
@@ -223,6 +239,42 @@ def test_the_options_of_the_parts_of_a_begun_sum_are_fixed(scene, capsys):
   assert scene.resume(*mixed, '--config.methods.kd.alpha=0.5') == 0  # That one was not begun.
 
 
+def test_a_method_that_was_begun_need_not_be_there_any_more(scene, capsys):
+  mixed = ['--config.methods.mixed.kind=combined', '--config.methods.mixed.methods=kd,dih',
+           '--config.methods.mixed.weights=1.0,1.0', '--config.student.methods=mixed']
+  assert scene.resume(*mixed) == 0
+  assert scene.resume() == 0
+  capsys.readouterr()
+  assert scene.resume(*mixed, '--config.methods.mixed.learning_rate=0.5') == 2  # It is remembered.
+  assert 'config.methods.mixed.learning_rate (was None, is 0.5)' in capsys.readouterr().err
+  assert scene.resume(*mixed) == 0
+
+
+@pytest.mark.parametrize('removed', ['teacher', 'heads', 'teacher/result.json',
+                                     'heads/result.json'])
+def test_a_phase_that_was_removed_is_done_anew(scene, removed):
+  path = scene.workdir / removed
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+  assert scene.resume() == 0
+  results = json.loads((scene.workdir / 'results.json').read_text())
+  assert results['student']['kd']['accepted'] == []
+
+
+def test_a_phase_that_is_another_when_done_anew_is_noticed(scene, capsys):
+  path = scene.workdir / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  manifest['identity']['teacher']['variables'] = 'of another machine'
+  path.write_text(json.dumps(manifest))
+  shutil.rmtree(scene.workdir / 'teacher')
+  assert scene.resume() == 2
+  assert 'teacher: its variables have changed. ' in capsys.readouterr().err
+  assert not (scene.workdir / 'student/kd').exists()
+  assert scene.resume('--accept=teacher') == 0
+  result = json.loads((scene.workdir / 'student/kd/result.json').read_text())
+  assert result['accepted'] == ['teacher: its variables have changed']
+
+
+@pytest.mark.slow
 def test_a_cache_on_the_disk_is_of_its_images(scene, capsys):
   cached = ('--config.compute.cache=all_views', '--config.compute.cache_place=disk')
   scene.workdir = scene.workdir.with_name('cached')
@@ -238,10 +290,28 @@ def test_a_cache_on_the_disk_is_of_its_images(scene, capsys):
 
 @pytest.mark.parametrize('stored', [
     3, [], {'data': 3}, {'data': {'splits': [1]}}, {'computation': []}, {'versions': 'x'},
-    {'teacher': 'variables'}, {'computation': {'methods': 3}}])
+    {'teacher': 'variables'}, {'teacher': [1]}, {'computation': {'methods': 3}},
+    {'computation': {'methods': 'kd'}}])
 def test_a_manifest_whose_identity_is_none_is_damaged(scene, capsys, stored):
   path = scene.workdir / 'manifest.json'
   path.write_text(json.dumps({**json.loads(path.read_text()), 'identity': stored}))
   code = scene.resume()
   assert code in (0, 2)  # What it can be compared with.
   assert code == 0 or f'{path} is damaged' in capsys.readouterr().err
+
+
+def test_a_result_whose_accepted_differences_are_none_is_damaged(scene, capsys):
+  path = scene.workdir / 'student/ce/result.json'
+  path.write_text(json.dumps({**json.loads(path.read_text()), 'accepted': 3}))
+  assert scene.resume() == 2
+  assert f"{path} is damaged (its 'accepted' is no list)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('methods', [None, 3, ['ce'], {'ce': {'methods': 3}}])
+def test_a_manifest_whose_methods_are_none_is_damaged(scene, capsys, methods):
+  path = scene.workdir / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  manifest['config']['methods'] = methods
+  path.write_text(json.dumps(manifest))
+  assert scene.resume() == 2
+  assert f'{path} is damaged (its config is none: ' in capsys.readouterr().err

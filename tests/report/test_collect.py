@@ -159,10 +159,17 @@ def test_heads_that_were_taken_are_a_part_of_the_protocol(tmp_path, taken, same)
   assert same or problems[0].endswith('they differ in heads')
 
 
-def test_images_of_an_earlier_version_are_known_by_their_folder(tmp_path):
-  for name, folder in (('a', 'x'), ('b', 'y')):
-    single(tmp_path / name, 'ce', seed=len(name), **{'data.folder': folder})
-  assert len({run.protocol for run in collect([tmp_path])[0]}) == 2
+@pytest.mark.parametrize(('folders', 'identities', 'apart'), [
+    (('x', 'y'), (None, None), 'data.folder'), (('x', 'y'), (None, 'D'), 'data.folder'),
+    (('x', 'x'), (None, 'D'), ''), (('x', 'y'), ('D', 'D'), ''), (('x', 'x'), ('D', 'E'), 'data')])
+def test_images_of_an_earlier_version_are_known_by_their_folder(
+    tmp_path, folders, identities, apart):
+  for seed, (folder, data) in enumerate(zip(folders, identities, strict=True)):
+    single(tmp_path / str(seed), seed=seed, **{'data.folder': folder})
+    student(tmp_path / str(seed), 'ce', seed=seed, **({'identity': {'data': data}} if data else {}))
+  pairs, problems = compare(collect([tmp_path])[0])
+  assert len(pairs) == 1 + bool(apart)
+  assert not apart or problems[0].endswith(f'they differ in {apart}')
 
 
 def test_another_teacher_is_another_protocol_which_the_comparison_names(tmp_path):

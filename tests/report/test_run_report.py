@@ -13,7 +13,7 @@ from kdih.models import cost, taps
 from kdih.phases import exported_variables, networks
 from kdih.report import run_report
 from kdih.runtime import digests, files
-from kdih.runtime.workdir import Workdir
+from kdih.runtime.workdir import Workdir, resolved
 from tests.helpers.made_results import heads, read_png, result
 from tests.helpers.runs import ROOT
 
@@ -119,7 +119,7 @@ def test_table_of_nothing():
 def whole(tmp_path_factory):
   """A workdir with all phases and real variables, its report written, and what that returned."""
   run = Workdir(tmp_path_factory.mktemp('whole'))
-  run.open(CONFIG)
+  run.open(resolved(CONFIG))
   export(run, 'teacher', 'teacher', 0)
   finish(run, 'heads', heads('stage1'))
   export(run, 'student/ce', 'student', 1)

@@ -70,3 +70,22 @@ def test_what_is_accepted_is_said_once_of_each_workdir(begun, tmp_path, digits_d
   change = 'accepted: config: config.student.train.learning_rate (was 0.1, is 0.001)'
   said = [line for line in capsys.readouterr().err.splitlines() if 'accepted' in line]
   assert said == [f'{path}: {change}' for path in (copy, students)]
+
+
+def test_a_command_need_not_ask_for_the_variants_of_an_earlier_one(begun, tmp_path, digits_dir):
+  copy = shutil.copytree(begun, tmp_path / 'copy')
+  assert run(copy, digits_dir, '--methods=kd', '--seeds=1', '--alphas=0.5') == 0
+  assert run(copy, digits_dir, '--methods=kd', '--seeds=1') == 0
+  students = {path.split('/')[-2] for path in results(copy) if 'student' in path}
+  assert students == {'kd', 'kd_alpha=5e-1'}
+
+
+@pytest.mark.parametrize('commands', [
+    3, 'x', {'config': {}}, [3], [{}], [{'config': 3}], [{'config': {'sweep': 3}}],
+    [{'config': {'sweep': {'methods': 3}, 'student': {'methods': ['kd']}}}],
+    [{'config': {'sweep': {'methods': [{}]}}}], [{'config': {}}]])
+def test_a_list_of_commands_that_is_none_is_damaged(begun, tmp_path, digits_dir, capsys, commands):
+  copy = shutil.copytree(begun, tmp_path / 'copy')
+  (copy / 'sweep.json').write_text(json.dumps(commands))
+  assert run(copy, digits_dir, '--methods=ce,kd', '--seeds=1') == 2
+  assert f'{copy}/sweep.json is damaged (' in capsys.readouterr().err
