@@ -2,11 +2,13 @@
 import json
 
 import numpy as np
+import pytest
 
 from kdih import main
 from tests.helpers.runs import exported, tiny_command
 
 
+@pytest.mark.slow
 def test_overrides_arrive_in_a_run(tmp_path, digits_dir):
   workdir = tmp_path / 'w'
   assert main.main(tiny_command(
