@@ -190,7 +190,7 @@ class Text(Kind):
     return self.form
 
 
-RATE = Number(0, 100, open_low=True)  # A learning rate.
+RATE = Number(0, 1e9, open_low=True)  # A learning rate.
 NAME = Text(r'[^\0]+', 'a name')
 
 

@@ -66,7 +66,7 @@ def test_any_valid_values_of_all_fields_pass(found):
 
 
 @pytest.mark.parametrize('name', FIELDS)
-@times(6, 300)
+@times(6, 60)
 @given(st.data())
 def test_a_broken_value_of_any_field_is_refused(name, data):
   """Whether the run would use it or not."""
@@ -83,7 +83,7 @@ def test_one_broken_value_among_others_is_named(found, name, data):
 
 
 @pytest.mark.parametrize('entry, option, kind', OPTIONS, ids=[f'{e}.{o}' for e, o, _ in OPTIONS])
-@times(3, 100)
+@times(3, 30)
 @given(st.data())
 def test_an_option_takes_what_its_kind_says_and_nothing_else(entry, option, kind, data):
   setting = f'config.methods.{entry}.{option}'
@@ -107,7 +107,7 @@ def test_a_broken_option_is_refused_before_networks_are_built(place, used, data)
 
 
 @pytest.mark.parametrize('entry', ENTRIES)
-@times(3, 100)
+@times(3, 30)
 @given(st.data())
 def test_a_learning_rate_of_an_entry_is_one(entry, data):
   def given_rate(rate):

@@ -78,7 +78,7 @@ def test_the_same_command_changes_no_file_and_another_adds_to_them(copy, digits_
 @pytest.mark.slow
 def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
   assert run(copy, digits_dir, '--methods=kd,kd_matched', '--seeds=1',
-             '--config.methods.kd.gain=1e38') == 1
+             '--config.methods.kd.learning_rate=1e9') == 1
   error = capsys.readouterr().err
   assert f'failed: {MODEL}/{MODEL}/kd/seed1: ' in error
   assert error.endswith('kdih: 1 failed; the same command tries them again\n')
