@@ -147,6 +147,7 @@ def test_parts_of_a_sum_are_taken_without_switches_too(tiny):
   assert computation.identify(one) == computation.identify(other)
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_whatever_was_traced_before(known):
   jax.clear_caches()
   assert computation.identify(built()) == known

@@ -22,6 +22,8 @@ from kdih.runtime.workdir import Workdir
 from kdih.training import checkpoints
 from tests.helpers.runs import exported, read_config
 
+pytestmark = pytest.mark.slow
+
 # The teacher was trained with a mean and a std of 0.5.
 OTHER = ('data.mean=(0.3,)', 'data.std=(0.2,)')
 CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -168,7 +170,6 @@ def test_one_number_and_the_same_for_every_channel_are_the_same_normalisation(fi
   np.testing.assert_allclose(own['shift'], [0, -1, 0])
 
 
-@pytest.mark.slow
 def test_students_explorer_and_report_work_with_its_normalisation(
     finished, elsewhere, digits_dir, tmp_path):
   path = tmp_path / 'w'

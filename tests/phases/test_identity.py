@@ -127,6 +127,7 @@ def test_what_changed_is_named_and_nothing_is_written(scene, capsys, change, sai
   assert {path: path.stat().st_mtime_ns for path in scene.workdir.rglob('*')} == before
 
 
+@pytest.mark.slow
 def test_what_is_accepted_is_said_in_what_follows(scene, capsys):
   add_image(scene)
   assert scene.resume('--accept=data') == 0
@@ -165,6 +166,7 @@ def test_another_part_than_the_accepted_one_is_refused(scene, capsys):
   assert "config.accept: unknown 'dta'; did you mean 'data'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_that_were_moved_are_the_same(scene, capsys):
   scene.pictures = scene.pictures.rename(scene.pictures.with_name('elsewhere'))
   assert scene.resume() == 0
@@ -295,6 +297,7 @@ def test_a_cache_on_the_disk_is_of_its_images(scene, capsys):
   assert 'data' in line.partition('changed: ')[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stored', [
     3, [], {'data': 3}, {'data': {'splits': [1]}}, {'computation': []}, {'versions': 'x'},
     {'teacher': 'variables'}, {'teacher': [1]}, {'computation': {'methods': 3}},
@@ -314,6 +317,7 @@ def test_a_result_whose_accepted_differences_are_none_is_damaged(scene, capsys):
   assert f"{path} is damaged (its 'accepted' is no list)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('methods', [3, ['ce'], {'ce': {'methods': 3}}])
 def test_a_manifest_whose_methods_are_none_is_damaged(scene, capsys, methods):
   path = scene.workdir / 'manifest.json'

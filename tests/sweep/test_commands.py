@@ -7,6 +7,8 @@ import pytest
 from tests.helpers.runs import read_config
 from tests.helpers.sweeps import NETS, results, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def begun(tmp_path_factory, digits_dir):
@@ -34,7 +36,6 @@ def test_another_recipe_is_refused_before_a_student_has_begun(
   assert ((begun / 'sweep.json').read_bytes(), results(begun)) == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('changed', [
     ('--seeds=2', '--methods=ce'),
     ('--seeds=1', '--methods=ce', '--config.methods.kd.alpha=0.5'),  # It does not name kd.
@@ -60,7 +61,6 @@ def test_a_command_that_came_first_counts_when_this_one_begins(begun, tmp_path, 
   assert json.loads((copy / 'sweep.json').read_text()) == other
 
 
-@pytest.mark.slow
 def test_what_is_accepted_is_said_once_of_each_workdir(begun, tmp_path, digits_dir, capsys):
   copy = shutil.copytree(begun, tmp_path / 'copy')
   command = '--methods=ce,kd', '--seeds=1'
@@ -74,7 +74,6 @@ def test_what_is_accepted_is_said_once_of_each_workdir(begun, tmp_path, digits_d
   assert said == [f'{path}: {change}' for path in (copy, students)]
 
 
-@pytest.mark.slow
 def test_a_command_need_not_ask_for_the_variants_of_an_earlier_one(begun, tmp_path, digits_dir):
   copy = shutil.copytree(begun, tmp_path / 'copy')
   assert run(copy, digits_dir, '--methods=kd', '--seeds=1', '--alphas=0.5') == 0
