@@ -2,7 +2,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SPLITS = ('train', 'test')
+from kdih.data.spec import SPLITS
+
 _NAMED = 3  # Classes that a line names.
 
 
@@ -16,7 +17,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """
   classes = _changed_classes(before.get('classes') or (), now.get('classes') or ())
   counts, contents = [], []
-  for split in _SPLITS:
+  for split in SPLITS:
     was, has = (identity.get('splits', {}).get(split, {}) for identity in (before, now))
     changed = [key for key in ('images', 'names', 'pixels')
                if was.get(key) is not None and has.get(key) not in (None, was[key])]

@@ -6,10 +6,10 @@ import tensorflow_datasets as tfds
 
 from kdih.data import datasets, selection
 from kdih.data.image_folder import ImageFolder
+from kdih.data.spec import SPLITS
 from kdih.data.splits import Splits
 from kdih.runtime import digests
 
-_SPLITS = ('train', 'test')
 _SAMPLE = 64  # Images of a split whose pixels are compared.
 
 
@@ -43,7 +43,7 @@ def identify(
           'images': splits.size(split),
           'names': digests.of_json(_stored(prepared, sizes, f'{split}_split', data)),
           'pixels': digests.of(splits.sample(split, _SAMPLE)),
-      } for split in _SPLITS}}
+      } for split in SPLITS}}
 
 
 def _stored(prepared: tfds.core.DatasetBuilder, sizes: dict[str, int] | None, field: str,

@@ -1,6 +1,8 @@
 """What models need to know of a data set."""
 import dataclasses
 
+SPLITS = ('train', 'test')  # Of a data set, as `config.data` names their parts.
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:

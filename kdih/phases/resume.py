@@ -49,7 +49,8 @@ def check_swept(workdir: Workdir, config: dict[str, Any]) -> None:
   """
   manifest, begun = workdir.manifest(), _begun(workdir.path, config)
   if manifest is not None:
-    _accepted(workdir.path, {'config': _differences(
+    # It is not touched, so that what is accepted of it need not be said.
+    _require_accepted(workdir.path, {'config': _differences(
         workdir.path / 'manifest.json', manifest['config'], config,
         lambda its: {**protocol.swept(its), **protocol.methods(its, begun)})}, config['accept'])
 
@@ -60,7 +61,7 @@ def compare_configs(
 ) -> list[str]:
   """Checks what is `compared` of two configs, as `check_config`; a file holds the first."""
   found = {'config': _differences(path, before, now, compared)}
-  return _said(path.parent, _accepted(path.parent, found, now['accept']))
+  return _accepted(path.parent, found, now['accept'])
 
 
 def _differences(
@@ -104,15 +105,13 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
                         f'its identity is none: {errors.first_line(error)}') from error
   for line in said:
     say(f'{workdir.path}: {line}')
-  return [*accepted, *_said(
-      workdir.path, _accepted(workdir.path, found, config['accept']))]
+  return [*accepted, *_accepted(workdir.path, found, config['accept'])]
 
 
 def check_teacher(workdir: Workdir, teacher: dict[str, Any], accept: Sequence[str]) -> list[str]:
   """Checks the teacher alone, as `check` does: it was done after that, perhaps anew."""
   before = ((workdir.manifest() or {}).get('identity') or {}).get('teacher') or {}
-  return _said(workdir.path, _accepted(
-      workdir.path, {'teacher': _teacher(before, teacher)}, accept))
+  return _accepted(workdir.path, {'teacher': _teacher(before, teacher)}, accept)
 
 
 def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -148,7 +147,18 @@ def _begun(workdir: epath.Path, config: Mapping[str, Any]) -> list[str]:
 def _accepted(
     workdir: epath.Path, found: dict[str, list[str]], accept: Sequence[str]
 ) -> list[str]:
-  """Returns the differences in parts that are accepted; raises ConfigError for the others."""
+  """Says and returns the differences in parts that are accepted; raises ConfigError for others."""
+  _require_accepted(workdir, found, accept)
+  accepted = [f'{part}: {line}' for part, lines in found.items() for line in lines]
+  for line in accepted:
+    say(f'{workdir}: accepted: {line}')
+  return accepted
+
+
+def _require_accepted(
+    workdir: epath.Path, found: dict[str, list[str]], accept: Sequence[str]
+) -> None:
+  """Raises ConfigError for differences in parts that are not accepted."""
   refused = {part: lines for part, lines in found.items() if lines and part not in accept}
   if refused:
     said = '; '.join(f'{part}: {", ".join(lines)}' for part, lines in refused.items())
@@ -156,11 +166,3 @@ def _accepted(
         f'--workdir: {workdir} holds a run from before something changed; {said}. Undo the '
         f'change, choose another workdir, or accept it with --accept={",".join(refused)}, which '
         'the results will say')
-  return [f'{part}: {line}' for part, lines in found.items() for line in lines]
-
-
-def _said(workdir: epath.Path, accepted: list[str]) -> list[str]:
-  """Says which differences are accepted, and returns them."""
-  for line in accepted:
-    say(f'{workdir}: accepted: {line}')
-  return accepted
