@@ -20,6 +20,8 @@ if TYPE_CHECKING:
   import ml_collections
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax')
+# What of a teacher's identity the numbers of each phase depend on.
+_TAUGHT_BY = {'teacher': (), 'heads': ('variables',), 'student': ('variables', 'heads', 'weights')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,11 @@ class Identity:
         [self.computation.get(part) for part in ('teacher', 'heads', 'student')])}
     if phase.startswith('student/'):
       traced['method'] = self.computation['methods'][phase.split('/')[1]]
-    return {'data': digests.of_json(self.data), 'computation': traced, 'versions': self.versions}
+    # A teacher may be done anew, and its folder then holds another than the one that taught.
+    taught_by = {name: self.teacher[name] for name in _TAUGHT_BY[phase.partition('/')[0]]
+                 if name in self.teacher}
+    return {'data': digests.of_json(self.data), 'teacher': taught_by, 'computation': traced,
+            'versions': self.versions}
 
   def of_cache(self) -> dict[str, Any]:
     """Returns what teachers' outputs for the train split depend on, beside their variables."""

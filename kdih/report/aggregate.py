@@ -30,8 +30,8 @@ class Run:
       was begun with that were accepted; as JSON.
     settings: options of the method, and those of its parts.
     result: its `result.json`.
-    teacher_result: that of its teacher, or None.
-    heads_result: that of the heads of its teacher, or None.
+    teacher_result: that of its teacher; None without one, or where it has been done anew.
+    heads_result: that of the heads of its teacher, likewise.
     provenance: lines that say by which command, code and machine it was made.
     takes_heads: whether its heads were not trained for it.
     folder: `config.data.folder`.
@@ -52,6 +52,11 @@ class Run:
   takes_heads: bool = False
   folder: str = ''
 
+  @property
+  def heads(self) -> str | None:
+    """Fingerprint of the heads that there were when it was taught; None where it is not known."""
+    return taught_by(self.result).get('heads') or (self.heads_result or {}).get('fingerprint')
+
   def unlike(self, other: 'Run') -> list[str]:
     """Returns what keeps it from being compared with another run of this teacher and student.
 
@@ -63,8 +68,7 @@ class Run:
     """
     found = list(_differences(self.protocol, other.protocol))
     mine, its = (run.result.get('identity') or {} for run in (self, other))
-    heads = [(run.heads_result or {}).get('fingerprint') for run in (self, other)]
-    if (self.takes_heads or other.takes_heads) and _differ(*heads):
+    if (self.takes_heads or other.takes_heads) and _differ(self.heads, other.heads):
       found.append('heads')
     if _differ(mine.get('data'), its.get('data')):
       found.append('data')
@@ -82,6 +86,12 @@ class Run:
                          'method'):
       found.append('computation')
     return found
+
+
+def taught_by(result: dict) -> dict[str, str]:
+  """Returns the fingerprints of teacher and heads that a student's result tells of, as
+  {'variables', 'heads'}; one of an earlier version tells of none."""
+  return (result.get('identity') or {}).get('teacher') or {}
 
 
 def _differ(mine: Any, its: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from kdih import errors
 from kdih.config import protocol
-from kdih.report.aggregate import Run
+from kdih.report.aggregate import Run, taught_by
 from kdih.runtime import result_schema
 from kdih.runtime.files import folder_name
 
@@ -118,11 +118,14 @@ class _Collection:
       if result:
         if result.get('accepted'):
           self.note(f'{folder}: was resumed although {"; ".join(map(str, result["accepted"]))}')
+        taught = taught_by(result)
+        own = (self._own(folder, home / 'teacher', teacher, taught.get('variables')),
+               self._own(folder, home / 'heads', heads, taught.get('heads')))
         self._add(Run(
             path, config['data']['name'], config['teacher']['name'],
             _student(config, result), errors.printable(folder.name), result['seed'],
             _protocol(config, teacher, result), _settings(config, folder.name, result), result,
-            teacher, heads,
+            *own,
             _provenance(result.get('made_by') or manifest),
             bool((config.get('heads') or {}).get('variables')), config['data'].get('folder') or ''))
 
@@ -138,6 +141,17 @@ class _Collection:
     else:
       self.note(f'{folder}: is not finished, there is no result.json')
     return None
+
+  def _own(
+      self, student: pathlib.Path, folder: pathlib.Path, finished: dict | None,
+      fingerprint: str | None,
+  ) -> dict | None:
+    """Returns the result of teacher or heads, but None where a student had others: the fingerprint
+    that its result tells, if any, is another one."""
+    if finished and fingerprint and finished.get('fingerprint') != fingerprint:
+      self.note(f'{student}: was trained before {folder} was done anew')
+      return None
+    return finished
 
   def _heads(self, folder: pathlib.Path) -> dict | None:
     try:
@@ -181,8 +195,8 @@ def _protocol(config: dict, teacher: dict | None, result: dict) -> str:
     fields = protocol.averaged(config)
   if result.get('accepted'):
     fields['accepted'] = result['accepted']
-  return json.dumps({**fields, 'teacher': teacher['fingerprint'] if teacher else None},
-                    sort_keys=True)
+  now = teacher['fingerprint'] if teacher else None
+  return json.dumps({**fields, 'teacher': taught_by(result).get('variables', now)}, sort_keys=True)
 
 
 def _settings(config: dict, method: str, result: dict) -> dict:

@@ -40,6 +40,8 @@ TEACHER = {**_MEASURED, 'fingerprint': _TEXT}
 STUDENT = {**_MEASURED, 'seed': _COUNT, 'method.kind': _TEXT, 'parts?': _GROUP,
            'protocol?': _GROUP,
            'identity?': _GROUP, 'identity?.computation?': _GROUP, 'identity?.data?': _TEXT,
+           'identity?.teacher?': _GROUP, 'identity?.teacher?.variables?': _TEXT,
+           'identity?.teacher?.heads?': _TEXT,
            'accepted?': _LIST, 'made_by?': _GROUP,
            'made_by?.versions?': _GROUP, 'made_by?.devices?': _LIST}
 HEADS = {**_MEASURED, 'members': _GROUP, 'analysis?': _GROUP}

@@ -180,6 +180,22 @@ def test_another_teacher_is_another_protocol_which_the_comparison_names(tmp_path
   assert [line.rsplit(maxsplit=1)[1] for line in compare(runs)[1]] == ['teacher']
 
 
+def test_a_student_is_that_of_the_teacher_that_taught_it(tmp_path):
+  """Teacher and heads have been done anew since the first was trained."""
+  single(tmp_path, **{'heads.variables': 'x/heads/variables'})
+  write(tmp_path / 'heads/result.json', {**heads('stage1'), 'fingerprint': 'h'})
+  for method, known in (('dih', {'variables': 'of old', 'heads': 'of old'}), ('kd', {}),
+                        ('kd_matched', {'variables': 't', 'heads': 'h'})):
+    student(tmp_path, method, identity={'teacher': known})
+  (dih, *others), problems = collect([tmp_path])
+  assert problems == [f'{tmp_path}/student/dih: was trained before {tmp_path}/{phase} was done anew'
+                      for phase in ('teacher', 'heads')]
+  assert (dih.teacher_result, dih.heads_result) == (None, None)
+  for run in others:
+    assert (run.teacher_result['fingerprint'], run.heads_result['fingerprint']) == ('t', 'h')
+    assert dih.unlike(run) == ['teacher', 'heads'] and not run.unlike(others[0])
+
+
 def test_results_are_read_without_jax_and_tensorflow():
   code = ('import sys; import kdih.report.collect, kdih.report.tables, kdih.cohort.analysis; '
           'print([name for name in ("jax", "tensorflow", "flax") if name in sys.modules])')
