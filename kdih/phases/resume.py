@@ -2,7 +2,7 @@
 
 Where a part of its identity differs, it resumes only if `config.accept` names the part.
 """
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -36,32 +36,53 @@ def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = Tr
   if manifest is None:
     return []
   begun = _begun(workdir.path, config) if student else ()
-  return compare_configs(
+  found = _differences(
       workdir.path / 'manifest.json', manifest['config'], config,
       lambda its: {**protocol.fixed(its, student=student), **protocol.methods(its, begun)})
+  return _accepted(workdir.path, {'config': found}, config['accept'])
 
 
-def check_swept(workdir: Workdir, config: dict[str, Any]) -> None:
+def check_swept(
+    workdir: Workdir, config: dict[str, Any], known: Collection[str] = ()
+) -> list[str]:
   """Checks that a run of a sweep can share its tables with those of a config.
 
+  Args:
+    workdir: of the run; perhaps there is none yet.
+    config: as nested dicts.
+    known: differences that need not be accepted again.
+
+  Returns:
+    The differences in more than a sweep varies, all of which are accepted or known.
+
   Raises:
-    ConfigError: they differ in more than a sweep varies; each difference is named.
+    ConfigError: another difference; all of them are named.
   """
   manifest, begun = workdir.manifest(), _begun(workdir.path, config)
-  if manifest is not None:
-    # It is not touched, so that what is accepted of it need not be said.
-    _require_accepted(workdir.path, {'config': _differences(
-        workdir.path / 'manifest.json', manifest['config'], config,
-        lambda its: {**protocol.swept(its), **protocol.methods(its, begun)})}, config['accept'])
+  if manifest is None:
+    return []
+  found = _differences(workdir.path / 'manifest.json', manifest['config'], config,
+                       lambda its: {**protocol.swept(its), **protocol.methods(its, begun)})
+  # The run is not touched, so that what is accepted of it need not be said.
+  _require_accepted(workdir.path, {'config': _unknown(found, known)}, config['accept'])
+  return found
 
 
 def compare_configs(
     path: epath.Path, before: dict[str, Any], now: dict[str, Any],
-    compared: Callable[[dict[str, Any]], Flat],
+    compared: Callable[[dict[str, Any]], Flat], known: Collection[str] = (),
 ) -> list[str]:
-  """Checks what is `compared` of two configs, as `check_config`; a file holds the first."""
-  found = {'config': _differences(path, before, now, compared)}
-  return _accepted(path.parent, found, now['accept'])
+  """Checks what is `compared` of two configs, of which a file holds the first.
+
+  Returns and raises as `check_swept`, and says what is accepted.
+  """
+  found = _differences(path, before, now, compared)
+  _accepted(path.parent, {'config': _unknown(found, known)}, now['accept'])
+  return found
+
+
+def _unknown(found: list[str], known: Collection[str]) -> list[str]:
+  return [line for line in found if line not in known]
 
 
 def _differences(

@@ -58,6 +58,8 @@ class _Sweep:
     self._identities: dict[tuple[str, str], Identity] = {}
     self._accepted: dict[epath.Path, list[str]] = {}  # Differences, by workdir.
     self._compared = 0  # Commands of `sweep.json`, which only grows.
+    self._known: dict[str, None] = {}  # Differences that those have accepted.
+    self.differences: dict[str, None] = {}  # To what shares the tables of this one, all accepted.
     for pair in plan.pairs(config):
       self._add(pair, spec)
     if not self.pairs:
@@ -100,7 +102,8 @@ class _Sweep:
     for workdir, run in self._student_workdirs():
       self._accepted[workdir.path] = resume.check_config(workdir, resolved(run.config))
     for folder in sorted(self.path.glob('*/*/seed*')):  # Their numbers share a table with ours.
-      resume.check_swept(Workdir(folder), resolved(self.pairs[0].config))
+      self.differences |= dict.fromkeys(resume.check_swept(
+          Workdir(folder), resolved(self.pairs[0].config), self._known))
 
   def _teacher_workdirs(self) -> list[tuple[Workdir, plan.Pair]]:
     """Returns each workdir of a teacher and its heads, with one of the pairs that it serves."""
@@ -119,6 +122,7 @@ class _Sweep:
     """
     now, new = resolved(self.config), commands[self._compared:]
     self._compared = len(commands)
+    self._known |= dict.fromkeys(line for command in new for line in command.get('accepted', ()))
 
     def compared(config: dict, before: dict) -> dict:
       common = sorted(_methods(before) & _methods(now))
@@ -126,8 +130,9 @@ class _Sweep:
 
     for command in new:
       before = command['config']
-      resume.compare_configs(self.path / 'sweep.json', before, now,
-                             functools.partial(compared, before=before))
+      self.differences |= dict.fromkeys(resume.compare_configs(
+          self.path / 'sweep.json', before, now, functools.partial(compared, before=before),
+          self._known))
 
   def identify(self, splits: Splits) -> None:
     """Finds out what the runs are made of. Raises ConfigError where it is not what they were."""
@@ -203,9 +208,13 @@ def _commands(path: epath.Path) -> list[dict]:
   commands = read_json(file) or []
   if not (isinstance(commands, list) and all(
       isinstance(command, dict) and isinstance(command.get('config'), dict)
-      for command in commands)):
-    raise damaged(file, 'it is no list of commands, each with its config')
+      and _are_lines(command.get('accepted', [])) for command in commands)):
+    raise damaged(file, 'it is no list of commands, each with its config and what it accepted')
   return commands
+
+
+def _are_lines(value: object) -> bool:
+  return isinstance(value, list) and all(isinstance(line, str) for line in value)
 
 
 def _methods(config: dict) -> set[str]:
@@ -267,12 +276,14 @@ def _write_sweep(sweep: _Sweep) -> None:
   except OSError as error:
     raise errors.ConfigError(f'--workdir: {sweep.path} cannot be made ({error.strerror}); choose '
                              'another folder') from error
-  asked = {'pairs': [[pair.teacher, pair.student, list(pair.methods)] for pair in sweep.pairs],
-           'left_out': sweep.left_out, 'seeds': list(sweep.config.sweep.seeds),
-           'config': resolved(sweep.config)}
   with sweep.lock('sweep'):
     before = _commands(sweep.path)
     sweep.check_commands(before)  # One may have begun since this one was checked.
+    asked = {'pairs': [[pair.teacher, pair.student, list(pair.methods)] for pair in sweep.pairs],
+             'left_out': sweep.left_out, 'seeds': list(sweep.config.sweep.seeds),
+             'config': resolved(sweep.config)}
+    if sweep.differences:  # Later commands need not accept them again.
+      asked['accepted'] = list(sweep.differences)
     if asked not in before:
       write_json(sweep.path / 'sweep.json', [*before, asked])
 

@@ -74,6 +74,25 @@ def test_what_is_accepted_is_said_once_of_each_workdir(begun, tmp_path, digits_d
   assert said == [f'{path}: {change}' for path in (copy, students)]
 
 
+def test_what_a_command_has_accepted_later_ones_need_not(begun, tmp_path, digits_dir, capsys):
+  """The first run and the first command keep the old rate; seeds 2 and 3 learn with the new one."""
+  copy, new = shutil.copytree(begun, tmp_path / 'copy'), '--config.student.train.learning_rate=0.02'
+  assert run(copy, digits_dir, '--methods=ce', '--seeds=1') == 0
+  assert run(copy, digits_dir, '--methods=ce', '--seeds=2', new) == 2
+  assert run(copy, digits_dir, '--methods=ce', '--seeds=2', new, '--accept=config') == 0
+  capsys.readouterr()
+  assert run(copy, digits_dir, '--methods=ce', '--seeds=3', new) == 0
+  assert 'accepted' not in capsys.readouterr().err
+  *_, last = json.loads((copy / 'sweep.json').read_text())
+  assert last['accepted'] == ['config.student.train.learning_rate (was 0.1, is 0.02)']
+  # Another change, and the way back, were not accepted.
+  assert run(copy, digits_dir, '--methods=ce', '--seeds=3', new,
+             '--config.student.train.momentum=0.5') == 2
+  assert 'momentum (was 0.9, is 0.5)' in capsys.readouterr().err
+  assert run(copy, digits_dir, '--methods=ce', '--seeds=4') == 2
+  assert 'learning_rate (was 0.02, is 0.1)' in capsys.readouterr().err
+
+
 def test_a_command_need_not_ask_for_the_variants_of_an_earlier_one(begun, tmp_path, digits_dir):
   copy = shutil.copytree(begun, tmp_path / 'copy')
   assert run(copy, digits_dir, '--methods=kd', '--seeds=1', '--alphas=0.5') == 0
@@ -85,7 +104,8 @@ def test_a_command_need_not_ask_for_the_variants_of_an_earlier_one(begun, tmp_pa
 @pytest.mark.parametrize('commands', [
     3, 'x', {'config': {}}, [3], [{}], [{'config': 3}], [{'config': {'sweep': 3}}],
     [{'config': {'sweep': {'methods': 3}, 'student': {'methods': ['kd']}}}],
-    [{'config': {'sweep': {'methods': [{}]}}}], [{'config': {}}]])
+    [{'config': {'sweep': {'methods': [{}]}}}], [{'config': {}}],
+    [{'config': {}, 'accepted': [3]}]])
 def test_a_list_of_commands_that_is_none_is_damaged(begun, tmp_path, digits_dir, capsys, commands):
   copy = shutil.copytree(begun, tmp_path / 'copy')
   (copy / 'sweep.json').write_text(json.dumps(commands))
