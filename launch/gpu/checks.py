@@ -12,7 +12,9 @@ done after SECONDS is missing there. `measure.sh` sets the caches that programs 
   killed    A run on the digits, and another that is killed and goes on: their accuracies, and
             whether they end with the same bits. It needs TFDS.
   times     Students in one program, and updates in one call: timed alone.
+  kernels   What the device does during an update: kernels, how long it is busy, and with which.
 """
+import collections
 import json
 import os
 import pathlib
@@ -29,11 +31,13 @@ _PAIR, _BATCH_SIZE, _RUNS = ('resnet8' if _SMALL else 'resnet20', 'resnet8'), 8 
 _UPDATES = [1, 2] if _SMALL else [1, 10, 50]  # Of one call of the loop.
 _STUDENTS = {f'{way}_{count}': (count, way) for count, way in (
     [(1, 'vmap'), (2, 'vmap')] if _SMALL else
-    [(1, 'vmap'), (3, 'vmap'), (8, 'vmap'), (16, 'vmap'), (3, 'unrolled')])}
+    [(1, 'vmap'), (3, 'vmap'), (8, 'vmap'), (16, 'vmap'), (3, 'unrolled'), (8, 'unrolled')])}
 _FREE = '--xla_gpu_deterministic_ops=false'
 _FLAGS = {'default': '', 'excluding': f'{_FREE} --xla_gpu_exclude_nondeterministic_ops=true',
           'free': _FREE}
-_ALONE = 75  # Seconds that are kept for `times`.
+_ALONE = 100  # Seconds that are kept for `times` and `kernels`.
+# Else XLA makes no CUDA graphs while it is watched.
+_WATCHED = '--xla_enable_command_buffers_during_profiling=true'
 
 
 def _lab() -> tuple[Any, Any]:
@@ -126,6 +130,34 @@ def _items() -> list[Any]:
               for name, (count, way) in _STUDENTS.items()}
   return [*(training.item(name, _UPDATES[-1]) for name, training in together.items()),
           *(together['vmap_1'].loop_item(f'updates_{count}', 4, count) for count in _UPDATES)]
+
+
+def kernels(file: str) -> None:
+  """Counts what runs on the device in a call of many updates; nothing where JAX sees no kernels."""
+  import jax
+
+  from kdih.benchmark import programs
+
+  lab, task = _lab()
+  calls = programs.Training(lab, task, updates=_UPDATES[-1]).item('update', _UPDATES[-1])
+  calls.seconds(1)
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      calls.seconds(1)
+    path, = pathlib.Path(folder).glob('**/*.xplane.pb')
+    planes = jax.profiler.ProfileData.from_file(str(path)).planes
+    events = [event for plane in planes if plane.name.startswith('/device:GPU')
+              for line in plane.lines for event in line.events]
+  updates = 2 * _UPDATES[-1]  # An item makes a call more than it times.
+  seconds: collections.Counter[str] = collections.Counter()
+  for event in events:
+    seconds[event.name] += event.duration_ns / 1e9
+  times = collections.Counter(event.name for event in events)
+  _write(file, {
+      'pair': _PAIR, 'batch': _BATCH_SIZE, 'kernels_an_update': len(events) / updates,
+      'busy_s_an_update': seconds.total() / updates,
+      'longest': [{'name': name, 'an_update': times[name] / updates,
+                   'share': spent / seconds.total()} for name, spent in seconds.most_common(15)]})
 
 
 def killed(file: str, work: str) -> None:
@@ -232,7 +264,10 @@ def main(out: str, seconds: str) -> None:
   print(json.dumps({'step': content['step'], 'repeat': content['repeat']}, indent=1))
   parts.start('times', 'times')
   parts.wait(end)
-  _write(out, {**content, 'times': parts.read('times'), 'exit_codes': parts.codes})
+  parts.start('kernels', 'kernels', XLA_FLAGS=_WATCHED)
+  parts.wait(end)
+  _write(out, {**content, 'times': parts.read('times'), 'kernels': parts.read('kernels'),
+               'exit_codes': parts.codes})
   print(_table(content['killed'], parts.read('times')))
   shutil.rmtree(work, ignore_errors=True)
 
@@ -269,7 +304,7 @@ def _table(run: Any, measured: Any) -> str:
 
 
 if __name__ == '__main__':
-  if sys.argv[1] in ('step', 'repeat', 'warm', 'times', 'killed'):
+  if sys.argv[1] in ('step', 'repeat', 'warm', 'times', 'kernels', 'killed'):
     from kdih.runtime import environment as environment_lib
 
     if sys.argv[1] != 'killed':

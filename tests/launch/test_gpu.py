@@ -35,3 +35,9 @@ def test_students_and_updates_are_timed(tmp_path):
   found = json.loads((tmp_path / 'times.json').read_text())
   assert list(found['over_one']) == ['vmap_1', 'vmap_2', 'updates_1', 'updates_2']
   assert found['over_one']['vmap_1'] == 1 and found['over_one']['vmap_2'] > 1
+
+
+@pytest.mark.slow
+def test_a_cpu_has_no_kernels(tmp_path):
+  part('kernels', tmp_path / 'kernels.json')
+  assert json.loads((tmp_path / 'kernels.json').read_text())['kernels_an_update'] == 0
