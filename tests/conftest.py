@@ -12,7 +12,10 @@ os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'
 # Compiled programs are shared by the tests, by the workers of `pytest -n`, and by the processes
 # that they start.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='kdih-compiled-'))
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+# A program of a test runs a few times, and what takes long is to compile it.
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 
 from kdih.runtime import environment  # noqa: E402
 

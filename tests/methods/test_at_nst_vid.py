@@ -199,6 +199,7 @@ def test_vid_starts_as_its_paper_does():
       np.testing.assert_allclose(kernel.var(), bound**2 / 3, rtol=0.15)
 
 
+@pytest.mark.slow
 def test_vid_learns_means_and_variances():
   batch, method = lesson_of(features('student')), lessons.make(OPTIONS['vid'])
   params = variables_of('vid')['params']

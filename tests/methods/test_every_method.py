@@ -22,10 +22,6 @@ from kdih.runtime.workdir import Workdir
 from kdih.training import checkpoints, metric_log
 from tests.helpers.runs import ROOT, exported, read_config, tiny_command
 
-QUICK = ('at',)  # The others are slow.
-NAMES = tuple(name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-              for name in sorted(fields.base().methods))
-
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, finished):
@@ -35,7 +31,8 @@ def workdir(tmp_path_factory, finished):
   return path
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', sorted(fields.base().methods))
 def test_a_method_trains_a_student_and_exports_it_alone(workdir, digits_dir, name):
   config = read_config(workdir, digits_dir, f'--config.student.methods={name}')
   main.run(config, workdir)
@@ -92,6 +89,7 @@ def test_members_are_weighted_by_what_they_say_of_the_validation_split(experimen
     np.testing.assert_allclose(weights, heads['weights'][rule], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_itself_goes_on_from_what_was_prepared(experiment, monkeypatch):
   begun, ended, train = {}, {}, Experiment.train
   first, second = 'student/fitnets/prepare', 'student/fitnets'

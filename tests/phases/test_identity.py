@@ -14,6 +14,8 @@ from kdih.sweep import __main__ as sweep
 from tests.helpers.made_data import make_folder, pixels, save
 from tests.helpers.runs import ROOT, exported, tiny_command
 
+pytestmark = pytest.mark.slow
+
 OWN_NET = '''
 import flax.linen as nn
 
@@ -112,8 +114,7 @@ def change_teacher(scene):
     (swap_images, 'data: '),
     (rename_class, "data: the class 'zebra' is new, the class 'ant' is gone"),
     (change_code, "computation: the teacher's forward pass or initialisation has changed"),
-    pytest.param(change_teacher, 'teacher: its variables have changed, the variables of its heads',
-                 marks=pytest.mark.slow),
+    (change_teacher, 'teacher: its variables have changed, the variables of its heads'),
 ], ids=lambda value: getattr(value, '__name__', ''))
 def test_what_changed_is_named_and_nothing_is_written(scene, capsys, change, said):
   change(scene)
@@ -127,7 +128,6 @@ def test_what_changed_is_named_and_nothing_is_written(scene, capsys, change, sai
   assert {path: path.stat().st_mtime_ns for path in scene.workdir.rglob('*')} == before
 
 
-@pytest.mark.slow
 def test_what_is_accepted_is_said_in_what_follows(scene, capsys):
   add_image(scene)
   assert scene.resume('--accept=data') == 0
@@ -143,7 +143,6 @@ def test_what_is_accepted_is_said_in_what_follows(scene, capsys):
   assert results['kd_matched']['accepted'] == [line]
 
 
-@pytest.mark.slow
 def test_what_a_sweep_accepts_it_accepts_once_and_says_of_all_that_follows(scene):
   scene.workdir = scene.workdir.with_name('sweep')
   command = scene.command('--methods=kd', '--config.sweep.seeds=1')
@@ -166,7 +165,6 @@ def test_another_part_than_the_accepted_one_is_refused(scene, capsys):
   assert "config.accept: unknown 'dta'; did you mean 'data'?" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_images_that_were_moved_are_the_same(scene, capsys):
   scene.pictures = scene.pictures.rename(scene.pictures.with_name('elsewhere'))
   assert scene.resume() == 0
@@ -175,7 +173,6 @@ def test_images_that_were_moved_are_the_same(scene, capsys):
   assert 'accepted' not in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_same_numbers_come_of_moved_images_and_a_moved_teacher(scene, tmp_path):
   """Neither path is a part of what a run is made of."""
   teacher = shutil.copytree(scene.workdir / 'teacher', tmp_path / 'taken')
@@ -194,7 +191,6 @@ def test_the_same_numbers_come_of_moved_images_and_a_moved_teacher(scene, tmp_pa
     assert (array == exported(scene.workdir, 'student/kd')[path]).all()
 
 
-@pytest.mark.slow
 def test_another_teacher_at_the_path_of_the_one_that_was_taken_is_noticed(scene, tmp_path, capsys):
   taken = shutil.copytree(scene.workdir / 'teacher/variables', tmp_path / 'taken')
   scene.workdir = tmp_path / 'one'
@@ -209,7 +205,6 @@ def test_another_teacher_at_the_path_of_the_one_that_was_taken_is_noticed(scene,
   assert f"config.teacher.variables: '{taken}' holds others than" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('variable', 'value', 'said'), [
     ('JAX_ENABLE_X64', '1', "versions: x64 was False and is True"),
     ('JAX_DEFAULT_PRNG_IMPL', 'rbg', "versions: prng was 'threefry2x32' and is 'rbg'")])
@@ -233,7 +228,6 @@ def test_other_versions_are_said_and_another_number_of_devices_where_it_counts()
   assert resume._versions({}, now, {'sync_batch_norm': False}) == ([], [])
 
 
-@pytest.mark.slow
 def test_the_options_of_the_parts_of_a_begun_sum_are_fixed(scene, capsys):
   added = '--config.student.methods=ce,mixed'
   mixed = ['--config.methods.mixed.kind=combined', '--config.methods.mixed.methods=dih,kd_std',
@@ -245,7 +239,6 @@ def test_the_options_of_the_parts_of_a_begun_sum_are_fixed(scene, capsys):
   assert scene.resume(*mixed, '--config.methods.kd.alpha=0.5') == 0  # That one was not begun.
 
 
-@pytest.mark.slow
 def test_a_method_that_was_begun_need_not_be_there_any_more(scene, capsys):
   mixed = ['--config.methods.mixed.kind=combined', '--config.methods.mixed.methods=kd,dih',
            '--config.methods.mixed.weights=1.0,1.0', '--config.student.methods=mixed']
@@ -257,7 +250,6 @@ def test_a_method_that_was_begun_need_not_be_there_any_more(scene, capsys):
   assert scene.resume(*mixed) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('removed', ['teacher', 'heads', 'teacher/result.json',
                                      'heads/result.json'])
 def test_a_phase_that_was_removed_is_done_anew(scene, removed):
@@ -268,7 +260,6 @@ def test_a_phase_that_was_removed_is_done_anew(scene, removed):
   assert results['student']['kd']['accepted'] == []
 
 
-@pytest.mark.slow
 def test_a_phase_that_is_another_when_done_anew_is_noticed(scene, capsys):
   path = scene.workdir / 'manifest.json'
   manifest = json.loads(path.read_text())
@@ -279,11 +270,13 @@ def test_a_phase_that_is_another_when_done_anew_is_noticed(scene, capsys):
   assert 'teacher: its variables have changed. ' in capsys.readouterr().err
   assert not (scene.workdir / 'student/kd').exists()
   assert scene.resume('--accept=teacher') == 0
-  result = json.loads((scene.workdir / 'student/kd/result.json').read_text())
+  result, teacher, heads = (json.loads((scene.workdir / phase / 'result.json').read_text())
+                            for phase in ('student/kd', 'teacher', 'heads'))
   assert result['accepted'] == ['teacher: its variables have changed']
+  assert result['identity']['teacher']['variables'] == teacher['fingerprint']
+  assert result['identity']['teacher']['heads'] == heads['fingerprint']
 
 
-@pytest.mark.slow
 def test_a_cache_on_the_disk_is_of_its_images(scene, capsys):
   cached = ('--config.compute.cache=all_views', '--config.compute.cache_place=disk')
   scene.workdir = scene.workdir.with_name('cached')
@@ -297,7 +290,6 @@ def test_a_cache_on_the_disk_is_of_its_images(scene, capsys):
   assert 'data' in line.partition('changed: ')[2]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('stored', [
     3, [], {'data': 3}, {'data': {'splits': [1]}}, {'computation': []}, {'versions': 'x'},
     {'teacher': 'variables'}, {'teacher': [1]}, {'computation': {'methods': 3}},
@@ -317,7 +309,6 @@ def test_a_result_whose_accepted_differences_are_none_is_damaged(scene, capsys):
   assert f"{path} is damaged (its 'accepted' is no list)" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('methods', [3, ['ce'], {'ce': {'methods': 3}}])
 def test_a_manifest_whose_methods_are_none_is_damaged(scene, capsys, methods):
   path = scene.workdir / 'manifest.json'

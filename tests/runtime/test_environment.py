@@ -50,6 +50,7 @@ def test_where_there_is_no_glibc_nothing_is_kept(monkeypatch):
   environment.keep_freed_memory()
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_where_the_config_says(tmp_path, digits_dir, finished):
   before = jax.config.values['jax_compilation_cache_dir']
   config = read_config(tmp_path, digits_dir, '--config.phases=teacher',

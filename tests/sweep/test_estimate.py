@@ -109,6 +109,7 @@ def test_students_of_a_cache_are_counted_without_the_teacher_and_its_making_once
   assert alone['cache kd'].flops == 9 * 160 / 8 * forward()
 
 
+@pytest.mark.slow
 def test_a_table_takes_memory_where_it_lies():
   device, host = (planned('sweep.methods=kd', 'compute.cache=all_views',
                           f'compute.cache_place={place}')[0] for place in ('device', 'host'))
@@ -132,6 +133,7 @@ def test_heads_of_cached_taps_are_counted_without_the_teacher():
   assert alone['student dih'] == cached['student dih']
 
 
+@pytest.mark.slow
 def test_the_tables_of_each_teacher_are_made_once():
   pairs = ','.join(f"'{NETS}:{teacher}:{NETS}:{student}'" for teacher, student in (
       ('TinyNet', 'TinyNet'), ('Diverging', 'NoTaps'), ('TinyNet', 'NoTaps')))
@@ -145,6 +147,7 @@ def test_the_tables_of_each_teacher_are_made_once():
     ('kd', {'student kd': 0}),
     pytest.param('fitnets', {'  fitnets: prepare': CLASSIFIER, 'student fitnets': 0},
                  marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_seeds_together_ask_the_teacher_once(method, unread):
   options = (f'sweep.methods=ce,{method}', *TOGETHER, UNFOLDED)
   alone, = planned(*options)
