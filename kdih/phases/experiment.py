@@ -279,6 +279,13 @@ def overview(experiment: Experiment, phase: str, model: str, variables: Any) -> 
   say(f'{phase}: {model}, {cost.count_parameters(params):,} parameters, listed in {path}')
 
 
+def _taught_by(experiment: Experiment, phase: str) -> str:
+  """Returns who teaches in a phase, as `Method.taught_by`."""
+  if phase.startswith('student/'):
+    return experiment.networks.methods[phase.split('/')[1]].taught_by
+  return {'teacher': 'labels', 'heads': 'teacher'}[phase]
+
+
 def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, report: dict) -> dict:
   """Exports the best variables, then writes the result: a finished phase has both.
 
@@ -292,7 +299,7 @@ def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, repor
   made_of: dict[str, Any] = {}
   if experiment.identity:
     made_of = {'protocol': protocol.averaged(resolved(experiment.config)),
-               'identity': experiment.identity.of_phase(phase),
+               'identity': experiment.identity.of_phase(phase, _taught_by(experiment, phase)),
                'accepted': list(experiment.identity.accepted)}
   meta = {**meta, 'data': {**experiment.described_data, **meta.get('data', {})},
           'val': report['val'], 'test_best_val': report['test_best_val']}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
   import ml_collections
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax')
-# What of a teacher's identity the numbers of each phase depend on.
-_TAUGHT_BY = {'teacher': (), 'heads': ('variables',), 'student': ('variables', 'heads', 'weights')}
+# What of a teacher's identity those depend on who learn of it, by `Method.taught_by`.
+_TEACHING = {'labels': (), 'teacher': ('variables',), 'cohort': ('variables', 'heads')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +51,20 @@ class Identity:
     traced = {part: self.computation[part] for part in ('jax', 'teacher', 'heads')}
     return dataclasses.replace(self, computation=traced)
 
-  def of_phase(self, phase: str) -> dict[str, Any]:
-    """Returns digests of what the numbers of a phase depend on, for its result."""
+  def of_phase(self, phase: str, taught_by: str) -> dict[str, Any]:
+    """Returns digests of what the numbers of a phase depend on, for its result.
+
+    Args:
+      phase: its name.
+      taught_by: see `kdih.distillation.method.Method`.
+    """
     traced = {'jax': self.computation['jax'], 'models': digests.of_json(
         [self.computation.get(part) for part in ('teacher', 'heads', 'student')])}
     if phase.startswith('student/'):
       traced['method'] = self.computation['methods'][phase.split('/')[1]]
     # A teacher may be done anew, and its folder then holds another than the one that taught.
-    taught_by = {name: self.teacher[name] for name in _TAUGHT_BY[phase.partition('/')[0]]
-                 if name in self.teacher}
-    return {'data': digests.of_json(self.data), 'teacher': taught_by, 'computation': traced,
+    teacher = {name: self.teacher[name] for name in _TEACHING[taught_by] if name in self.teacher}
+    return {'data': digests.of_json(self.data), 'teacher': teacher, 'computation': traced,
             'versions': self.versions}
 
   def of_cache(self) -> dict[str, Any]:

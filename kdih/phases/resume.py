@@ -74,10 +74,13 @@ def compare_configs(
 ) -> list[str]:
   """Checks what is `compared` of two configs, of which a file holds the first.
 
-  Returns and raises as `check_swept`, and says what is accepted.
+  Returns and raises as `check_swept`, and says each difference.
   """
   found = _differences(path, before, now, compared)
   _accepted(path.parent, {'config': _unknown(found, known)}, now['accept'])
+  for line in found:
+    if line in known:
+      say(f'{path.parent}: accepted by an earlier command: config: {line}')
   return found
 
 

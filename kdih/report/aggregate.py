@@ -54,7 +54,7 @@ class Run:
 
   @property
   def heads(self) -> str | None:
-    """Fingerprint of the heads that there were when it was taught; None where it is not known."""
+    """Fingerprint of the heads that taught it, or of those that there are now."""
     return taught_by(self.result).get('heads') or (self.heads_result or {}).get('fingerprint')
 
   def unlike(self, other: 'Run') -> list[str]:
@@ -236,9 +236,13 @@ def _alike(runs: Sequence[Run], unlike: Callable[[Run, Run], list[str]]) -> list
 
 @functools.cache
 def _differences(mine: str, its: str) -> list[str]:
-  """Returns the names of fields in which two groups of them, as JSON, differ."""
+  """Returns the names of fields in which two groups of them, as JSON, differ.
+
+  A teacher that one of them does not tell is no difference.
+  """
   one, other = (dict(flat(json.loads(text))) for text in (mine, its))
-  return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+  return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)
+          and (name != 'teacher' or _differ(one.get(name), other.get(name)))]
 
 
 def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, list[Run]]:

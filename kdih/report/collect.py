@@ -119,8 +119,8 @@ class _Collection:
         if result.get('accepted'):
           self.note(f'{folder}: was resumed although {"; ".join(map(str, result["accepted"]))}')
         taught = taught_by(result)
-        own = (self._own(folder, home / 'teacher', teacher, taught.get('variables')),
-               self._own(folder, home / 'heads', heads, taught.get('heads')))
+        own = (self._own(home / 'teacher', teacher, taught.get('variables')),
+               self._own(home / 'heads', heads, taught.get('heads')))
         self._add(Run(
             path, config['data']['name'], config['teacher']['name'],
             _student(config, result), errors.printable(folder.name), result['seed'],
@@ -143,13 +143,12 @@ class _Collection:
     return None
 
   def _own(
-      self, student: pathlib.Path, folder: pathlib.Path, finished: dict | None,
-      fingerprint: str | None,
+      self, folder: pathlib.Path, finished: dict | None, fingerprint: str | None
   ) -> dict | None:
-    """Returns the result of teacher or heads, but None where a student had others: the fingerprint
-    that its result tells, if any, is another one."""
-    if finished and fingerprint and finished.get('fingerprint') != fingerprint:
-      self.note(f'{student}: was trained before {folder} was done anew')
+    """Returns the result of teacher or heads, but None where others taught the student: the
+    fingerprint that its result tells, if any, is another one."""
+    if finished and fingerprint and finished.get('fingerprint', fingerprint) != fingerprint:
+      self.note(f'{folder}: holds others than those that taught some of its students')
       return None
     return finished
 
@@ -195,8 +194,8 @@ def _protocol(config: dict, teacher: dict | None, result: dict) -> str:
     fields = protocol.averaged(config)
   if result.get('accepted'):
     fields['accepted'] = result['accepted']
-  now = teacher['fingerprint'] if teacher else None
-  return json.dumps({**fields, 'teacher': taught_by(result).get('variables', now)}, sort_keys=True)
+  fields['teacher'] = taught_by(result).get('variables') or (teacher or {}).get('fingerprint')
+  return json.dumps(fields, sort_keys=True)
 
 
 def _settings(config: dict, method: str, result: dict) -> dict:

@@ -58,8 +58,8 @@ class _Sweep:
     self._identities: dict[tuple[str, str], Identity] = {}
     self._accepted: dict[epath.Path, list[str]] = {}  # Differences, by workdir.
     self._compared = 0  # Commands of `sweep.json`, which only grows.
-    self._known: dict[str, None] = {}  # Differences that those have accepted.
-    self.differences: dict[str, None] = {}  # To what shares the tables of this one, all accepted.
+    self._known: dict[str, None] = {}  # Differences of the config that those have accepted.
+    self.differences: dict[str, None] = {}  # Of it, to commands and runs here; all are accepted.
     for pair in plan.pairs(config):
       self._add(pair, spec)
     if not self.pairs:
@@ -315,10 +315,8 @@ def _try_together(sweep: _Sweep, jobs: list[Job], splits: Splits) -> None:
   if len(jobs) < 2:
     return
   say(f'sweep: {jobs[0].name} and {len(jobs) - 1} more, together')
-  experiments = [sweep.experiment(job, splits) for job in jobs]
   try:
-    for experiment in experiments:
-      experiment.open()
+    experiments = [_open(sweep, job, splits) for job in jobs]
     train_together([(experiment, job.phase.removeprefix('student/'))
                     for experiment, job in zip(experiments, jobs, strict=True)])
   except errors.PreemptedError:
@@ -327,13 +325,21 @@ def _try_together(sweep: _Sweep, jobs: list[Job], splits: Splits) -> None:
     say(f'sweep: together they failed, and go on alone: {errors.first_line(error)}')
 
 
+def _open(sweep: _Sweep, job: Job, splits: Splits) -> Experiment:
+  """Returns the run of a job, opened. Raises ConfigError where a command with another config, which
+  came later, has begun it."""
+  resume.check_config(job.workdir, resolved(job.config), student=job.phase.startswith('student/'))
+  experiment = sweep.experiment(job, splits)
+  experiment.open()
+  return experiment
+
+
 def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
   """Does the job; what it fails of is written down, and the sweep goes on."""
   say(f'sweep: {job.name}')
   failure = job.workdir.path / job.phase / 'failure.json'
   try:
-    experiment = sweep.experiment(job, splits)
-    experiment.open()
+    experiment = _open(sweep, job, splits)
     failure.unlink(missing_ok=True)
     if job.phase == 'teacher':
       run_teacher(experiment)

@@ -12,7 +12,8 @@ done after SECONDS is missing there. `measure.sh` sets the caches that programs 
   killed    A run on the digits, and another that is killed and goes on: their accuracies, and
             whether they end with the same bits. It needs TFDS.
   times     Students in one program, and updates in one call: timed alone.
-  kernels   What the device does during an update: kernels, how long it is busy, and with which.
+  kernels   What the device does during an update: with which kernels, copies and fills it is busy,
+            and how long.
 """
 import collections
 import json
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 _SMALL = bool(os.environ.get('REHEARSE'))
@@ -133,7 +135,7 @@ def _items() -> list[Any]:
 
 
 def kernels(file: str) -> None:
-  """Counts what runs on the device in a call of many updates; nothing where JAX sees no kernels."""
+  """Counts what runs on the GPU in calls of many updates; on another device it finds nothing."""
   import jax
 
   from kdih.benchmark import programs
@@ -147,17 +149,21 @@ def kernels(file: str) -> None:
     path, = pathlib.Path(folder).glob('**/*.xplane.pb')
     planes = jax.profiler.ProfileData.from_file(str(path)).planes
     events = [event for plane in planes if plane.name.startswith('/device:GPU')
-              for line in plane.lines for event in line.events]
-  updates = 2 * _UPDATES[-1]  # An item makes a call more than it times.
+              for line in plane.lines if line.name.startswith('Stream') for event in line.events]
+  # An item makes a call more than it times.
+  _write(file, {'pair': _PAIR, 'batch': _BATCH_SIZE, **_counted(events, 2 * _UPDATES[-1])})
+
+
+def _counted(events: Sequence[Any], updates: int) -> dict[str, Any]:
   seconds: collections.Counter[str] = collections.Counter()
   for event in events:
     seconds[event.name] += event.duration_ns / 1e9
   times = collections.Counter(event.name for event in events)
-  _write(file, {
-      'pair': _PAIR, 'batch': _BATCH_SIZE, 'kernels_an_update': len(events) / updates,
-      'busy_s_an_update': seconds.total() / updates,
-      'longest': [{'name': name, 'an_update': times[name] / updates,
-                   'share': spent / seconds.total()} for name, spent in seconds.most_common(15)]})
+  return {'kernels_an_update': len(events) / updates,
+          'busy_s_an_update': seconds.total() / updates,
+          'longest': [{'name': name, 'an_update': times[name] / updates,
+                       'share': spent / seconds.total()}
+                      for name, spent in seconds.most_common(15)]}
 
 
 def killed(file: str, work: str) -> None:
@@ -254,6 +260,7 @@ def main(out: str, seconds: str) -> None:
       parts.start(f'{name}_{number}', 'repeat', XLA_FLAGS=flags, JAX_COMPILATION_CACHE_DIR='')
   for name in (*_STUDENTS, *(f'updates_{count}' for count in _UPDATES)):
     parts.start(f'warm_{name}', 'warm', name)
+  parts.start('warm_kernels', 'warm', 'vmap_1', XLA_FLAGS=_WATCHED)
   parts.start('killed', 'killed', str(work / 'runs'))
   parts.wait(end - _ALONE)
   content = {
@@ -264,6 +271,7 @@ def main(out: str, seconds: str) -> None:
   print(json.dumps({'step': content['step'], 'repeat': content['repeat']}, indent=1))
   parts.start('times', 'times')
   parts.wait(end)
+  _write(out, {**content, 'times': parts.read('times'), 'exit_codes': parts.codes})
   parts.start('kernels', 'kernels', XLA_FLAGS=_WATCHED)
   parts.wait(end)
   _write(out, {**content, 'times': parts.read('times'), 'kernels': parts.read('kernels'),

@@ -80,7 +80,7 @@ speed() {
 
 checks() {
   local left=$(( end - $(date +%s) ))
-  [ "$left" -ge 60 ] || { say 'checks: no time left'; return; }
+  [ "$left" -ge 150 ] || { say 'checks: no time left'; return; }
   timeout "$left" python3 -m launch.gpu.checks "$results/checks.json" "$(( left - 5 ))" > "$work/checks.log" 2>&1
   tee -a "$log" < "$work/checks.log"
   XLA_FLAGS="$free --xla_gpu_exclude_nondeterministic_ops=true" part resnet20_512_excluding 70 \

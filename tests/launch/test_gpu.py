@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -40,4 +41,14 @@ def test_students_and_updates_are_timed(tmp_path):
 @pytest.mark.slow
 def test_a_cpu_has_no_kernels(tmp_path):
   part('kernels', tmp_path / 'kernels.json')
-  assert json.loads((tmp_path / 'kernels.json').read_text())['kernels_an_update'] == 0
+  found = json.loads((tmp_path / 'kernels.json').read_text())
+  assert (found['kernels_an_update'], found['longest']) == (0, [])
+
+
+def test_kernels_are_counted_by_name():
+  events = [types.SimpleNamespace(name=name, duration_ns=ns)
+            for name, ns in (('conv', 3e6), ('add', 2e6), ('conv', 3e6), ('add', 2e6))]
+  assert checks._counted(events, 2) == {
+      'kernels_an_update': 2, 'busy_s_an_update': pytest.approx(0.005), 'longest': [
+          {'name': 'conv', 'an_update': 1, 'share': pytest.approx(0.6)},
+          {'name': 'add', 'an_update': 1, 'share': pytest.approx(0.4)}]}

@@ -1,6 +1,7 @@
 """Finished students found on disk, in runs and sweeps."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -181,19 +182,28 @@ def test_another_teacher_is_another_protocol_which_the_comparison_names(tmp_path
 
 
 def test_a_student_is_that_of_the_teacher_that_taught_it(tmp_path):
-  """Teacher and heads have been done anew since the first was trained."""
+  """Teacher and heads have been done anew since the first was trained; labels alone teach one."""
   single(tmp_path, **{'heads.variables': 'x/heads/variables'})
   write(tmp_path / 'heads/result.json', {**heads('stage1'), 'fingerprint': 'h'})
   for method, known in (('dih', {'variables': 'of old', 'heads': 'of old'}), ('kd', {}),
                         ('kd_matched', {'variables': 't', 'heads': 'h'})):
     student(tmp_path, method, identity={'teacher': known})
   (dih, *others), problems = collect([tmp_path])
-  assert problems == [f'{tmp_path}/student/dih: was trained before {tmp_path}/{phase} was done anew'
-                      for phase in ('teacher', 'heads')]
+  said = 'holds others than those that taught some of its students'
+  assert problems == [f'{tmp_path}/{phase}: {said}' for phase in ('teacher', 'heads')]
   assert (dih.teacher_result, dih.heads_result) == (None, None)
   for run in others:
     assert (run.teacher_result['fingerprint'], run.heads_result['fingerprint']) == ('t', 'h')
     assert dih.unlike(run) == ['teacher', 'heads'] and not run.unlike(others[0])
+
+
+def test_a_teacher_that_one_does_not_tell_keeps_nothing_apart(tmp_path):
+  """The first is of an earlier version, and the teacher's folder is gone."""
+  single(tmp_path, 'ce')
+  student(tmp_path, 'kd', identity={'teacher': {'variables': 't'}})
+  shutil.rmtree(tmp_path / 'teacher')
+  (pair,), problems = compare(collect([tmp_path])[0])
+  assert [row.method for row in pair.rows] == ['ce', 'kd'] and problems == []
 
 
 def test_results_are_read_without_jax_and_tensorflow():

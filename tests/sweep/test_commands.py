@@ -61,6 +61,28 @@ def test_a_command_that_came_first_counts_when_this_one_begins(begun, tmp_path, 
   assert json.loads((copy / 'sweep.json').read_text()) == other
 
 
+def test_a_run_that_a_later_command_has_begun_otherwise_does_not_go_on(
+    begun, tmp_path, digits_dir, capsys):
+  """A second command has accepted another rate, and was killed, before the first comes to it."""
+  from kdih.data import source
+  from kdih.sweep import run as sweep_run
+  copy, options = shutil.copytree(begun, tmp_path / 'copy'), ('--methods=ce', '--seeds=2')
+  first = sweep_run._Sweep(read_config(
+      copy, digits_dir, '--config.sweep.methods=ce', '--config.sweep.seeds=2'), copy)
+  splits = source.open_splits(first.builder, first.config.data)
+  first.identify(splits)
+  assert run(copy, digits_dir, *options, '--accept=config',
+             '--config.student.train.learning_rate=0.02') == 0
+  result, = copy.glob(f'{NETS}.TinyNet/*/seed2/student/ce/result.json')
+  manifest = result.parents[2] / 'manifest.json'
+  result.unlink()
+  before = manifest.read_bytes()
+  assert all(sweep_run._settle(first, jobs, splits) for jobs in first.jobs())
+  reason, = first.failures.values()
+  assert 'config.student.train.learning_rate (was 0.02, is 0.1)' in reason
+  assert manifest.read_bytes() == before and not result.exists()
+
+
 def test_what_is_accepted_is_said_once_of_each_workdir(begun, tmp_path, digits_dir, capsys):
   copy = shutil.copytree(begun, tmp_path / 'copy')
   command = '--methods=ce,kd', '--seeds=1'
@@ -82,15 +104,19 @@ def test_what_a_command_has_accepted_later_ones_need_not(begun, tmp_path, digits
   assert run(copy, digits_dir, '--methods=ce', '--seeds=2', new, '--accept=config') == 0
   capsys.readouterr()
   assert run(copy, digits_dir, '--methods=ce', '--seeds=3', new) == 0
-  assert 'accepted' not in capsys.readouterr().err
+  change = 'config.student.train.learning_rate (was 0.1, is 0.02)'
+  assert f'{copy}: accepted by an earlier command: config: {change}' in capsys.readouterr().err
   *_, last = json.loads((copy / 'sweep.json').read_text())
-  assert last['accepted'] == ['config.student.train.learning_rate (was 0.1, is 0.02)']
+  assert last['accepted'] == [change]
   # Another change, and the way back, were not accepted.
   assert run(copy, digits_dir, '--methods=ce', '--seeds=3', new,
              '--config.student.train.momentum=0.5') == 2
   assert 'momentum (was 0.9, is 0.5)' in capsys.readouterr().err
   assert run(copy, digits_dir, '--methods=ce', '--seeds=4') == 2
   assert 'learning_rate (was 0.02, is 0.1)' in capsys.readouterr().err
+  # Nor that a run of the old rate goes on with the new one.
+  assert run(copy, digits_dir, '--methods=ce,kd', '--seeds=1', new) == 2
+  assert f'{NETS}.TinyNet/seed1 holds a run from before' in capsys.readouterr().err
 
 
 def test_a_command_need_not_ask_for_the_variants_of_an_earlier_one(begun, tmp_path, digits_dir):

@@ -145,8 +145,7 @@ def test_the_tables_of_each_teacher_are_made_once():
 
 @pytest.mark.parametrize('method, unread', [
     ('kd', {'student kd': 0}),
-    pytest.param('fitnets', {'  fitnets: prepare': CLASSIFIER, 'student fitnets': 0},
-                 marks=pytest.mark.slow)])
+    ('fitnets', {'  fitnets: prepare': CLASSIFIER, 'student fitnets': 0})])
 @pytest.mark.slow
 def test_seeds_together_ask_the_teacher_once(method, unread):
   options = (f'sweep.methods=ce,{method}', *TOGETHER, UNFOLDED)
