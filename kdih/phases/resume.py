@@ -42,9 +42,7 @@ def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = Tr
   return _accepted(workdir.path, {'config': found}, config['accept'])
 
 
-def check_swept(
-    workdir: Workdir, config: dict[str, Any], known: Collection[str] = ()
-) -> list[str]:
+def check_swept(workdir: Workdir, config: dict[str, Any], known: Collection[str]) -> list[str]:
   """Checks that a run of a sweep can share its tables with those of a config.
 
   Args:
@@ -70,7 +68,7 @@ def check_swept(
 
 def compare_configs(
     path: epath.Path, before: dict[str, Any], now: dict[str, Any],
-    compared: Callable[[dict[str, Any]], Flat], known: Collection[str] = (),
+    compared: Callable[[dict[str, Any]], Flat], known: Collection[str],
 ) -> list[str]:
   """Checks what is `compared` of two configs, of which a file holds the first.
 

@@ -83,6 +83,13 @@ def test_the_manifest_says_what_ran(finished):
   assert len(manifest['devices']) == 4
 
 
+def test_a_result_tells_who_taught(finished):
+  results = json.loads((finished / 'results.json').read_text())
+  teacher, heads = (results[phase]['fingerprint'] for phase in ('teacher', 'heads'))
+  assert {name: result['identity']['teacher'] for name, result in results['student'].items()} == {
+      'ce': {}, 'kd': {'variables': teacher}, 'dih': {'variables': teacher, 'heads': heads}}
+
+
 def test_the_backbone_is_bit_identical_after_the_heads_were_trained(finished):
   before = json.loads((finished / 'teacher' / 'result.json').read_text())['fingerprint']
   meta = checkpoints.read_meta(finished / 'heads' / 'variables', 'config.heads.variables')

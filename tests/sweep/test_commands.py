@@ -62,7 +62,7 @@ def test_a_command_that_came_first_counts_when_this_one_begins(begun, tmp_path, 
 
 
 def test_a_run_that_a_later_command_has_begun_otherwise_does_not_go_on(
-    begun, tmp_path, digits_dir, capsys):
+    begun, tmp_path, digits_dir):
   """A second command has accepted another rate, and was killed, before the first comes to it."""
   from kdih.data import source
   from kdih.sweep import run as sweep_run
