@@ -1,34 +1,36 @@
 """How the cohort's soft labels are averaged over its members."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from kdih.distillation import losses
+from kdih.distillation.signal import SoftLabel
 
 _TINY = 1e-30  # So that logarithms of probabilities, and divisions by a sum of shares, are finite.
 
 
 def mean_soft_label(
-    members: Mapping[str, jax.Array], alphas: Sequence[float], temperature: float,
-    weights: jax.Array | None = None, view: losses.View = losses.as_they_are,
-) -> losses.SoftLabel:
-  """The soft label that teaches what the members do, by `losses.soft_label_loss`.
+    members: jax.Array, shares: Sequence[jax.Array | float], temperature: float
+) -> SoftLabel:
+  """Returns the soft label that teaches what the members do, by `losses.soft_label_kl`.
 
-  mean = sum_b c_b p_b / C and spread = sum_b c_b KL(p_b || mean) / C, with p_b = p_T(t_b),
-  c_b = alpha_b w_b and C their sum. The arguments are those of `losses.cohort_loss`.
+  mean = sum_b c_b p_b / C and spread = sum_b c_b KL(p_b || mean) / C, with p_b = p_T(t_b) and
+  C = sum_b c_b.
+
+  Args:
+    members: t_b, [batch, members, classes].
+    shares: c_b, one for each member.
+    temperature: T.
   """
-  heard = [(view(z), share) for z, share in zip(
-      members.values(), losses.member_shares(alphas, weights), strict=True) if share is not None]
-  shares = jnp.stack([share for _, share in heard])
-  shares = shares / jnp.maximum(shares.sum(), _TINY)
-  log_labels = jax.nn.log_softmax(jnp.stack([z for z, _ in heard]) / temperature)
-  mean = jnp.tensordot(shares, jnp.exp(log_labels), 1)
-  divergences = jnp.exp(log_labels) * (log_labels - jnp.log(jnp.maximum(mean, _TINY))[None])
-  return losses.SoftLabel(mean, jnp.tensordot(shares, divergences.sum(-1), 1))
+  c = jnp.stack([jnp.asarray(share, jnp.float32) for share in shares])
+  c = c / jnp.maximum(c.sum(), _TINY)
+  log_p = jax.nn.log_softmax(members / temperature)
+  mean = jnp.einsum('b,ibk->ik', c, jnp.exp(log_p))
+  kl = (jnp.exp(log_p) * (log_p - jnp.log(jnp.maximum(mean, _TINY))[:, None])).sum(-1)
+  return SoftLabel(mean, jnp.einsum('b,ib->i', c, kl))
 
 
 def mean_logits(members: dict[str, jax.Array]) -> jax.Array:
-  """log of the members' mean soft label at temperature 1, [batch, num_classes]."""
+  """Returns log of the members' mean soft label at temperature 1, [batch, num_classes]."""
   log_probabilities = jnp.stack([jax.nn.log_softmax(z) for z in members.values()])
   return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(float(len(members)))

@@ -164,6 +164,11 @@ FIELDS: dict[str, Field] = {
     'compute.mean_soft_label': Field(
         default=True, kind=Flag(), caches=(OUTPUTS,), **_ROUNDING,
         doc="Teach by the cohort's mean soft label where its members share a temperature."),
+    'compute.cache_members': Field(
+        default=False, kind=Flag(), **_ROUNDING,
+        doc="Let the cache of `dih` hold the logits of every member, from which each weighting and "
+            'temperature is taught: one table for all of them, as many times as large as there are '
+            'members. Else it holds the mean soft label, another one for every temperature.'),
     'compute.cache': Field(
         default='none', kind=_CACHE, averaged=_recipe, caches=CACHES,
         student_only=_heads_do_without,
@@ -332,19 +337,23 @@ FIELDS: dict[str, Field] = {
 TRAININGS = ('teacher.train', 'heads.train', 'student.train', 'student.prepare')
 
 
+def of_recipe(recipe: str) -> dict[str, Any]:
+  """Returns every field but those of `methods` with its default in a recipe, as a flat config."""
+  values = {name: field.default for name, field in FIELDS.items()}
+  trained = recipes.get(recipe)['train']
+  return values | {f'{group}.{name}': value for group in TRAININGS
+                   for name, value in {**trained, **_BY_ANY_RECIPE.get(group, {})}.items()}
+
+
 def base(recipe: str = 'paper') -> 'ml_collections.ConfigDict':
   """Returns a config with the defaults of a recipe, one of `recipes.RECIPES`.
 
   Raises:
     ConfigError: there is no such recipe.
   """
-  import ml_collections  # The benchmark, which reads `FIELDS`, does without.
+  import ml_collections  # Programs of a `plain` config do without.
 
-  values = {name: field.default for name, field in FIELDS.items()}
-  trained = recipes.get(recipe)['train']
-  values |= {f'{group}.{name}': value for group in TRAININGS
-             for name, value in {**trained, **_BY_ANY_RECIPE.get(group, {})}.items()}
-  config = ml_collections.ConfigDict(nested(values))
+  config = ml_collections.ConfigDict(nested(of_recipe(recipe)))
   for role in ('teacher', 'student'):  # Here an option may have values of several types.
     config[role].kwargs = ml_collections.ConfigDict(type_safe=False)
   config.methods = ml_collections.ConfigDict(method_presets.methods(recipe), type_safe=False)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from kdih.distillation.lesson import Lesson
-from kdih.models.taps import Output
+from kdih.distillation.signal import TeacherSignal
 
 
 def pairs(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
@@ -31,7 +31,7 @@ def pairs(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
 def preactivation_pairs(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
   """As `pairs`, before the last ReLU. Raises ValueError where a model does not tell it."""
   pairs(lesson)
-  outputs = {'student': lesson.student, 'teacher': _teacher(lesson)}
+  outputs: dict[str, Any] = {'student': lesson.student, 'teacher': _teacher(lesson)}
   for role, output in outputs.items():
     missing = output.features.keys() - output.preactivations.keys()
     if missing:
@@ -73,8 +73,8 @@ def same_size(one: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
                for f in (one, other))  # type: ignore[return-value]
 
 
-def _teacher(lesson: Lesson) -> Output:
-  if lesson.teacher is None:
+def _teacher(lesson: Lesson) -> TeacherSignal:
+  if lesson.teacher.logits is None:
     raise ValueError('it compares with a teacher, and is taught by labels')
   return lesson.teacher
 

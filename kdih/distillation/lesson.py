@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from kdih.distillation.signal import TeacherSignal
 from kdih.models.taps import Output
 
 
@@ -15,11 +16,9 @@ class Lesson:
     images: float [batch, height, width, channels], augmented.
     labels: int32 [batch].
     student: what learns, in training mode.
-    teacher: what the frozen teacher says, in evaluation mode, without gradients; None for a
-      method that is taught by labels.
-    members: logits of the cohort, heads in tap order, then `final`; empty unless taught by it.
+    teacher: what the frozen teachers say, in evaluation mode, without gradients.
     weights: {rule: [members]}, of mean 1; see `kdih.cohort.member_weights`. Empty unless taught by
-      it.
+      the cohort.
     index: int32 [batch], the images' numbers in the train split.
     train_labels: int32 [size of the train split], -1 for images that are not trained with; None
       unless the method `needs_train_labels`.
@@ -28,19 +27,15 @@ class Lesson:
       same numbers on whichever device it lies.
     gather: puts the same array of all devices together along its leading axis. What couples the
       images of a batch has to see all of them.
-    heard: what the method's `hearing` says, [batch, numbers], where that was computed before; None
-      where teacher and members say it.
   """
 
   images: jax.Array
   labels: jax.Array
   student: Output
-  teacher: Output | None = None
-  members: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+  teacher: TeacherSignal = TeacherSignal()
   weights: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
   index: jax.Array | None = None
   train_labels: jax.Array | None = None
   epoch: jax.Array | float = 0.0
   key: jax.Array | None = None
   gather: Callable[[jax.Array], jax.Array] = lambda array: array
-  heard: jax.Array | None = None

@@ -1,10 +1,11 @@
 """Losses, per example and unreduced. z are logits [batch, classes], y labels int [batch]."""
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from kdih.distillation.signal import SoftLabel
 
 View = Callable[[jax.Array], jax.Array]
 
@@ -42,107 +43,29 @@ def standardise(logits: jax.Array) -> jax.Array:
   return jnp.where(apart, centred / (1e-7 + deviation), 0)
 
 
-def kd_loss(
+def kd_terms(
     student: jax.Array, teacher: jax.Array, labels: jax.Array, alpha: float, temperature: float,
     gain: float = 1.0, view: View = as_they_are,
-) -> jax.Array:
-  """(1 - alpha) CE(z, y) + alpha gain T^2 KL(p_T(t) || p_T(z)), [batch] (DIH, section 3).
+) -> dict[str, jax.Array]:
+  """{'ce': (1 - alpha) CE(z, y), 'kl': alpha gain T^2 KL(p_T(t) || p_T(z))}, [batch] each.
 
-  `gain` is 1 there; `view` is what the KL sees of logits, such as `standardise`.
+  Their sum is the loss of knowledge distillation (DIH, section 3). `gain` is 1 there; `view` is
+  what the KL sees of logits, such as `standardise`.
   """
-  return ((1 - alpha) * cross_entropy(student, labels)
-          + alpha * gain * tempered_kl(view(student), view(teacher), temperature))
+  return {'ce': (1 - alpha) * cross_entropy(student, labels),
+          'kl': alpha * gain * tempered_kl(view(student), view(teacher), temperature)}
 
 
-def cohort_loss(
-    student: jax.Array,
-    members: Mapping[str, jax.Array],
-    labels: jax.Array,
-    alphas: Sequence[float],
-    temperatures: Sequence[float],
-    *,
-    reduction: str = 'sum',
-    cross_entropy_per: str = 'per_branch',
-    weights: jax.Array | None = None,
-    gain: float = 1.0,
-    view: View = as_they_are,
-) -> jax.Array:
-  """The DIH loss, [batch]: one branch of `kd_loss` for every member of the cohort.
+def soft_label_kl(student: jax.Array, label: SoftLabel, temperature: float) -> jax.Array:
+  """T^2 sum_b c_b KL(p_b || p_T(z)) / sum_b c_b, [batch], of members that share a temperature.
 
-  L = sum_b [(1 - alpha_b) CE(z, y) + alpha_b w_b gain T_b^2 KL(p_T(t_b) || p_T(z))] (DIH,
-  section 3; w_b and gain are 1 there).
+  As sum_b c_b KL(p_b || q) = C [KL(mean || q) + spread], with C = sum_b c_b: one softmax of the
+  student and one KL for the whole cohort, with the same value and gradient.
 
   Args:
     student: z.
-    members: t_b, by name.
-    labels: y.
-    alphas: alpha_b in the order of `members`; a branch of 0 is left out, with its CE.
-    temperatures: T_b, likewise.
-    reduction: 'sum' as in the paper, or 'mean' over the branches that are left.
-    cross_entropy_per: 'per_branch' as in the formula, or 'once' as in the paper's figure: one
-      CE, weighted by the mean of 1 - alpha_b.
-    weights: w_b, [members], of mean 1; all 1 unless given.
-    gain: how much more every teacher counts.
-    view: what the KL sees of logits, such as `standardise`.
+    label: of the members' p_b, weighted by c_b; see `kdih.cohort.soft_label_mean`.
+    temperature: T.
   """
-  shares = [1.0] * len(members) if weights is None else list(weights)
-  branches = [(a, t, w, view(logits)) for a, t, w, logits
-              in zip(alphas, temperatures, shares, members.values(), strict=True) if a > 0]
-  seen = view(student)
-  taught = gain * sum(a * w * tempered_kl(seen, logits, t) for a, t, w, logits in branches)
-  return _with_labels(jnp.asarray(taught), cross_entropy(student, labels),
-                      [a for a, *_ in branches], reduction, cross_entropy_per)
-
-
-def _with_labels(
-    taught: jax.Array, label_loss: jax.Array, alphas: Sequence[float], reduction: str,
-    cross_entropy_per: str,
-) -> jax.Array:
-  """The DIH loss of the branches' sum of divergences; `alphas` are those above 0."""
-  share = 1 / len(alphas) if reduction == 'mean' else 1.0
-  label_share = 1 / len(alphas) if cross_entropy_per == 'once' else share
-  return share * taught + label_share * sum(1 - a for a in alphas) * label_loss
-
-
-class SoftLabel(NamedTuple):
-  """What a cohort of one temperature says in all, for each image.
-
-  Attributes:
-    mean: the weighted mean of the members' soft labels, [batch, classes].
-    spread: the weighted mean of their KL divergences from it, in nats, [batch].
-  """
-
-  mean: jax.Array
-  spread: jax.Array
-
-
-def member_shares(alphas: Sequence[float], weights: jax.Array | None) -> list[jax.Array | None]:
-  """alpha_b w_b of every member; None of one that is left out."""
-  each = [1.0] * len(alphas) if weights is None else list(weights)
-  return [jnp.asarray(a * w, jnp.float32) if a > 0 else None
-          for a, w in zip(alphas, each, strict=True)]
-
-
-def soft_label_loss(
-    student: jax.Array,
-    label: SoftLabel,
-    labels: jax.Array,
-    alphas: Sequence[float],
-    temperature: float,
-    *,
-    reduction: str = 'sum',
-    cross_entropy_per: str = 'per_branch',
-    weights: jax.Array | None = None,
-    gain: float = 1.0,
-    view: View = as_they_are,
-) -> jax.Array:
-  """`cohort_loss` of members that share a temperature, from their mean soft label, [batch].
-
-  sum_b c_b KL(p_b || q) = C [KL(mean || q) + spread], with c_b = alpha_b w_b and C their sum: one
-  softmax of the student and one KL for the whole cohort, with the same value and gradient.
-  """
-  log_student = jax.nn.log_softmax(view(student) / temperature)
-  kl = optax.losses.kl_divergence(log_student, label.mean) + label.spread
-  total = sum(share for share in member_shares(alphas, weights) if share is not None)
-  return _with_labels(gain * total * temperature**2 * kl, cross_entropy(student, labels),
-                      [a for a in alphas if a > 0], reduction, cross_entropy_per)
+  log_student = jax.nn.log_softmax(student / temperature)
+  return temperature**2 * (optax.losses.kl_divergence(log_student, label.mean) + label.spread)

@@ -7,7 +7,11 @@ import jax
 
 from kdih.distillation import losses, options
 from kdih.distillation.lesson import Lesson
-from kdih.distillation.signal import Hearing
+from kdih.distillation.signal import Summary
+
+# A loss by its terms, such as 'ce' and 'kl', weighted: their sum is the loss. Each is [batch], or a
+# scalar where it couples the images of a batch; every one is logged under its name.
+Terms = dict[str, jax.Array]
 
 STUDENT = 'student'  # As the name of a model: one like the student.
 
@@ -22,6 +26,8 @@ class Context:
     model: makes a model for the data set by its name; `STUDENT` makes one like the student.
     method: makes the method of another entry of `config.methods`.
     mean_soft_label: teach by the cohort's mean soft label where its members share a temperature.
+    cache_members: cache the logits of every member, which serve every weighting and temperature, in
+      the place of the mean soft label.
   """
 
   num_members: int = 1
@@ -29,6 +35,7 @@ class Context:
   model: Callable[[str], nn.Module] = lambda name: nn.Module()
   method: Callable[[str], 'Method'] = lambda name: Method(Context())
   mean_soft_label: bool = True
+  cache_members: bool = False
 
 
 class Method(nn.Module):
@@ -58,16 +65,9 @@ class Method(nn.Module):
     return False
 
   @property
-  def hearing(self) -> Hearing | None:
-    """What `hear` gives, if it is all that the loss hears of the teachers; it can be cached."""
+  def summary(self) -> Summary | None:
+    """What a cache keeps of the teacher signal; None for a method that reads more than logits."""
     return None
-
-  @nn.nowrap
-  def hear(self, lesson: Lesson) -> jax.Array:
-    """The rows of `hearing`, [batch, numbers]."""
-    if lesson.heard is not None:
-      return lesson.heard
-    return self.hearing.rows(lesson.teacher, lesson.members, lesson.weights)  # type: ignore
 
   @property
   def needs_train_labels(self) -> bool:
@@ -90,21 +90,21 @@ class Method(nn.Module):
   def check(self) -> None:
     """Raises ValueError where options do not fit together; the line begins with the name of one."""
 
-  def __call__(self, lesson: Lesson) -> jax.Array:
-    """The loss: [batch], or a scalar where it couples the images of a batch.
+  def __call__(self, lesson: Lesson) -> Terms:
+    """Returns the terms of the loss.
 
     Raises:
       ValueError: this teacher cannot teach this student so; the reason.
     """
     raise NotImplementedError
 
-  def prepare(self, lesson: Lesson) -> jax.Array:
-    """The loss of the phase before; as `__call__`."""
+  def prepare(self, lesson: Lesson) -> Terms:
+    """Returns the terms of the loss of the phase before; as `__call__`."""
     raise NotImplementedError
 
 
 class FeatureMethod(Method):
-  """Cross-entropy and a term that compares what lies before the logits.
+  """Cross-entropy ('ce') and a term ('feature') that compares what lies before the logits.
 
       cross_entropy * CE(z, y) + weight * term
 
@@ -120,7 +120,7 @@ class FeatureMethod(Method):
     """The unweighted term: [batch] or scalar; see `Method.__call__`."""
     raise NotImplementedError
 
-  def __call__(self, lesson: Lesson) -> jax.Array:
-    """[batch] or scalar; see `Method.__call__`."""
+  def __call__(self, lesson: Lesson) -> Terms:
+    """Returns 'ce' and 'feature'; see `Method.__call__`."""
     label_loss = losses.cross_entropy(lesson.student.logits, lesson.labels)
-    return self.cross_entropy * label_loss.mean() + self.weight * self.term(lesson).mean()
+    return {'ce': self.cross_entropy * label_loss, 'feature': self.weight * self.term(lesson)}

@@ -32,7 +32,7 @@ class Method(method.Method):
 
   @nn.compact
   def prepare(self, lesson):
-    """[batch]; see `kdih.distillation.method.Method`."""
+    """Returns 'boundary'; see `kdih.distillation.method.Method`."""
     pairs = features.preactivation_pairs(lesson)
     terms = []
     for number, (student, teacher) in enumerate(pairs, 1):
@@ -41,8 +41,8 @@ class Method(method.Method):
         student = connector(student, teacher.shape)
       missed = jnp.where(teacher > 0, self.margin - student, self.margin + student)
       terms.append(2.0**(number - len(pairs)) * (nn.relu(missed)**2).sum((1, 2, 3)))
-    return 0.003 * sum(terms)
+    return {'boundary': 0.003 * sum(terms)}
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.distillation.method.Method`."""
-    return losses.cross_entropy(lesson.student.logits, lesson.labels)
+    """Returns 'ce'; see `kdih.distillation.method.Method`."""
+    return {'ce': losses.cross_entropy(lesson.student.logits, lesson.labels)}

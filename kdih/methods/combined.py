@@ -1,6 +1,7 @@
 """A weighted sum of other methods, such as DIH with a feature method."""
 from typing import Annotated
 
+import jax
 from flax import linen as nn
 
 from kdih.config.values import Many, Number
@@ -64,13 +65,16 @@ class Method(method.Method):
     self.parts = self._made()
 
   def prepare(self, lesson):
-    """Scalar; see `kdih.distillation.method.Method`."""
-    return sum(part.prepare(lesson).mean() for part in self.parts if part.prepares)
+    """Returns each part's terms as 'PART/TERM'; see `kdih.distillation.method.Method`."""
+    return {f'{name}/{term}': value
+            for name, part in zip(self.methods, self.parts, strict=True) if part.prepares
+            for term, value in part.prepare(lesson).items()}
 
   def __call__(self, lesson):
-    """Scalar; see `kdih.distillation.method.Method`."""
-    terms = []
-    for weight, part in zip(self.weights, self.parts, strict=True):
-      loss = part.weight * part.term(lesson) if isinstance(part, FeatureMethod) else part(lesson)
-      terms.append(weight * loss.mean())
-    return sum(terms)
+    """Returns each part's terms as 'PART/TERM'; see `kdih.distillation.method.Method`."""
+    terms: dict[str, jax.Array] = {}
+    for name, weight, part in zip(self.methods, self.weights, self.parts, strict=True):
+      own = ({'feature': part.weight * part.term(lesson)} if isinstance(part, FeatureMethod)
+             else part(lesson))
+      terms |= {f'{name}/{term}': weight * value for term, value in own.items()}
+    return terms

@@ -1,33 +1,56 @@
 """Distillation via intermediate classifiers: the cohort teaches (arXiv 2103.00497)."""
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from kdih.cohort import soft_label_mean
 from kdih.cohort.member_weights import RULES
-from kdih.cohort.members import FINAL
+from kdih.cohort.soft_label_mean import mean_soft_label
 from kdih.config.values import Choice
 from kdih.distillation import losses, method, options
-from kdih.distillation.signal import Hearing
+from kdih.distillation.signal import SoftLabel, Summary, TeacherSignal
+
+_FINAL = -1  # The place of the teacher's own classifier among the members.
+
+
+class _Branch(NamedTuple):
+  """One member's part of the loss.
+
+  Attributes:
+    member: its place in the cohort.
+    alpha: alpha_b.
+    temperature: T_b.
+    share: alpha_b times the member's weight, by which its KL counts.
+  """
+
+  member: int
+  alpha: float
+  temperature: float
+  share: jax.Array | float
 
 
 class Method(method.Method):
-  """The loss of `losses.cohort_loss` over the heads and the teacher's own classifier.
+  """The heads and the teacher's own classifier teach together (DIH, section 3).
 
-  Where the members share a temperature their mean soft label teaches, unless
-  `config.compute.mean_soft_label` is off.
+      L = sum_b [(1 - alpha_b) CE(z, y) + alpha_b T_b^2 KL(p_T(t_b) || p_T(z))]
+
+  over the members b of the cohort, with their logits t_b, the student's z, the labels y and
+  p_T(z) = softmax(z / T). Of members that share a temperature the sum of the KLs is that to their
+  mean soft label, see `losses.soft_label_kl`; `config.compute.mean_soft_label` turns that off.
 
   Attributes:
     alpha: weight of the teachers, in [0, 1]: one number, or one per member (heads in tap order,
       then the teacher). A member of 0 is left out.
     temperature: T, likewise.
     reduction: 'sum' (the paper) or 'mean' over the members.
-    cross_entropy: 'per_branch' (the formula) or 'once'.
+    cross_entropy: 'per_branch', (1 - alpha_b) CE of every member (the paper's formula), or 'once',
+      the mean of these (its figure).
     members: 'cohort', or 'teacher' for the control in which the teacher takes every head's place.
-    weights: of the members: 'equal', by 'accuracy' on the validation split, or 'learnt' there; see
-      `kdih.cohort.member_weights.weigh`.
-    gain: how much more every teacher counts; 1 but where a recipe has weights that do not add to 1.
+    weights: of the members' KLs: 'equal', by 'accuracy' on the validation split, or 'learnt' there;
+      see `kdih.cohort.member_weights.weigh`.
+    gain: how much more every KL counts; 1 but where a recipe has weights that do not add to 1.
     standardise: show the KL standardised logits, see `losses.standardise`.
   """
 
@@ -45,74 +68,79 @@ class Method(method.Method):
   @nn.nowrap
   def check(self):
     """See `kdih.distillation.method.Method`."""
-    alphas, _ = self._per_member()
-    if not any(alphas):
+    self._per_member('temperature')
+    if not any(self._per_member('alpha')):
       raise ValueError('alpha: is 0 for every member, so that none teaches; use the method ce')
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.distillation.method.Method`."""
-    student, labels = lesson.student.logits, lesson.labels
-    heard = self.hear(lesson)
-    alphas, temperatures = self._per_member()
-    choices = dict(
-        reduction=self.reduction, cross_entropy_per=self.cross_entropy, gain=self.gain,
-        weights=self._chosen(lesson.weights), view=self._view)
+    """Returns 'ce' and 'kl'; see `kdih.distillation.method.Method`."""
+    z, y, teacher = lesson.student.logits, lesson.labels, lesson.teacher
+    branches = self._branches(lesson.weights)
+
+    ce_weight = sum(1 - branch.alpha for branch in branches)
+    if self.reduction == 'mean' or self.cross_entropy == 'once':
+      ce_weight /= len(branches)
+    kl_weight = self.gain / (len(branches) if self.reduction == 'mean' else 1)
+
     if (temperature := self._shared_temperature()) is None:
-      parts = jnp.split(heard, self.context.num_members, axis=-1)
-      members = {str(number): logits for number, logits in enumerate(parts)}
-      return losses.cohort_loss(student, members, labels, alphas, temperatures, **choices)
-    label = losses.SoftLabel(mean=heard[:, :-1], spread=heard[:, -1])
-    return losses.soft_label_loss(student, label, labels, alphas, temperature, **choices)
+      kl = sum(branch.share * losses.tempered_kl(
+          self._shown(z), self._shown(teacher.members[:, branch.member]), branch.temperature)
+               for branch in branches)
+    else:
+      label = teacher.soft_label or self._soft_label(teacher, lesson.weights)
+      kl = sum(branch.share for branch in branches) * losses.soft_label_kl(
+          self._shown(z), label, temperature)
+    return {'ce': ce_weight * losses.cross_entropy(z, y), 'kl': kl_weight * kl}
 
   @property
-  def hearing(self):
-    """The mean soft label and its spread; the members' logits where they differ in T."""
-    if self._shared_temperature() is None:
-      return Hearing(f'the logits of all members ({self.members})', self._logits)
-    alphas, _ = self._per_member()
-    shares = tuple(a / max(alphas) for a in alphas)
-    return Hearing(
+  def summary(self):
+    """The members' mean soft label, or the logits of each; see `Context.cache_members`."""
+    if self._shared_temperature() is None or self.context.cache_members:
+      return Summary('the logits of all members',
+                     lambda signal, weights: TeacherSignal(members=signal.members))
+    alphas = self._per_member('alpha')
+    shares = tuple(alpha / max(alphas) for alpha in alphas)
+    return Summary(
         f'the mean soft label ({self.members}, shares {shares}, temperature '
         f'{self._shared_temperature()}, weights {self.weights}, standardise {self.standardise})',
-        self._soft_label)
+        lambda signal, weights: TeacherSignal(soft_label=self._soft_label(signal, weights)))
 
   @nn.nowrap
-  def _logits(self, teacher, members, weights):
-    del teacher, weights
-    return jnp.concatenate(list(self._members(members).values()), axis=-1)
-
-  @nn.nowrap
-  def _soft_label(self, teacher, members, weights):
-    del teacher
-    label = soft_label_mean.mean_soft_label(
-        self._members(members), self._per_member()[0], self._shared_temperature(),
-        self._chosen(weights), self._view)
-    return jnp.concatenate([label.mean, label.spread[:, None]], axis=-1)
-
-  @nn.nowrap
-  def _members(self, members):
-    return members if self.members == 'cohort' else dict.fromkeys(members, members[FINAL])
-
-  @nn.nowrap
-  def _per_member(self):
-    return [options.per_member(option, getattr(self, option), self.context.num_members)
-            for option in ('alpha', 'temperature')]
-
-  @nn.nowrap
-  def _shared_temperature(self):
-    """That of all members who teach, where their mean soft label is to teach in their place."""
-    found = {t for a, t in zip(*self._per_member(), strict=True) if a > 0}
-    return found.pop() if self.context.mean_soft_label and len(found) == 1 else None
-
-  @property
-  def _view(self):
-    return losses.standardise if self.standardise else losses.as_they_are
-
-  @nn.nowrap
-  def _chosen(self, weights):
+  def _branches(self, weights: Mapping[str, jax.Array]) -> list[_Branch]:
+    """Returns the branches of the members that teach, those with an alpha above 0."""
+    alphas, temperatures = self._per_member('alpha'), self._per_member('temperature')
     if self.weights == 'equal':
-      return None
-    if self.weights not in weights:
+      counts = [1.0] * len(alphas)
+    elif self.weights in weights:
+      counts = list(weights[self.weights])
+    else:
       raise ValueError('weights of members come from the validation split and there is none; set '
                        'config.data.validation_fraction above 0, or weights to equal')
-    return weights[self.weights]
+    return [_Branch(_FINAL if self.members == 'teacher' else member, alpha, temperature,
+                    alpha * count)
+            for member, (alpha, temperature, count)
+            in enumerate(zip(alphas, temperatures, counts, strict=True)) if alpha > 0]
+
+  @nn.nowrap
+  def _soft_label(self, teacher: TeacherSignal, weights: Mapping[str, jax.Array]) -> SoftLabel:
+    assert teacher.members is not None, 'the cohort teaches'
+    branches = self._branches(weights)
+    members = teacher.members[:, jnp.array([branch.member for branch in branches])]
+    return mean_soft_label(self._shown(members), [branch.share for branch in branches],
+                           branches[0].temperature)
+
+  @nn.nowrap
+  def _shared_temperature(self) -> float | None:
+    """Returns that of all who teach, where their mean soft label is to teach in their place."""
+    found = {temperature for alpha, temperature in zip(
+        self._per_member('alpha'), self._per_member('temperature'), strict=True) if alpha > 0}
+    return found.pop() if self.context.mean_soft_label and len(found) == 1 else None
+
+  @nn.nowrap
+  def _per_member(self, option: str) -> tuple[float, ...]:
+    return options.per_member(option, getattr(self, option), self.context.num_members)
+
+  @nn.nowrap
+  def _shown(self, logits: jax.Array) -> jax.Array:
+    """Returns what the KL sees of logits."""
+    return losses.standardise(logits) if self.standardise else logits

@@ -24,7 +24,7 @@ class Method(method.Method):
       are then 9 times as large, and T 2 (Sun et al., 2024, arXiv 2403.01427).
   """
 
-  hearing = LOGITS
+  summary = LOGITS
 
   alpha: options.Weight
   beta: options.Weight
@@ -40,15 +40,16 @@ class Method(method.Method):
       raise ValueError('alpha: and beta are both 0, so that the teacher says nothing; use ce')
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.distillation.method.Method`."""
+    """Returns 'ce', 'tckd' and 'nckd'; see `kdih.distillation.method.Method`."""
     label_loss = losses.cross_entropy(lesson.student.logits, lesson.labels)
     warmth = jnp.minimum(lesson.epoch / self.warmup_epochs, 1) if self.warmup_epochs else 1
     view = losses.standardise if self.standardise else losses.as_they_are
     student, teacher = (_decoupled(view(logits), lesson.labels, self.temperature)
-                        for logits in (lesson.student.logits, self.hear(lesson)))
+                        for logits in (lesson.student.logits, lesson.teacher.logits))
     tckd, nckd = (losses.tempered_kl(*both, self.temperature)  # With the factor T^2.
                   for both in zip(student, teacher, strict=True))
-    return self.cross_entropy * label_loss + warmth * (self.alpha * tckd + self.beta * nckd)
+    return {'ce': self.cross_entropy * label_loss,
+            'tckd': warmth * self.alpha * tckd, 'nckd': warmth * self.beta * nckd}
 
 
 def _decoupled(logits: jax.Array, labels: jax.Array, temperature: float):

@@ -32,16 +32,13 @@ class Method(method.Method):
 
   @nn.compact
   def __call__(self, lesson):
-    """[batch]; see `kdih.distillation.method.Method`."""
+    """Returns 'ce' and 'kl' of all networks; see `kdih.distillation.method.Method`."""
     everyone = [lesson.student.logits]
     for number, name in enumerate(self.peers, 1):
       peer = self.context.model(name).clone(name=f'peer{number}', parent=self)
       everyone.append(peer(lesson.images, train=True))
-    terms = []
-    for i, z in enumerate(everyone):
-      others = everyone[:i] + everyone[i + 1:]
-      taught = sum(losses.tempered_kl(z, jax.lax.stop_gradient(other), self.temperature)
-                   for other in others) / len(others)
-      label_loss = losses.cross_entropy(z, lesson.labels)
-      terms.append((1 - self.alpha) * label_loss + self.alpha * taught)
-    return sum(terms)
+    ce = sum(losses.cross_entropy(z, lesson.labels) for z in everyone)
+    kl = sum(losses.tempered_kl(z, jax.lax.stop_gradient(other), self.temperature)
+             for i, z in enumerate(everyone)
+             for other in everyone[:i] + everyone[i + 1:]) / (len(everyone) - 1)
+    return {'ce': (1 - self.alpha) * ce, 'kl': self.alpha * kl}

@@ -48,15 +48,15 @@ class Method(FeatureMethod):
     return ((mapped - teacher)**2).mean((1, 2, 3))
 
   def prepare(self, lesson):
-    """The hint, [batch]; see `kdih.distillation.method.Method`."""
-    return self.term(lesson)
+    """Returns 'feature', the hint; see `kdih.distillation.method.Method`."""
+    return {'feature': self.term(lesson)}
 
   def __call__(self, lesson):
-    """[batch] or scalar; see `kdih.distillation.method.Method`."""
+    """Returns 'ce', and 'feature' or 'kl'; see `kdih.distillation.method.Method`."""
     if not self.prepares:
       return super().__call__(lesson)
-    return losses.kd_loss(lesson.student.logits, lesson.teacher.logits, lesson.labels,
-                          self.alpha, self.temperature)
+    return losses.kd_terms(lesson.student.logits, lesson.teacher.logits, lesson.labels,
+                           self.alpha, self.temperature)
 
 
 class Regressor(nn.Module):

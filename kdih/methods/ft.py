@@ -41,12 +41,12 @@ class Method(FeatureMethod):
         _Block(self.context.axis_name) for _ in range(3))
 
   def prepare(self, lesson):
-    """The paraphraser's error, [batch]; see `kdih.distillation.method.Method`."""
+    """Returns 'paraphrase', the error; see `kdih.distillation.method.Method`."""
     _, teacher = _deepest(lesson)
     width, channels = self._width(teacher), teacher.shape[-1]
     factor = self.encoder(teacher, (channels, width, width), train=True)
     rebuilt = self.decoder(factor, (width, channels, channels), train=True)
-    return ((rebuilt - teacher)**2).mean((1, 2, 3))
+    return {'paraphrase': ((rebuilt - teacher)**2).mean((1, 2, 3))}
 
   def term(self, lesson):
     """[batch]; see `kdih.distillation.method.FeatureMethod`."""

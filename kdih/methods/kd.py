@@ -18,7 +18,7 @@ class Method(method.Method):
     standardise: show the KL standardised logits, see `losses.standardise`.
   """
 
-  hearing = LOGITS
+  summary = LOGITS
 
   alpha: options.Alpha
   temperature: options.Temperature
@@ -27,8 +27,9 @@ class Method(method.Method):
   standardise: options.Flag
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.distillation.method.Method`."""
-    scale = self.context.num_members if self.scale == 'cohort' else 1
-    return scale * losses.kd_loss(
-        lesson.student.logits, self.hear(lesson), lesson.labels, self.alpha, self.temperature,
+    """Returns 'ce' and 'kl'; see `kdih.distillation.method.Method`."""
+    terms = losses.kd_terms(
+        lesson.student.logits, lesson.teacher.logits, lesson.labels, self.alpha, self.temperature,
         self.gain, losses.standardise if self.standardise else losses.as_they_are)
+    scale = self.context.num_members if self.scale == 'cohort' else 1
+    return {name: scale * term for name, term in terms.items()}

@@ -31,21 +31,22 @@ class Method(method.Method):
 
   @nn.compact
   def __call__(self, lesson):
-    """[batch]; see `kdih.distillation.method.Method`."""
+    """Returns 'ce' and 'kl' of student and heads; see `kdih.distillation.method.Method`."""
     labels = lesson.labels
-    loss = self._kd(lesson.student.logits, lesson.teacher.logits, labels)
+    terms = self._kd(lesson.student.logits, lesson.teacher.logits, labels)
     for number, features in enumerate(features_lib.pairs(lesson), 1):
       student, teacher = (
           _Head(lesson.student.logits.shape[-1], self.width, self.context.axis_name,
                 name=f'{side}{number}')(feature)
           for side, feature in zip(('student', 'teacher'), features, strict=True))
-      loss += losses.cross_entropy(teacher, labels)
-      loss += self.beta * self._kd(student, jax.lax.stop_gradient(teacher), labels)
-    return loss
+      heads = self._kd(student, jax.lax.stop_gradient(teacher), labels)
+      terms['ce'] += losses.cross_entropy(teacher, labels) + self.beta * heads['ce']
+      terms['kl'] += self.beta * heads['kl']
+    return terms
 
   @nn.nowrap
   def _kd(self, student, teacher, labels):
-    return losses.kd_loss(student, teacher, labels, self.alpha, self.temperature)
+    return losses.kd_terms(student, teacher, labels, self.alpha, self.temperature)
 
 
 class _Head(nn.Module):

@@ -25,6 +25,6 @@ class Method(method.Method):
     return self.chain
 
   def __call__(self, lesson):
-    """[batch]; see `kdih.distillation.method.Method`."""
-    return losses.kd_loss(lesson.student.logits, lesson.teacher.logits, lesson.labels,
-                          self.alpha, self.temperature)
+    """Returns 'ce' and 'kl'; see `kdih.distillation.method.Method`."""
+    return losses.kd_terms(lesson.student.logits, lesson.teacher.logits, lesson.labels,
+                           self.alpha, self.temperature)

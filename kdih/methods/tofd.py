@@ -45,14 +45,15 @@ class Method(method.Method):
     self.teacher = _Branches(self.context.axis_name)
 
   def prepare(self, lesson):
-    """[batch]: the teacher's auxiliary classifiers learn from the labels."""
+    """Returns 'ce', by which the teacher's auxiliary classifiers learn from the labels."""
     _, features = _sides(lesson)
     branches = self.teacher(features, lesson.teacher.logits.shape[-1], train=True)
-    return sum(losses.cross_entropy(logits, lesson.labels) for _, logits in branches)
+    return {'ce': sum(losses.cross_entropy(logits, lesson.labels) for _, logits in branches)}
 
   @nn.compact
   def __call__(self, lesson):
-    """Scalar; see `kdih.distillation.method.Method`."""
+    """Returns 'ce', 'soft', 'feature' and 'orthogonality'; see `kdih.distillation.method.Method`.
+    """
     embeddings = features_lib.embeddings(lesson)
     features = _sides(lesson)
     classes = lesson.student.logits.shape[-1]
@@ -60,15 +61,16 @@ class Method(method.Method):
                 (embeddings[0], lesson.student.logits)]
     taught_by = jax.lax.stop_gradient([*self.teacher(features[1], classes, train=False),
                                        (embeddings[1], lesson.teacher.logits)])
-    loss = jnp.zeros(())
+    ce, soft, feature, orthogonality = (jnp.zeros(()) for _ in range(4))
     for number, (student, teacher) in enumerate(zip(learning, taught_by, strict=True), 1):
       (g_student, z_student), (g_teacher, z_teacher) = student, teacher
       mapped, skew = _Link(g_teacher.shape[-1], name=f'link{number}')(g_student)
-      soft = optax.losses.softmax_cross_entropy(
-          z_student / self.temperature, jax.nn.softmax(z_teacher / self.temperature))
-      loss += (losses.cross_entropy(z_student, lesson.labels) + soft).mean()
-      loss += self.alpha * _norm(lesson.gather(mapped - g_teacher)) + self.beta * skew
-    return loss
+      ce += losses.cross_entropy(z_student, lesson.labels).mean()
+      soft += optax.losses.softmax_cross_entropy(
+          z_student / self.temperature, jax.nn.softmax(z_teacher / self.temperature)).mean()
+      feature += self.alpha * _norm(lesson.gather(mapped - g_teacher))
+      orthogonality += self.beta * skew
+    return {'ce': ce, 'soft': soft, 'feature': feature, 'orthogonality': orthogonality}
 
 
 class _Branches(nn.Module):

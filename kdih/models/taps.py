@@ -1,6 +1,6 @@
 """Taps: the named activations of a linen module that heads and feature methods read."""
-import dataclasses
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from kdih import errors
 
 Variables = dict[str, Any]
-Features = dict[str, jax.Array]
+# By tap, from the shallowest to the deepest; jax keeps the order of this kind of dict alone.
+Features = OrderedDict[str, jax.Array]
 Shapes = dict[str, tuple[int, ...]]
 
 EMBEDDING = 'embedding'  # Sown beside the taps: what the classifier reads.
@@ -23,9 +24,9 @@ INPUT = 'input'
 _OUTPUT = '/__call__'  # Where flax files the output of a submodule.
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Output:
-  """What a model says of a batch, all float32.
+  """What a model says of a batch, all float32: a pytree.
 
   Attributes:
     logits: [batch, classes].
@@ -37,7 +38,7 @@ class Output:
 
   logits: jax.Array
   features: Features
-  preactivations: Features = dataclasses.field(default_factory=dict)
+  preactivations: Features = flax.struct.field(default_factory=OrderedDict)
   embedding: jax.Array | None = None
 
 
@@ -79,8 +80,9 @@ def observe(
   features = _flatten(state, 'intermediates')
   before = _flatten(state, 'preactivations')
   output = Output(
-      jnp.asarray(logits, jnp.float32), {tap: _float32(features[tap]) for tap in taps},
-      {tap: _float32(before[tap]) for tap in taps if tap in before},
+      jnp.asarray(logits, jnp.float32),
+      OrderedDict((tap, _float32(features[tap])) for tap in taps),
+      OrderedDict((tap, _float32(before[tap])) for tap in taps if tap in before),
       _float32(features[EMBEDDING]) if EMBEDDING in features else None)
   return output, {name: state[name] for name in changing}
 
@@ -109,7 +111,7 @@ def _float32(array: Any) -> jax.Array:
   return jnp.asarray(array, jnp.float32)
 
 
-def _flatten(state: Any, collection: str) -> Features:
+def _flatten(state: Any, collection: str) -> dict[str, Any]:
   flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(state.get(collection, {})), sep='/')
   return {name.removesuffix(_OUTPUT): value[-1] if isinstance(value, tuple) else value
           for name, value in flat.items()}

@@ -1,6 +1,7 @@
-"""What a run caches of its teachers: for which methods, which rows, and whether there is room."""
+"""What a run caches of its teachers: for which methods, what of their signal, and whether there is
+room."""
 import dataclasses
-import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,18 @@ from etils import epath
 
 from kdih import errors
 from kdih.cohort import cache
-from kdih.cohort.cache import build
-from kdih.cohort.members import make_teach
+from kdih.cohort.cache import build, rows
+from kdih.cohort.members import Teach, make_teach
 from kdih.config import choices, protocol
 from kdih.config.schema import OUTPUTS, TAPS
 from kdih.data import augment
-from kdih.distillation.signal import LOGITS, Hearing
-from kdih.models import taps
+from kdih.distillation.signal import Summary, TeacherSignal
 from kdih.phases.experiment import Experiment
 from kdih.phases.networks import Networks
 from kdih.runtime import digests
 from kdih.runtime.files import is_remote
 from kdih.runtime.workdir import resolved
-from kdih.training.task import TeacherOutputs
+from kdih.training.task import Signals
 
 if TYPE_CHECKING:
   import ml_collections
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def serves(config: 'ml_collections.ConfigDict', built: Networks, name: str) -> bool:
   """Returns whether students of the method `name` are taught from a cache."""
-  return config.compute.cache != 'none' and built.heard_widths[name] > 0
+  return config.compute.cache != 'none' and name in built.cached_signals
 
 
 def check(
@@ -70,10 +70,11 @@ def _widths(config: 'ml_collections.ConfigDict', built: Networks) -> list[int]:
   """Returns numbers in a row of each table that the phases ask for."""
   widths = []
   if 'heads' in config.phases and config.compute.cache_taps and not config.heads.variables:
-    widths.append(taps_width(built))
+    widths.append(rows.width(taps_signal(built)))
   if 'student' in config.phases:
     taught = [name for name, method in built.methods.items() if method.taught_by != 'labels']
-    served = [built.heard_widths[name] for name in taught if serves(config, built, name)]
+    served = [rows.width(built.cached_signals[name]) for name in taught
+              if serves(config, built, name)]
     if taught and not served:
       raise errors.ConfigError(
           f'config.compute.cache: the method {", ".join(taught)} needs more of the teacher than '
@@ -82,55 +83,44 @@ def _widths(config: 'ml_collections.ConfigDict', built: Networks) -> list[int]:
   return widths
 
 
-def taps_width(built: Networks) -> int:
-  """Returns numbers in the features of an image at all taps that carry a head."""
-  return sum(math.prod(shape) for shape in built.taps.values())
+def taps_signal(built: Networks) -> TeacherSignal:
+  """Returns the shapes of what a cache of the taps keeps: the features that carry a head."""
+  return jax.eval_shape(lambda: TeacherSignal(features=OrderedDict(
+      (tap, jnp.zeros((1, *shape))) for tap, shape in built.taps.items())))
 
 
-def hearing(built: Networks, name: str) -> Hearing:
-  """Returns what the method `name` hears, which a cache `serves`."""
-  return built.methods[name].hearing or LOGITS
+def taps_kind(built: Networks) -> str:
+  """Returns what a cache of the taps is called."""
+  return f'features at {", ".join(built.taps)}'
 
 
-def rows(
-    built: Networks, names: Sequence[str], teacher: nn.Module
-) -> Callable[[Any, jax.Array], tuple[jax.Array, ...]]:
-  """Returns (frozen, images) -> rows [batch, width] that each of the methods hears.
+def summaries(built: Networks, names: Sequence[str], teacher: nn.Module) -> Callable:
+  """Returns (frozen, images) to what a cache keeps of the teacher signal for each of the methods.
 
-  `teacher` is asked once for all of them, and its heads if one of them needs these.
+  `teacher` makes one forward pass for all of them, and its heads if one of them needs these.
   """
   taught_by = {built.methods[name].taught_by for name in names}
   teach = make_teach('cohort' if 'cohort' in taught_by else 'teacher', teacher, (),
                      built.heads, tuple(built.taps))
 
-  def rows(frozen, images):
-    said = *teach(frozen, images), frozen.get('weights', {})
-    return tuple(hearing(built, name).rows(*said) for name in names)
+  def of_each(frozen, images):
+    signal = teach(frozen, images)
+    return tuple(summary(built, name).of(signal, frozen.get('weights', {})) for name in names)
 
-  return rows
-
-
-def tap_rows(
-    built: Networks, teacher: nn.Module
-) -> Callable[[Any, jax.Array], tuple[jax.Array]]:
-  """Returns (frozen, images) -> one table: features at the taps, flattened, one after the other."""
-  def rows(frozen, images):
-    output, _ = taps.observe(teacher, frozen['teacher'], images, tuple(built.taps))
-    return jnp.concatenate(
-        [feature.reshape(len(images), -1) for feature in output.features.values()], axis=-1),
-
-  return rows
+  return of_each
 
 
-def taps_kind(built: Networks) -> str:
-  """Returns what `tap_rows` are called."""
-  return f'features at {", ".join(built.taps)}'
+def summary(built: Networks, name: str) -> Summary:
+  """Returns what a cache that `serves` the method `name` keeps for it."""
+  found = built.methods[name].summary
+  assert found, 'the method is served'
+  return found
 
 
-def heard_with(experiment: Experiment, name: str) -> tuple[str, ...]:
+def cached_with(experiment: Experiment, name: str) -> tuple[str, ...]:
   """Returns the method `name`, and others whose cache can be made with its own.
 
-  They hear the same teachers, and are still to be trained.
+  They have the same teachers, and are still to be trained.
   """
   config, built, teachers = experiment.config, experiment.networks, experiment.teachers
   if not serves(config, built, name):
@@ -144,15 +134,15 @@ def heard_with(experiment: Experiment, name: str) -> tuple[str, ...]:
 
 def table(
     experiment: Experiment, names: Sequence[str], teacher: nn.Module, frozen: dict[str, Any]
-) -> TeacherOutputs:
-  """Returns what the first of the methods hears of the teachers.
+) -> Signals:
+  """Returns the cached signals of the first of the methods.
 
-  It is kept in this process for other students; so is what the other methods hear, as far as there
-  is room.
+  They are kept in this process for other students; so are those of the other methods, as far as
+  there is room.
 
   Args:
     experiment: the run.
-    names: from `heard_with`.
+    names: from `cached_with`.
     teacher: the module of the teacher.
     frozen: {'teacher', 'heads', 'weights'}, as far as the methods are taught by them.
 
@@ -161,50 +151,58 @@ def table(
   """
   built = experiment.networks
   fingerprints = {part: digests.of(variables) for part, variables in frozen.items()}
-  wanted: dict[str, tuple[str, build.Table]] = {}  # Methods that hear the same share a table.
+  wanted: dict[str, tuple[str, build.Table]] = {}  # Methods of the same signal share a table.
   for name in names:
     parts = fingerprints if built.methods[name].taught_by == 'cohort' else {
         'teacher': fingerprints['teacher']}
-    found = _wanted(experiment, OUTPUTS, hearing(built, name).name, built.heard_widths[name], parts)
+    found = _wanted(experiment, OUTPUTS, summary(built, name).name, built.cached_signals[name],
+                    parts)
     wanted.setdefault(digests.of_json(found.identity), (name, found))
   chosen = [name for name, _ in wanted.values()]
-  return cache.table(_request(experiment, rows(built, chosen, teacher), frozen,
+  return cache.table(_request(experiment, summaries(built, chosen, teacher), frozen,
                               tuple(found for _, found in wanted.values())))
 
 
-def taps_table(experiment: Experiment, teacher: nn.Module, variables: Any) -> TeacherOutputs:
-  """Returns the table of `tap_rows`, for the heads alone. Raises ConfigError as `table`."""
-  built, frozen = experiment.networks, {'teacher': variables}
-  wanted = _wanted(experiment, TAPS, taps_kind(built), taps_width(built),
-                   {'teacher': digests.of(variables)})
-  made, = build.make(
-      _request(experiment, tap_rows(built, teacher), frozen, (wanted,)), cache.forget)
+def taps_table(experiment: Experiment, teach: Teach, frozen: dict[str, Any]) -> Signals:
+  """Returns the cached features at the taps, for the heads alone. Raises ConfigError as `table`.
+
+  Args:
+    experiment: the run.
+    teach: (frozen, images) to the features.
+    frozen: {'backbone': variables}.
+  """
+  built = experiment.networks
+  wanted = _wanted(experiment, TAPS, taps_kind(built), taps_signal(built),
+                   {'teacher': digests.of(frozen['backbone'])})
+  made, = build.make(_request(
+      experiment, lambda frozen, images: (teach(frozen, images),), frozen, (wanted,)), cache.forget)
   return made
 
 
 def _wanted(
-    experiment: Experiment, cache_kind: str, kind: str, width: int, fingerprints: dict[str, str]
+    experiment: Experiment, cache_kind: str, kind: str, like: TeacherSignal,
+    fingerprints: dict[str, str],
 ) -> build.Table:
-  """Returns a table of `cache_kind`, one of `schema.CACHES`, with the `kind` of its rows."""
-  preprocess, subset = experiment.student_preprocess, experiment.train_subset
-  shape = len(subset), preprocess.num_slots, width
+  """Returns a table of `cache_kind`, one of `schema.CACHES`, with the `kind` of its signals."""
+  preprocess, subset = experiment.data.student_preprocess, experiment.data.train_subset
   fields = protocol.cached(resolved(experiment.config), cache_kind)
-  return build.Table(shape, {
+  shape = [len(subset), preprocess.num_slots, rows.width(like)]
+  return build.Table(len(subset), preprocess.num_slots, like, {
       **{part: fingerprints.get(part, '') for part in ('teacher', 'heads', 'weights')},
       **{f'config.{name}': value for name, value in fields.items()},
       **(experiment.identity.of_cache() if experiment.identity else {}),
       'choice of images': digests.of(subset),
       'augmentation': digests.of_json(dataclasses.asdict(preprocess)),
-      'kind of rows': kind, 'shape': list(shape), 'type': build.DTYPE.name})
+      'kind of rows': kind, 'shape': shape, 'type': build.DTYPE.name})
 
 
 def _request(
-    experiment: Experiment, rows: Callable, frozen: dict[str, Any],
+    experiment: Experiment, teach: Callable, frozen: dict[str, Any],
     tables: tuple[build.Table, ...],
 ) -> build.BuildRequest:
   config = experiment.config
   return build.BuildRequest(
-      rows=rows, frozen=frozen, tables=tables, place=config.compute.cache_place,
-      folder=experiment.teachers.path, loader=lambda: experiment.splits.loader('train'),
-      subset=experiment.train_subset, preprocess=experiment.student_preprocess,
+      teach=teach, frozen=frozen, tables=tables, place=config.compute.cache_place,
+      folder=experiment.teachers.path, loader=lambda: experiment.data.splits.loader('train'),
+      subset=experiment.data.train_subset, preprocess=experiment.data.student_preprocess,
       block=config.data.eval_global_batch_size)

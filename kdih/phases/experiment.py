@@ -1,32 +1,27 @@
 """What the phases of a run share: data, networks, folders, and how each trains and measures."""
 import dataclasses
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from kdih.cohort import frozen_teacher
 from kdih.cohort.members import FINAL, MEAN
-from kdih.config import choices, protocol
-from kdih.data import augment, sampling
-from kdih.data.splits import Splits, split_validation
+from kdih.config import protocol
+from kdih.data.splits import Splits
 from kdih.models import cost
 from kdih.phases import exported_variables, identity as identity_lib, resume
 from kdih.phases.identity import Identity
 from kdih.phases.networks import Networks
+from kdih.phases.problem import Problem, TrainingData
 from kdih.runtime import devices
 from kdih.runtime.files import write_atomically
 from kdih.runtime.progress import say
 from kdih.runtime.workdir import Workdir, resolved
-from kdih.training import checkpoints as checkpoints_lib, loop, optimizer, state, steps_per_call
+from kdih.training import checkpoints as checkpoints_lib, loop, steps_per_call
 from kdih.training.evaluation import Evaluator, Metrics
 from kdih.training.loop_schedule import LoopSchedule
-from kdih.training.step import make_train_step
-from kdih.training.task import Learning, Task
+from kdih.training.task import Task
+from kdih.training.together import Students
 
 if TYPE_CHECKING:
   import ml_collections
@@ -35,7 +30,7 @@ _FIRST_PROFILED = 10  # Updates: by then all is compiled, but for the last calls
 
 
 @dataclasses.dataclass(frozen=True)
-class Learnt:
+class PhaseOutcome:
   """What a phase ended with, and what that took over all its runs.
 
   Attributes:
@@ -75,19 +70,9 @@ class Experiment:
           networks, spec=dataclasses.replace(networks.spec, classes=splits.classes))
     self.config, self.networks, self.workdir = config, networks, workdir
     self.teachers = teachers or workdir
-    self.splits, self.identity = splits, identity
+    self.identity = identity
+    self.data = TrainingData(config, splits)
     self._validated: tuple[Task, Evaluator] | None = None
-    self.train_subset, self.validation_subset = split_validation(
-        splits.size('train'), config.data.validation_fraction, config.data.validation_seed)
-    self.preprocess = augment.of_config(config)
-    # What students see: the same, or a few of its views.
-    self.student_preprocess = augment.of_config(
-        config, choices.fixed_views(config.compute.cache))
-
-  @property
-  def train_size(self) -> int:
-    """Images in the train split, those to validate with included."""
-    return self.splits.size('train')
 
   def open(self) -> None:
     """Makes the workdir and writes down what the run is made of, as far as it is known by now.
@@ -110,12 +95,6 @@ class Experiment:
             'classes': list(spec.classes) or None,
             'content': self.identity.data if self.identity else None}
 
-  def train_labels(self) -> np.ndarray:
-    """Returns int32 [size of the train split], -1 for the images that are not trained with."""
-    labels = np.full(self.splits.size('train'), -1, np.int32)
-    labels[self.train_subset] = self.splits.labels('train')[self.train_subset]
-    return labels
-
   def key(self, role: int) -> jax.Array:
     """Returns the key that initialises a role.
 
@@ -123,111 +102,46 @@ class Experiment:
     """
     return jax.random.fold_in(jax.random.key(self.config.seed), role)
 
-  def prepare_teacher(
-      self, module: nn.Module, variables: Any, taps: Sequence[str]
-  ) -> tuple[nn.Module, Any]:
-    """Returns a frozen teacher made quick, as the config says; see `frozen_teacher.prepare`."""
-    compute = self.config.compute
-    return frozen_teacher.prepare(
-        module, variables, taps, self.networks.spec.image_shape,
-        fold_batch_norm=compute.fold_batch_norm, dtype=compute.teacher_dtype)
-
   def _validator(self, task: Task) -> Evaluator | None:
     """Returns that of the validation split: one for training and `measure`, to compile it once."""
-    if not len(self.validation_subset):
+    if not len(self.data.validation_subset):
       return None
     if self._validated is None or self._validated[0] is not task:
-      self._validated = (task, self._evaluator(task, 'train', self.validation_subset))
+      self._validated = (task, self._evaluator(task, 'train', self.data.validation_subset))
     return self._validated[1]
 
   def _evaluator(self, task: Task, split: str, subset: np.ndarray) -> Evaluator:
-    return Evaluator(task=task, loader=self.splits.loader(split), subset=subset,
-                     preprocess=self.preprocess,
+    return Evaluator(task=task, loader=self.data.splits.loader(split), subset=subset,
+                     preprocess=self.data.preprocess,
                      batch_size=self.config.data.eval_global_batch_size,
                      num_classes=self.networks.spec.num_classes)
 
-  def train(
-      self, phase: str, task: Task, variables: Any, train: 'ml_collections.ConfigDict'
-  ) -> Learnt:
-    """Trains `variables` on `task`, from its last checkpoint if there is one."""
-    learning = self.learning(task, variables, train)
-    learner = self.learner(phase, variables, learning.tx)
-    outcome = loop.train(self.program(phase, [learning], train), learner)
+  def train(self, phase: str, problem: Problem) -> PhaseOutcome:
+    """Trains what a problem starts from, or resumes from its last checkpoint if there is one."""
+    learner = self.learner(phase, problem, problem.variables)
+    outcome = loop.train(self.program(phase, problem), learner)
     best, _ = learner.checkpoints.restore_best()
-    return Learnt(devices.to_host(outcome.state.variables), best.variables,
-                  int(outcome.state.step), outcome.seconds, outcome.examples_per_second,
-                  outcome.rewinds)
+    return PhaseOutcome(
+        devices.to_host(outcome.state.variables), best.variables, int(outcome.state.step),
+        outcome.seconds, outcome.examples_per_second, outcome.rewinds)
 
-  def learner(
-      self, phase: str, variables: Any, tx: optax.GradientTransformation
-  ) -> loop.Learner:
-    """Returns what `program` trains, with its checkpoints."""
-    folder = self.workdir.phase(phase)
-    initial = state.create(variables, tx, self.config.seed, self.config.data.order_seed)
+  def learner(self, phase: str, problem: Problem, variables: Any) -> loop.Learner:
+    """Returns what `program` trains, from these variables of its seed on, with its checkpoints."""
+    folder, initial = self.workdir.phase(phase), problem.state(variables, self.config.seed)
     checkpoints = checkpoints_lib.Checkpoints(folder / 'checkpoints', initial)
     return loop.Learner(initial, checkpoints, folder, phase)
 
   def program(
-      self, phase: str, learning: Sequence[Learning], train: 'ml_collections.ConfigDict',
-      together_by: str = 'unrolled',
-  ) -> loop.Program:
-    """Returns how a phase trains: its learners, each with its learning, as `together_by` says."""
-    config, compute, task = self.config, self.config.compute, learning[0].task
-    loader, duration = self.splits.loader('train'), self._duration(train)
-    streams = config.data.loader == 'streaming'
-    cached = phase.startswith('student/') or phase == 'heads' and compute.cache_taps
-    compiled = make_train_step(
-        learning=learning, gather=loader.gather,
-        preprocess=self.student_preprocess if cached else self.preprocess,
-        steps_per_epoch=duration.steps_per_epoch, accumulate=compute.accumulate,
-        remat=compute.remat, together_by=together_by, resident=loader.resident, table=task.table)
-    resident = {**loader.resident, **task.table.resident}
-    frozen, validator = devices.replicate(task.frozen), self._validator(task)
-    schedule = LoopSchedule(
-        phase=phase, total_steps=max(duration.steps(train.length), 1),
-        evaluate_every=max(duration.steps(train.evaluate_every), 1),
-        log_every=config.log_every_steps, batch_size=train.global_batch_size,
-        steps_per_epoch=duration.steps_per_epoch,
-        max_rewinds=config.max_rewinds if config.on_nan == 'rewind' else 0,
-        per_call=steps_per_call.per_call(compute.steps_per_call, config.log_every_steps, streams))
+      self, phase: str, problem: Problem, students: Students | None = None
+  ) -> loop.TrainProgram:
+    """Returns how a phase trains: one learner, or several as one."""
+    validator = self._validator(problem.task)
 
-    def feeds(start: int, sizes: Sequence[int]) -> Iterator[Any]:
-      of_order = state.seed_of_order(config.seed, config.data.order_seed)
-      batches = sampling.train_batches(
-          self.train_subset, train.global_batch_size, of_order, start, start + sum(sizes))
-      fed = loader.feeds(task.table.feeds(map(devices.share, batches), of_order, start))
-      stacked = steps_per_call.stacked(map(devices.shard, fed), sizes)
-      return steps_per_call.ahead(stacked, compute.prefetch) if streams else stacked
+    def evaluate(variables, frozen):
+      return _averages(validator(variables, frozen)) if validator else None
 
-    return loop.Program(
-        step=lambda states, feed: compiled(states, frozen, resident, feed), feeds=feeds,
-        evaluate=lambda v: _averages(validator(v, frozen)) if validator else None,
-        schedule=schedule, hooks=self._hooks(self.workdir.phase(phase), schedule))
-
-  def _duration(self, train: 'ml_collections.ConfigDict') -> optimizer.Duration:
-    return optimizer.Duration(train.unit, len(self.train_subset) / train.global_batch_size)
-
-  def learning(
-      self, task: Task, variables: Any, train: 'ml_collections.ConfigDict'
-  ) -> Learning:
-    """Returns the task, with an optimizer of what it reaches of `variables`."""
-    tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, self._duration(train)))
-    return Learning(
-        task, optimizer.only(tx, self._reached(task, variables)) if task.partial else tx)
-
-  def _reached(self, task: Task, variables: Any) -> Any:
-    """Returns the parameters that the task's loss depends on, as a tree of bools."""
-    collections = {name: tree for name, tree in variables.items() if name != 'params'}
-    batch = {'image': jnp.zeros((2, *self.networks.spec.image_shape)),
-             'label': jnp.zeros(2, jnp.int32), 'index': jnp.zeros(2, jnp.int32),
-             'epoch': jnp.zeros(()), 'key': jax.random.key(0),
-             **({'heard': jnp.zeros((2, task.table.width))} if task.table.width else {})}
-
-    def loss(params):
-      taught = {**batch, 'taught': task.teach(task.frozen, batch)}
-      return task.loss(params, collections, task.frozen, taught, jax.random.key(0))[0]
-
-    return optimizer.reached(loss, variables['params'])
+    hooks = self._hooks(self.workdir.phase(phase), problem.schedule(phase))
+    return problem.program(phase, evaluate, hooks, students)
 
   def _hooks(self, folder: Any, schedule: LoopSchedule) -> tuple:
     if not self.config.profile:
@@ -241,24 +155,24 @@ class Experiment:
       self, task: Task, variables: Any, split: str
   ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Returns logits of every classifier, and labels, of the 'validation' or 'test' images."""
-    subset = (self.validation_subset if split == 'validation'
-              else np.arange(self.splits.size('test'), dtype=np.int32))
+    subset = (self.data.validation_subset if split == 'validation'
+              else np.arange(self.data.splits.size('test'), dtype=np.int32))
     evaluator = self._evaluator(task, 'test' if split == 'test' else 'train', subset)
     return evaluator.predict(variables, task.frozen)
 
   def measure(
-      self, task: Task, learnt: Learnt, test_task: Task | None = None
+      self, task: Task, outcome: PhaseOutcome, test_task: Task | None = None
   ) -> dict[str, dict[str, Any]]:
     """Returns {classifier: {'val', 'test_last', 'test_best_val': {'top1', 'top5', 'loss'}}}.
 
     `val` is that of the best checkpoint, None without a validation split. Here, and nowhere
     else, the test split is read; `test_task` may predict more there than `task` does.
     """
-    everything = np.arange(self.splits.size('test'), dtype=np.int32)
+    everything = np.arange(self.data.splits.size('test'), dtype=np.int32)
     validate, test = self._validator(task), self._evaluator(test_task or task, 'test', everything)
-    val = validate(learnt.best, task.frozen) if validate else {}
+    val = validate(outcome.best, task.frozen) if validate else {}
     frozen = (test_task or task).frozen
-    last, best = test(learnt.last, frozen), test(learnt.best, frozen)
+    last, best = test(outcome.last, frozen), test(outcome.best, frozen)
     return {name: {'val': val.get(name), 'test_last': last[name], 'test_best_val': best[name]}
             for name in last}
 
@@ -272,7 +186,7 @@ def _averages(metrics: Metrics) -> dict[str, float]:
 
 def overview(experiment: Experiment, phase: str, model: str, variables: Any) -> None:
   """Says how large what is to be trained is, and writes a table of its parameters."""
-  from clu import parameter_overview  # The benchmark, which imports this file, does without clu.
+  from clu import parameter_overview  # Takes long to import.
 
   path, params = experiment.workdir.phase(phase) / 'parameters.txt', variables['params']
   write_atomically(path, parameter_overview.get_parameter_overview(params) + '\n')
@@ -286,13 +200,15 @@ def _taught_by(experiment: Experiment, phase: str) -> str:
   return {'teacher': 'labels', 'heads': 'teacher'}[phase]
 
 
-def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, report: dict) -> dict:
+def finish(
+    experiment: Experiment, phase: str, outcome: PhaseOutcome, meta: dict, report: dict
+) -> dict:
   """Exports the best variables, then writes the result: a finished phase has both.
 
   Args:
     experiment: the run.
     phase: its name.
-    learnt: what it ended with.
+    outcome: what it ended with.
     meta: what the exported variables are of; what its 'data' holds goes before the experiment's.
     report: what was measured: 'val', 'test_last', 'test_best_val', and more.
   """
@@ -304,15 +220,15 @@ def finish(experiment: Experiment, phase: str, learnt: Learnt, meta: dict, repor
   meta = {**meta, 'data': {**experiment.described_data, **meta.get('data', {})},
           'val': report['val'], 'test_best_val': report['test_best_val']}
   fingerprint = exported_variables.save(
-      experiment.workdir.phase(phase) / 'variables', learnt.best, meta)
+      experiment.workdir.phase(phase) / 'variables', outcome.best, meta)
   return experiment.workdir.finish(phase, {
       **report,
-      'parameters': cost.count_parameters(learnt.best['params']),
+      'parameters': cost.count_parameters(outcome.best['params']),
       'fingerprint': fingerprint,
       'seed': experiment.config.seed,
-      'steps': learnt.steps,
-      'seconds': learnt.seconds,
-      'examples_per_second': learnt.examples_per_second,
-      'rewinds': learnt.rewinds,
+      'steps': outcome.steps,
+      'seconds': outcome.seconds,
+      'examples_per_second': outcome.examples_per_second,
+      'rewinds': outcome.rewinds,
       **made_of,
   })

@@ -1,75 +1,97 @@
 """The second phase: heads on the taps of the frozen teacher learn all at once (DIH, section 3)."""
-import itertools
-import math
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kdih import errors
 from kdih.cohort import analysis, head_modules, member_weights, soft_label_mean
-from kdih.cohort.members import FINAL, MEAN, cohort_logits
+from kdih.cohort.members import FINAL, MEAN, Teach, cohort_logits
+from kdih.data.augment import Preprocess
 from kdih.distillation import losses
+from kdih.distillation.signal import TeacherSignal
 from kdih.models import cost, taps as taps_lib
-from kdih.models.taps import Shapes
 from kdih.phases import cache_plan, exported_variables, networks
-from kdih.phases.experiment import Experiment, Learnt, finish, overview
+from kdih.phases.experiment import Experiment, PhaseOutcome, finish, overview
+from kdih.phases.networks import Networks
+from kdih.phases.problem import Problem, TrainingData
 from kdih.phases.teacher import load_teacher
 from kdih.runtime import files
 from kdih.runtime.progress import say
-from kdih.training.task import LiveOutputs, Task, TeacherOutputs
+from kdih.training.task import LiveSignals, Signals, Task
+
+if TYPE_CHECKING:
+  import ml_collections
 
 
 def heads_task(
-    teacher: nn.Module, heads: nn.Module, teacher_variables: Any, taps: Sequence[str],
-    prepared: tuple[nn.Module, Any] | None = None,
-    cached: tuple[TeacherOutputs, Shapes] | None = None,
+    built: Networks, teacher_variables: Any, preprocess: Preprocess, signals: Signals, backbone: Any
 ) -> Task:
   """Returns how all heads learn at once from the labels; the backbone is frozen (DIH, section 3).
 
-  The loss is the sum of the heads' cross-entropies. `predict` gives the whole cohort.
+  The loss is the sum of the heads' cross-entropies, each a term 'ce/TAP'. `predict` gives the whole
+  cohort.
 
   Args:
-    teacher: the backbone.
-    heads: the module of all heads.
-    teacher_variables: those of the backbone.
-    taps: the taps that carry a head.
-    prepared: the backbone and its variables as the loss applies them, from
-      `frozen_teacher.prepare`.
-    cached: where a step finds the features, one behind the other, and the shapes of these; in the
-      place of the backbone.
+    built: the networks.
+    teacher_variables: those of the teacher.
+    preprocess: shows the images.
+    signals: give the features at the taps.
+    backbone: the variables that live signals read.
   """
-  backbone, variables = prepared or (teacher, teacher_variables)
-  table, shapes = cached or (LiveOutputs(), {})
-
-  def loss(params, collections, frozen, batch, key):
-    del key
-    if 'heard' in batch:
-      features = _cut(batch['heard'], shapes)
-    else:
-      features = taps_lib.observe(backbone, frozen['backbone'], batch['image'], taps)[0].features
-    logits: Any = heads.apply({'params': params}, jax.lax.stop_gradient(features))
-    per_head = [losses.cross_entropy(z, batch['label']).mean() for z in logits.values()]
-    return jnp.stack(per_head).sum(), (collections, logits)
+  def loss(params, collections, frozen, batch, signal, moment):
+    del frozen, moment
+    features = dict(jax.lax.stop_gradient(signal.features))
+    logits: Any = built.heads.apply({'params': params}, features)
+    terms = {f'ce/{tap}': losses.cross_entropy(z, batch.labels) for tap, z in logits.items()}
+    return terms, (collections, logits)
 
   def predict(variables, frozen, images):
     members = cohort_logits(
-        teacher, heads, {**frozen, 'heads': variables}, images, taps)
+        built.teacher, built.heads, {**frozen, 'heads': variables}, images, tuple(built.taps))
     return {**members, MEAN: soft_label_mean.mean_logits(members)}
 
-  return Task(loss, predict, {'teacher': teacher_variables, 'backbone': variables},
-              reference=FINAL, table=table)
+  return Task(loss, predict, {'teacher': teacher_variables, 'backbone': backbone}, preprocess,
+              signals, reference=FINAL)
 
 
-def _cut(rows: jax.Array, shapes: Shapes) -> taps_lib.Features:
-  """Cuts [batch, numbers] into the float32 features of these shapes, one behind the other."""
-  ends = list(itertools.accumulate(math.prod(shape) for shape in shapes.values()))
-  parts = jnp.split(rows.astype(jnp.float32), ends[:-1], axis=-1)
-  return {tap: part.reshape(-1, *shape)
-          for (tap, shape), part in zip(shapes.items(), parts, strict=True)}
+def features_at_taps(built: Networks, backbone: nn.Module) -> Teach:
+  """Returns (frozen, images) to the features at the taps that carry a head."""
+  def teach(frozen, images):
+    output, _ = taps_lib.observe(backbone, frozen['backbone'], images, tuple(built.taps))
+    return TeacherSignal(features=output.features)
+
+  return teach
+
+
+def heads_problem(
+    config: 'ml_collections.ConfigDict', built: Networks, data: TrainingData, variables: Any,
+    teacher_variables: Any, make_table: Callable[[Teach, Any], Signals] | None = None,
+) -> Problem:
+  """Returns the training problem of this phase.
+
+  Args:
+    config: of the run.
+    built: its networks.
+    data: its data.
+    variables: of the heads, to begin with.
+    teacher_variables: those of the teacher.
+    make_table: from (`features_at_taps`, what they read) to the cache of these, if heads learn from
+      one.
+  """
+  backbone, prepared = networks.prepare_teacher(
+      config, built, built.teacher, teacher_variables, tuple(built.taps))
+  teach = features_at_taps(built, backbone)
+  if make_table:
+    signals, preprocess = make_table(teach, {'backbone': prepared}), data.student_preprocess
+    prepared = {}
+  else:
+    signals, preprocess = LiveSignals(teach, config.compute.accumulate), data.preprocess
+  task = heads_task(built, teacher_variables, preprocess, signals, prepared)
+  return Problem(config, task, variables, config.heads.train, data, built.spec.image_shape)
 
 
 def run_heads(experiment: Experiment) -> dict:
@@ -78,12 +100,6 @@ def run_heads(experiment: Experiment) -> dict:
   if finished := experiment.workdir.result('heads'):
     return finished
   teacher, owner = load_teacher(experiment)
-  taps = tuple(built.taps)
-  prepared = experiment.prepare_teacher(built.teacher, teacher, taps)
-  cached = None
-  if experiment.config.compute.cache_taps and not config.variables:
-    cached = cache_plan.taps_table(experiment, *prepared), built.taps
-  task = heads_task(built.teacher, built.heads, teacher, taps, prepared, cached)
   variables = networks.initialise_heads(built, experiment.key(1))
   sizes = {tap: cost.count_parameters(variables['params'][head_modules.param_name(tap)])
            for tap in built.taps}
@@ -91,22 +107,27 @@ def run_heads(experiment: Experiment) -> dict:
     say(f'heads: {tap}, feature {built.taps[tap]}, {size:,} parameters')
   if config.variables:
     variables, _ = exported_variables.load_heads(config.variables, built, owner)
-    learnt = Learnt(variables, variables)
   else:
     overview(experiment, 'heads', config.kind, variables)
-    learnt = experiment.train('heads', task, variables, config.train)
-  measured = experiment.measure(task, learnt)
+  cached = experiment.config.compute.cache_taps and not config.variables
+  problem = heads_problem(
+      experiment.config, built, experiment.data, variables, teacher,
+      functools.partial(cache_plan.taps_table, experiment) if cached else None)
+  outcome = (PhaseOutcome(variables, variables) if config.variables
+             else experiment.train('heads', problem))
+  measured = experiment.measure(problem.task, outcome)
   members = {name: measured[name] for name in (*built.taps, FINAL, MEAN)}
   for tap, size in sizes.items():
     members[tap]['parameters'] = size
   weights = {}
-  if len(experiment.validation_subset):  # Without a validation split, nothing tells who is right.
-    found = member_weights.weigh(*predict_cohort(experiment, task, learnt.best, 'validation'))
+  predicted = functools.partial(predict_cohort, experiment, problem.task, outcome.best)
+  if len(experiment.data.validation_subset):  # Else nothing tells which member is right.
+    found = member_weights.weigh(*predicted('validation'))
     weights = {rule: numbers.tolist() for rule, numbers in found.items()}
   meta = {'model': exported_variables.describe_heads(built), 'teacher': owner, 'weights': weights}
-  return finish(experiment, 'heads', learnt, meta, {
+  return finish(experiment, 'heads', outcome, meta, {
       **members[MEAN], 'members': members, 'weights': weights,
-      'analysis': analysis.analyse(*predict_cohort(experiment, task, learnt.best, 'test'))})
+      'analysis': analysis.analyse(*predicted('test'))})
 
 
 def load_heads(experiment: Experiment, owner: str) -> tuple[Any, dict[str, list[float]]]:

@@ -1,7 +1,7 @@
 """The networks of a run, built from the config and checked against each other by shape."""
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -16,6 +16,7 @@ from kdih.cohort.members import FINAL
 from kdih.data.spec import DataSpec
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import STUDENT, Context, Method
+from kdih.distillation.signal import TeacherSignal
 from kdih.models import registry, taps as taps_lib
 from kdih.models.taps import Output, Shapes, Variables
 from kdih.runtime import devices
@@ -73,16 +74,14 @@ class Networks:
     return _abstract_output(self.student, self.student_variables, self.spec, self.student_taps)
 
   @functools.cached_property
-  def heard_widths(self) -> dict[str, int]:
-    """{method: numbers in a row of what it hears}; 0 where it hears more than such rows."""
-    widths = {}
+  def cached_signals(self) -> dict[str, TeacherSignal]:
+    """{method: shapes of what a cache keeps of its teacher signal}, of those that one can serve."""
+    found = {}
     for name, method in self.methods.items():
-      if method.hearing is None or method.taught_by == 'labels' or method.assistants:
-        widths[name] = 0
-      else:
+      if method.summary and method.taught_by != 'labels' and not method.assistants:
         lesson = blank_lesson(self, method, num_examples=2)
-        widths[name] = jax.eval_shape(functools.partial(method.hear, lesson)).shape[-1]
-    return widths
+        found[name] = jax.eval_shape(method.summary.of, lesson.teacher, dict(lesson.weights))
+    return found
 
 
 def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Networks:
@@ -141,7 +140,7 @@ def _method(
       num_members, devices.AXIS if config.sync_batch_norm else None,
       functools.partial(_model_for_method, config, spec, setting=setting),
       functools.partial(_method, config, spec, num_members, within=(*within, name)),
-      config.compute.mean_soft_label)
+      config.compute.mean_soft_label, config.compute.cache_members)
   return methods.create(name, config.methods[name].to_dict(), context)
 
 
@@ -170,6 +169,17 @@ def _check_pair(config: 'ml_collections.ConfigDict', built: Networks, name: str)
   except Exception as error:  # Options of a wrong type, of which flax raises many kinds.
     raise errors.ConfigError(f'config.methods.{name}: its options cannot be used: '
                              f'{errors.first_line(error)}') from error
+
+
+def prepare_teacher(
+    config: 'ml_collections.ConfigDict', built: Networks, module: nn.Module, variables: Variables,
+    taps: Sequence[str],
+) -> tuple[nn.Module, Variables]:
+  """Returns a frozen teacher made quick, as the config says; see `frozen_teacher.prepare`."""
+  compute = config.compute
+  return frozen_teacher.prepare(
+      module, variables, taps, built.spec.image_shape,
+      fold_batch_norm=compute.fold_batch_norm, dtype=compute.teacher_dtype)
 
 
 def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -227,10 +237,14 @@ def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:
   """
   images = jnp.zeros((2, *built.spec.image_shape))
   names = (*built.taps, FINAL) if method.taught_by == 'cohort' else ()
+  teacher = TeacherSignal()
+  if method.taught_by != 'labels':
+    output = _zeros(built.teacher_output)
+    teacher = TeacherSignal(
+        output.logits, output.features, output.preactivations, output.embedding,
+        jnp.zeros((2, len(names), built.spec.num_classes)) if names else None)
   return Lesson(
-      images, jnp.zeros(2, jnp.int32), _zeros(built.student_output),
-      None if method.taught_by == 'labels' else _zeros(built.teacher_output),
-      {member: jnp.zeros((2, built.spec.num_classes)) for member in names},
+      images, jnp.zeros(2, jnp.int32), _zeros(built.student_output), teacher,
       {rule: jnp.ones(len(names)) for rule in RULES if names and built.validated},
       jnp.zeros(2, jnp.int32), jnp.zeros(num_examples, jnp.int32), jnp.zeros(()),
       jax.random.key(0))
@@ -239,27 +253,15 @@ def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:
 def _abstract_output(
     model: nn.Module, variables: Variables, spec: DataSpec, taps: Shapes
 ) -> Output:
-  found = {}
-
   def observe(variables, images):
-    found['output'] = taps_lib.observe(model, variables, images, tuple(taps))[0]
-    return ()
+    return taps_lib.observe(model, variables, images, tuple(taps))[0]
 
-  jax.eval_shape(observe, variables, jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32))
-  return _mapped(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found['output'])
+  return jax.eval_shape(
+      observe, variables, jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32))
 
 
 def _zeros(shapes: Output) -> Output:
-  return _mapped(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-
-def _mapped(function: Callable, output: Output) -> Output:
-  """Applies a function to every array; one by one, for jax would sort the taps."""
-  def each(features):
-    return {tap: function(feature) for tap, feature in features.items()}
-
-  return Output(function(output.logits), each(output.features), each(output.preactivations),
-                None if output.embedding is None else function(output.embedding))
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def _quickly(init, key: jax.Array) -> dict[str, Any]:

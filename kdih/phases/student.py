@@ -1,31 +1,69 @@
 """The third phase: assistants, preparation, and the student itself, by one method."""
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdih.cohort.members import Teach, make_teach
+from kdih.cohort.members import make_teach
 from kdih.config import method_presets, protocol
+from kdih.data.augment import Preprocess
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import STUDENT, Method
 from kdih.models import cost, taps as taps_lib
 from kdih.phases import cache_plan, exported_variables, networks
 from kdih.phases.experiment import Experiment, finish, overview
 from kdih.phases.heads import load_heads
+from kdih.phases.networks import Networks
+from kdih.phases.problem import Problem, TrainingData
 from kdih.phases.teacher import load_teacher, predict_as
 from kdih.runtime import devices
 from kdih.runtime.progress import say
 from kdih.training import state, together
-from kdih.training.task import LiveOutputs, Task, TeacherOutputs
+from kdih.training.task import LiveSignals, Signals, Task
+
+if TYPE_CHECKING:
+  import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """Who teaches next in a chain.
+
+  Attributes:
+    module: of it.
+    taps: those that methods read.
+    frozen: variables {'teacher', 'heads', 'weights'}, as far as the method is taught by them.
+    cached_with: methods whose cache is made in one, the one that is taught first.
+  """
+
+  module: nn.Module
+  taps: tuple[str, ...]
+  frozen: dict[str, Any]
+  cached_with: tuple[str, ...] = ()
+
+
+def teacher_of(
+    config: 'ml_collections.ConfigDict', built: Networks, frozen: dict[str, Any],
+    cached_with: tuple[str, ...] = (),
+) -> Teacher:
+  """Returns the frozen teacher made quick, with its heads if `frozen` has any; see `Teacher`."""
+  taps = tuple(built.teacher_taps)
+  if 'teacher' not in frozen:  # The labels alone teach.
+    return Teacher(built.teacher, taps, frozen)
+  carrying = tuple(built.taps) if 'heads' in frozen else ()
+  module, variables = networks.prepare_teacher(
+      config, built, built.teacher, frozen['teacher'], (*taps, *carrying))
+  return Teacher(module, taps, {**frozen, 'teacher': variables}, cached_with)
 
 
 def student_task(
-    student: nn.Module, taps: Sequence[str], method: Method, teach: Teach, frozen: Any,
-    *, preparing: bool = False, table: TeacherOutputs | None = None,
+    student: nn.Module, taps: Sequence[str], method: Method, signals: Signals, frozen: Any,
+    preprocess: Preprocess, *, preparing: bool = False,
 ) -> Task:
-  """The student learns by `method` from what `teach(frozen, images)` says.
+  """Returns how the student learns by `method` from the labels and the teacher signal.
 
   Variables are those of student and method, joined: {'params': {'student', 'method'}, ...}.
 
@@ -33,34 +71,65 @@ def student_task(
     student: its module.
     taps: those of its taps that the method reads.
     method: how it is taught.
-    teach: from `make_teach`.
-    frozen: what `teach` reads; also 'weights' and 'train_labels', see `Lesson`.
+    signals: give the teacher signal.
+    frozen: what `signals` read; also 'weights' and 'train_labels', see `Lesson`.
+    preprocess: shows the images.
     preparing: learn by `method.prepare`.
-    table: of what the method hears, in the place of what `teach` says.
   """
-  def loss(params, collections, frozen, batch, key):
+  def loss(params, collections, frozen, batch, signal, moment):
     variables = {'params': params, **collections}
     output, changed = taps_lib.observe(
-        student, state.part(variables, 'student'), batch['image'], taps, train=True,
-        key=key)
-    teacher, members = batch['taught']
+        student, state.part(variables, 'student'), batch.images, taps, train=True,
+        key=moment.dropout_key)
     lesson = Lesson(
-        batch['image'], batch['label'], output, teacher, members, frozen.get('weights', {}),
-        batch['index'], frozen.get('train_labels'), batch['epoch'], batch['key'], devices.gather,
-        batch['heard'].astype(jnp.float32) if 'heard' in batch else None)
-    loss, kept = method.apply(
+        batch.images, batch.labels, output, signal, frozen.get('weights', {}), batch.index,
+        frozen.get('train_labels'), moment.epoch, moment.key, devices.gather)
+    terms, kept = method.apply(
         state.part(variables, 'method'), lesson, mutable=['batch_stats', 'memory'],
-        rngs={'dropout': key}, method='prepare' if preparing else '__call__')
+        rngs={'dropout': moment.dropout_key}, method='prepare' if preparing else '__call__')
     collections = {**collections, **state.join(student=changed, method=kept)}
-    return loss.mean(), (collections, {'student': output.logits})
+    return terms, (collections, {'student': output.logits})
 
   def predict(variables, frozen, images):
     del frozen
     variables = state.part(variables, 'student')
     return {'student': taps_lib.observe(student, variables, images, ())[0].logits}
 
-  return Task(loss, predict, frozen, partial=True, table=table or LiveOutputs(),
-              teach=lambda frozen, batch: teach(frozen, batch['image']))
+  return Task(loss, predict, frozen, preprocess, signals, partial=True)
+
+
+def student_problem(
+    config: 'ml_collections.ConfigDict', built: Networks, data: TrainingData, variables: Any,
+    name: str, teacher: Teacher, *, student: nn.Module | None = None,
+    make_table: Callable[[], Signals] | None = None, preparing: bool = False,
+) -> Problem:
+  """Returns the training problem of a student.
+
+  Args:
+    config: of the run.
+    built: its networks.
+    data: its data.
+    variables: of student and method, joined, to begin with.
+    name: of the method.
+    teacher: who teaches.
+    student: the module that is taught, an assistant; the student unless given.
+    make_table: makes the cache of the teacher signal, if it is taught from one.
+    preparing: learn what the method prepares.
+  """
+  method, frozen = built.methods[name], dict(teacher.frozen)
+  taps = tuple(built.student_taps) if student is None else ()
+  if make_table:
+    signals, frozen = make_table(), {'weights': frozen.get('weights', {})}
+  else:
+    signals = LiveSignals(
+        make_teach(method.taught_by, teacher.module, teacher.taps, built.heads, tuple(built.taps)),
+        config.compute.accumulate)
+  if method.needs_train_labels:
+    frozen['train_labels'] = jnp.asarray(data.train_labels())
+  task = student_task(student or built.student, taps, method, signals, frozen,
+                      data.student_preprocess, preparing=preparing)
+  train = config.student.prepare if preparing else method_presets.training(config, name)
+  return Problem(config, task, variables, train, data, built.spec.image_shape)
 
 
 def with_teacher(task: Task, teacher: nn.Module, teacher_variables: Any) -> Task:
@@ -69,25 +138,9 @@ def with_teacher(task: Task, teacher: nn.Module, teacher_variables: Any) -> Task
     logits = task.predict(variables, frozen['task'], images)
     return {**logits, **predict_as('teacher', teacher)(frozen['teacher'], None, images)}
 
-  return Task(task.loss, predict, {'task': task.frozen, 'teacher': teacher_variables},
-              reference='teacher')
-
-
-@dataclasses.dataclass(frozen=True)
-class _Teacher:
-  """Who teaches next in a chain.
-
-  Attributes:
-    module: of it.
-    taps: those that are read.
-    frozen: what is frozen.
-    heard_with: methods whose cache is made in one, the one that is taught first.
-  """
-
-  module: nn.Module
-  taps: tuple[str, ...]
-  frozen: dict[str, Any]
-  heard_with: tuple[str, ...] = ()
+  return dataclasses.replace(
+      task, predict=predict, frozen={'task': task.frozen, 'teacher': teacher_variables},
+      reference='teacher')
 
 
 def run_student(experiment: Experiment, name: str) -> dict:
@@ -99,8 +152,7 @@ def run_student(experiment: Experiment, name: str) -> dict:
   for number, model in enumerate(built.methods[name].assistants):
     teacher = _run_assistant(experiment, name, number, model, teacher)
   described = exported_variables.describe_model(config, 'student', built.spec.num_classes)
-  return _run(experiment, name, phase, built.student, tuple(built.student_taps), teacher, 2,
-              described)
+  return _run(experiment, name, phase, None, teacher, 2, described)
 
 
 def train_together(students: Sequence[tuple[Experiment, str]]) -> None:
@@ -130,34 +182,31 @@ def train_together(students: Sequence[tuple[Experiment, str]]) -> None:
 
 
 def _train_together(
-    students: Sequence[tuple[Experiment, str]], variables: Sequence[Any], teacher: _Teacher, *,
+    students: Sequence[tuple[Experiment, str]], variables: Sequence[Any], teacher: Teacher, *,
     preparing: bool = False,
 ) -> list[Any] | None:
-  """The last variables of the students, see `together.train`; they have those to begin with."""
+  """Returns the last variables of the students, see `together.train`, from `variables` on."""
   first, _ = students[0]
-  built, config = first.networks, first.config
-  trains = {name: config.student.prepare if preparing else method_presets.training(config, name)
-            for _, name in students}
-  learning = {}
-  for (_, name), own in zip(students, variables, strict=True):
-    if name not in learning:
-      task = _task(first, built.student, tuple(built.student_taps), name, teacher,
-                   preparing=preparing)
-      learning[name] = first.learning(task, own, trains[name])
-  phases = [f'student/{name}' + ('/prepare' if preparing else '') for _, name in students]
+  of_method: dict[str, Problem] = {}  # Seeds of one method share their step.
   learners = []
-  for (experiment, name), phase, own in zip(students, phases, variables, strict=True):
-    learner = experiment.learner(phase, own, learning[name].tx)
-    named = f'{phase} seed {experiment.config.seed}'
-    learners.append(dataclasses.replace(learner, phase=named))
-  return together.train(phases[0], lambda: first.program(
-      phases[0], [learning[name] for _, name in students], next(iter(trains.values())),
-      config.sweep.together_by), learners)
+  for (experiment, name), own in zip(students, variables, strict=True):
+    if name not in of_method:
+      of_method[name] = _problem(first, own, name, teacher, preparing=preparing)
+    phase = f'student/{name}' + ('/prepare' if preparing else '')
+    learner = experiment.learner(phase, of_method[name], own)
+    learners.append(dataclasses.replace(
+        learner, phase=f'{phase} seed {experiment.config.seed}'))
+  phase = f'student/{students[0][1]}' + ('/prepare' if preparing else '')
+  group = together.Students([of_method[name].train_step for _, name in students],
+                            first.config.sweep.together_by)
+  problem = next(iter(of_method.values()))
+  return together.train(
+      phase, lambda: first.program(phase, problem, group), group, learners)
 
 
 def _run_assistant(
-    experiment: Experiment, name: str, number: int, model: str, teacher: _Teacher
-) -> _Teacher:
+    experiment: Experiment, name: str, number: int, model: str, teacher: Teacher
+) -> Teacher:
   """Trains the assistant `number` of a chain, and makes it the next teacher."""
   built, phase = experiment.networks, f'student/{name}/assistant{number + 1}'
   module = built.assistants[model]
@@ -165,48 +214,47 @@ def _run_assistant(
     num_classes = built.spec.num_classes
     described = ({'name': model, 'kwargs': {}, 'num_classes': num_classes} if model != STUDENT else
                  exported_variables.describe_model(experiment.config, 'student', num_classes))
-    _run(experiment, name, phase, module, (), teacher, 4 + number, described)
+    _run(experiment, name, phase, module, teacher, 4 + number, described)
   like = taps_lib.abstract_variables(module, built.spec.image_shape)
   path = experiment.workdir.path / phase / 'variables'
   variables = exported_variables.load(path, like, f'config.methods.{name}.chain')
-  return _prepared(experiment, module, (), (), {'teacher': variables})
+  next_built = dataclasses.replace(built, teacher=module, teacher_taps={})
+  return teacher_of(experiment.config, next_built, {'teacher': variables})
 
 
 def _run(
-    experiment: Experiment, name: str, phase: str, student: nn.Module, taps: tuple[str, ...],
-    teacher: _Teacher, role: int, described: dict,
+    experiment: Experiment, name: str, phase: str, assistant: nn.Module | None, teacher: Teacher,
+    role: int, described: dict,
 ) -> dict:
-  """Trains `student` by the method `name` as the phase `phase`, and finishes the phase.
+  """Trains a student by the method `name` as the phase `phase`, and finishes the phase.
 
   Args:
     experiment: the run.
     name: of the method.
     phase: the name of the phase.
-    student: the module to teach.
-    taps: of the student, that the method reads.
+    assistant: the module to teach in the place of the student.
     teacher: who teaches.
     role: see `Experiment.key`.
     described: what the exported variables are of.
   """
-  method = experiment.networks.methods[name]
+  built = experiment.networks
+  student = assistant or built.student
   variables = _initial(experiment, name, phase, student, role, described['name'])
-  if method.prepares:
-    task = _task(experiment, student, taps, name, teacher, preparing=True)
-    prepared = experiment.train(
-        f'{phase}/prepare', task, variables, experiment.config.student.prepare)
+  if built.methods[name].prepares:
+    prepared = experiment.train(f'{phase}/prepare', _problem(
+        experiment, variables, name, teacher, assistant, preparing=True))
     variables = prepared.last
-  task = _task(experiment, student, taps, name, teacher)
-  learnt = experiment.train(
-      phase, task, variables, method_presets.training(experiment.config, name))
+  problem = _problem(experiment, variables, name, teacher, assistant)
+  outcome = experiment.train(phase, problem)
   measured = experiment.measure(
-      task, learnt,  # With the teacher, where there is one, to see how far they agree.
-      with_teacher(task, experiment.networks.teacher, load_teacher(experiment)[0])
-      if experiment.teachers.result('teacher') else task)['student']
-  alone = dataclasses.replace(learnt, last=state.part(learnt.last, 'student'),
-                              best=state.part(learnt.best, 'student'))
+      problem.task, outcome,  # With the teacher, where there is one, to see how far they agree.
+      with_teacher(problem.task, built.teacher, load_teacher(experiment)[0])
+      if experiment.teachers.result('teacher') else problem.task)['student']
+  alone = dataclasses.replace(outcome, last=state.part(outcome.last, 'student'),
+                              best=state.part(outcome.best, 'student'))
   every = experiment.config.methods.to_dict()
   parts = {part: every[part] for part in protocol.parts({'methods': every}, name)}
-  flops = cost.forward_flops(student, alone.best, experiment.networks.spec.image_shape)
+  flops = cost.forward_flops(student, alone.best, built.spec.image_shape)
   return finish(experiment, phase, alone, {'model': described}, {
       **measured, 'model': described['name'], 'flops': flops,
       'method': experiment.config.methods[name].to_dict(), 'parts': parts})
@@ -215,57 +263,41 @@ def _run(
 def _initial(
     experiment: Experiment, name: str, phase: str, student: nn.Module, role: int, model: str
 ) -> dict[str, Any]:
-  """Fresh variables of the student and of what the method trains beside it, joined."""
+  """Returns fresh variables of the student and of what the method trains beside it, joined."""
   built, shape = experiment.networks, experiment.networks.spec.image_shape
   variables = networks.initialise(student, experiment.key(role), shape)
   overview(experiment, phase, model, variables)
-  beside = networks.initialise_method(built, name, experiment.key(3), experiment.train_size)
+  beside = networks.initialise_method(
+      built, name, experiment.key(3), experiment.data.train_size)
   if count := cost.count_parameters(beside.get('params', {})):
     say(f'{phase}: {count:,} parameters of the method {name} are trained beside it')
   return state.join(student=variables, method=beside)
 
 
-def _task(
-    experiment: Experiment, student: nn.Module, taps: tuple[str, ...], name: str,
-    teacher: _Teacher, *, preparing: bool = False,
-) -> Task:
-  built, frozen = experiment.networks, dict(teacher.frozen)
-  method = built.methods[name]
-  table = None
-  if cache_plan.serves(experiment.config, built, name) and not preparing:
-    table = cache_plan.table(experiment, teacher.heard_with, teacher.module, frozen)
-    frozen = {'weights': frozen.get('weights', {})}  # The others are heard from the table.
-  elif experiment.config.compute.cache != 'none' and method.taught_by != 'labels':
-    say(f'{name}: hears more of the teacher than config.compute.cache holds, and does without it')
-  taught_by = 'labels' if table else method.taught_by
-  teach = make_teach(
-      taught_by, teacher.module, teacher.taps, built.heads, tuple(built.taps))
-  if method.needs_train_labels:
-    frozen['train_labels'] = jnp.asarray(experiment.train_labels())
-  return student_task(student, taps, method, teach, frozen, preparing=preparing,
-                      table=table)
+def _problem(
+    experiment: Experiment, variables: Any, name: str, teacher: Teacher,
+    assistant: nn.Module | None = None, *, preparing: bool = False,
+) -> Problem:
+  """Returns `student_problem`, from a cache where the config asks for one that serves."""
+  config, built = experiment.config, experiment.networks
+  make_table = None
+  if cache_plan.serves(config, built, name) and not preparing:
+    make_table = functools.partial(
+        cache_plan.table, experiment, teacher.cached_with, teacher.module, teacher.frozen)
+  elif config.compute.cache != 'none' and built.methods[name].taught_by != 'labels':
+    say(f'{name}: reads more of the teacher than config.compute.cache holds, and does without it')
+  return student_problem(config, built, experiment.data, variables, name, teacher,
+                         student=assistant, make_table=make_table, preparing=preparing)
 
 
-def _first_teacher(experiment: Experiment, name: str) -> _Teacher:
-  """Who teaches by the method `name`, and with it what others hear who have a cache in common."""
-  built, taps = experiment.networks, tuple(experiment.networks.teacher_taps)
+def _first_teacher(experiment: Experiment, name: str) -> Teacher:
+  """Returns who teaches by the method `name`, and all who have a cache in common with it."""
+  config, built = experiment.config, experiment.networks
   if built.methods[name].taught_by == 'labels':
-    return _Teacher(built.teacher, taps, {})
+    return teacher_of(config, built, {})
   variables, owner = load_teacher(experiment)
-  frozen, names = {'teacher': variables}, cache_plan.heard_with(experiment, name)
-  members: tuple[str, ...] = ()
+  frozen, names = {'teacher': variables}, cache_plan.cached_with(experiment, name)
   if 'cohort' in {built.methods[other].taught_by for other in names}:
     frozen['heads'], weights = load_heads(experiment, owner)
     frozen['weights'] = {rule: jnp.asarray(numbers) for rule, numbers in weights.items()}
-    members = tuple(built.taps)
-  return dataclasses.replace(
-      _prepared(experiment, built.teacher, taps, members, frozen), heard_with=names)
-
-
-def _prepared(
-    experiment: Experiment, module: nn.Module, taps: tuple[str, ...], members: tuple[str, ...],
-    frozen: dict[str, Any],
-) -> _Teacher:
-  """A teacher that says quickly what it is asked, at `taps` and, for its heads, at `members`."""
-  module, variables = experiment.prepare_teacher(module, frozen['teacher'], (*taps, *members))
-  return _Teacher(module, taps, {**frozen, 'teacher': variables})
+  return teacher_of(config, built, frozen, names)

@@ -1,20 +1,25 @@
 """The first phase: the teacher learns from the labels, or one that exists is taken."""
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from kdih import errors
+from kdih.data.augment import Preprocess
 from kdih.distillation import losses
 from kdih.models import cost, taps
 from kdih.phases import exported_variables, networks
-from kdih.phases.experiment import Experiment, Learnt, finish, overview
+from kdih.phases.experiment import Experiment, PhaseOutcome, finish, overview
 from kdih.phases.networks import Networks
+from kdih.phases.problem import Problem, TrainingData
 from kdih.runtime import digests
 from kdih.runtime.progress import say
 from kdih.training.task import Task
+
+if TYPE_CHECKING:
+  import ml_collections
 
 _TOLERANCE = 0.005  # Between a stored accuracy and the one measured again, as fractions.
 
@@ -27,16 +32,25 @@ def predict_as(name: str, model: nn.Module) -> Callable[[Any, Any, jax.Array], d
   return predict
 
 
-def teacher_task(model: nn.Module) -> Task:
-  """Returns how the teacher learns from the labels."""
-  def loss(params, collections, frozen, batch, key):
-    del frozen
+def teacher_task(model: nn.Module, preprocess: Preprocess) -> Task:
+  """Returns how the teacher learns from the labels, by cross-entropy."""
+  def loss(params, collections, frozen, batch, signal, moment):
+    del frozen, signal
     output, collections = taps.observe(
-        model, {'params': params, **collections}, batch['image'], (), train=True, key=key)
-    loss = losses.cross_entropy(output.logits, batch['label']).mean()
-    return loss, (collections, {'teacher': output.logits})
+        model, {'params': params, **collections}, batch.images, (), train=True,
+        key=moment.dropout_key)
+    ce = losses.cross_entropy(output.logits, batch.labels)
+    return {'ce': ce}, (collections, {'teacher': output.logits})
 
-  return Task(loss, predict_as('teacher', model), {})
+  return Task(loss, predict_as('teacher', model), {}, preprocess)
+
+
+def teacher_problem(
+    config: 'ml_collections.ConfigDict', built: Networks, data: TrainingData, variables: Any
+) -> Problem:
+  """Returns the training problem of this phase, from these variables on."""
+  return Problem(config, teacher_task(built.teacher, data.preprocess), variables,
+                 config.teacher.train, data, built.spec.image_shape)
 
 
 def run_teacher(experiment: Experiment) -> dict:
@@ -44,7 +58,6 @@ def run_teacher(experiment: Experiment) -> dict:
   config, built = experiment.config.teacher, experiment.networks
   if finished := experiment.workdir.result('teacher'):
     return finished
-  task = teacher_task(built.teacher)
   meta: dict[str, Any] = {'model': exported_variables.describe_model(
       experiment.config, 'teacher', built.spec.num_classes)}
   stored: dict[str, Any] = {}
@@ -52,16 +65,17 @@ def run_teacher(experiment: Experiment) -> dict:
     variables, stored = exported_variables.load_teacher(config.variables, experiment.config, built)
     _introduce(variables, stored['data'], built)
     meta['data'] = {name: stored['data'][name] for name in ('mean', 'std')}
-    learnt = Learnt(variables, variables)
   else:
     variables = networks.initialise(built.teacher, experiment.key(0), built.spec.image_shape)
     overview(experiment, 'teacher', config.name, variables)
-    learnt = experiment.train('teacher', task, variables, config.train)
-  measured = experiment.measure(task, learnt)['teacher']
+  problem = teacher_problem(experiment.config, built, experiment.data, variables)
+  outcome = (PhaseOutcome(variables, variables) if config.variables
+             else experiment.train('teacher', problem))
+  measured = experiment.measure(problem.task, outcome)['teacher']
   if stored:
     _check_accuracy(config.variables, stored, experiment, measured)
-  flops = cost.forward_flops(built.teacher, learnt.best, built.spec.image_shape)
-  return finish(experiment, 'teacher', learnt, meta,
+  flops = cost.forward_flops(built.teacher, outcome.best, built.spec.image_shape)
+  return finish(experiment, 'teacher', outcome, meta,
                 {**measured, 'model': config.name, 'flops': flops})
 
 

@@ -32,7 +32,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-  """One of the students that learn from the same batches; most often there is one.
+  """What is trained, and where it is kept.
 
   Attributes:
     state: before the first step.
@@ -48,14 +48,31 @@ class Learner:
   phase: str
   events: bool = True
 
+  def begin(self) -> tuple[TrainState, dict]:
+    """Returns the state to go on from, in numpy, and the meta of its checkpoint."""
+    return self.checkpoints.restore_last() or (devices.to_host(self.state), {})
+
+  def monitor(self, schedule: LoopSchedule, meta: dict, start: int) -> Monitor:
+    """Returns what looks at its metrics from step `start` on."""
+    schedule = dataclasses.replace(schedule, phase=self.phase)
+    return Monitor(schedule, meta, start, self.directory, self.events)
+
+  def save(
+      self, number: int, state: TrainState, monitor: Monitor,
+      evaluate: Callable[[Any], Scalars | None] | None,
+  ) -> None:
+    """Writes the checkpoint of step `number`, evaluated first if there is `evaluate`."""
+    scalars = evaluate and monitor.validate(number, functools.partial(evaluate, state.variables))
+    self.checkpoints.save(state, monitor.clock.meta, scalars)
+
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """How learners are trained, which is the same for all of them.
+class TrainProgram:
+  """How a learner is trained.
 
   Attributes:
-    step: (states, feed) to (states, metrics of the call's updates on the device, {name:
-      [updates]} for each state); may donate the states' buffers.
+    step: (state, feed) to (state, metrics of the call's updates on the device, {name:
+      [updates]}); may donate the state's buffers.
     feeds: (start, sizes) to what each call is fed with that makes so many updates.
     evaluate: variables to validation scalars, of which `top1` chooses the best checkpoint; None
       where nothing is validated.
@@ -63,14 +80,14 @@ class Program:
     hooks: called with the number of updates made, after each call.
   """
 
-  step: Callable[[tuple[TrainState, ...], Any], tuple[tuple[TrainState, ...], Any]]
+  step: Callable[[Any, Any], tuple[Any, Any]]
   feeds: Callable[[int, Sequence[int]], Iterator[Any]]
   evaluate: Callable[[Any], Scalars | None]
   schedule: LoopSchedule
   hooks: Sequence[Callable[[int], Any]] = ()
 
 
-def train(program: Program, learner: Learner) -> Outcome:
+def train(program: TrainProgram, learner: Learner) -> Outcome:
   """Trains from the last checkpoint, or from the learner's state, to the end of the schedule.
 
   Raises:
@@ -80,11 +97,12 @@ def train(program: Program, learner: Learner) -> Outcome:
     PreemptedError: the process was asked to stop; there is a checkpoint of its last call.
     TrainingError: a checkpoint cannot be written.
   """
-  checkpoints, first = learner.checkpoints, devices.to_host(learner.state)
-  state, meta = checkpoints.restore_last() or (first, {})
+  checkpoints = learner.checkpoints
+  state, meta = learner.begin()
   while True:
     try:
-      return train_together(program, [learner], [(state, meta)])[0]
+      last, monitor = train_from(program, learner, state, meta, int(state.step))
+      return Outcome(last, monitor.clock.meta['seconds'], monitor.clock.examples_per_second)
     except errors.NotFiniteError as error:
       if _rewinds(state) >= program.schedule.max_rewinds:
         raise errors.NotFiniteError(
@@ -93,66 +111,48 @@ def train(program: Program, learner: Learner) -> Outcome:
       pace, begun = state.pace / 2, int(state.step)
       if checkpoints.last_step == begun:  # It led here before, and is taken for the cause.
         checkpoints.drop(begun)
-      state, meta = checkpoints.restore_last() or (first, {})
+      state, meta = learner.begin()
       state = dataclasses.replace(state, pace=pace)
       say(f'{error}; back to step {int(state.step)} with the learning rate x {float(pace):g}')
 
 
-def train_together(
-    program: Program, learners: Sequence[Learner], begun: Sequence[tuple[TrainState, dict]]
-) -> list[Outcome]:
-  """Trains learners to the end of the schedule.
+def train_from(
+    program: TrainProgram, learner: Any, state: Any, meta: Any, number: int
+) -> tuple[Any, Any]:
+  """Trains a state to the end of the schedule; returns the last one, and its monitor.
 
   Args:
     program: how.
-    learners: which.
-    begun: from where: a state in numpy and the meta of a checkpoint for each, all of one step.
+    learner: a `Learner`, or what stands for several.
+    state: in numpy, of what `program.step` updates.
+    meta: of its checkpoint.
+    number: updates made so far.
 
   Raises:
-    NotFiniteError: the loss of a learner is not finite.
+    NotFiniteError: the loss is not finite.
     PreemptedError, TrainingError: see `train`.
   """
-  schedule, number = program.schedule, int(begun[0][0].step)
-  states = tuple(state for state, _ in begun)
-  with contextlib.ExitStack() as stack:
-    monitors = []
-    for learner, (_, meta) in zip(learners, begun, strict=True):
-      own = dataclasses.replace(schedule, phase=learner.phase)
-      monitors.append(Monitor(own, meta, number, learner.directory, learner.events))
-      stack.callback(monitors[-1].close)
-    stack.enter_context(preemption.training())
-    states = devices.replicate(states)
-    sizes = list(steps_per_call.sizes(
-        number, schedule.total_steps, schedule.evaluate_every, schedule.per_call))
+  schedule = program.schedule
+  sizes = list(steps_per_call.sizes(
+      number, schedule.total_steps, schedule.evaluate_every, schedule.per_call))
+  with contextlib.closing(learner.monitor(schedule, meta, number)) as monitor, \
+      preemption.training():
+    state = devices.replicate(state)
     for size, feed in zip(sizes, program.feeds(number, sizes), strict=True):
-      states, metrics = program.step(states, feed)
+      state, metrics = program.step(state, feed)
       number += size
-      for monitor, values in zip(monitors, metrics, strict=True):
-        monitor.record(number, values)
+      monitor.record(number, metrics)
       for hook in program.hooks:
         hook(number)
       leaving, evaluating = preemption.reached(), schedule.evaluates_after(number)
-      if evaluating or leaving:
-        _save(learners, monitors, number, states, program.evaluate if evaluating else None)
+      if evaluating or leaving:  # Off the clock.
+        monitor.settle(number)
+        learner.save(number, state, monitor, program.evaluate if evaluating else None)
+        monitor.restart()
       if leaving:
         raise errors.PreemptedError(f'{schedule.phase}: asked to stop, and saved at step {number}; '
                                     'the same command goes on from there')
-  return [Outcome(state, monitor.clock.meta['seconds'], monitor.clock.examples_per_second)
-          for state, monitor in zip(states, monitors, strict=True)]
-
-
-def _save(
-    learners: Sequence[Learner], monitors: Sequence[Monitor], number: int,
-    states: tuple[TrainState, ...], evaluate: Callable[[Any], Scalars | None] | None,
-) -> None:
-  """Writes a checkpoint of each, evaluated first if there is `evaluate`, off their clocks."""
-  for monitor in monitors:
-    monitor.settle(number)
-  for learner, monitor, state in zip(learners, monitors, states, strict=True):
-    scalars = evaluate and monitor.validate(number, functools.partial(evaluate, state.variables))
-    learner.checkpoints.save(state, monitor.clock.meta, scalars)
-  for monitor in monitors:
-    monitor.clock.start()
+  return state, monitor
 
 
 def _rewinds(state: TrainState) -> int:

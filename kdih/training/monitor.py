@@ -13,6 +13,16 @@ from kdih.training.metric_log import MetricWriter
 Scalars = dict[str, float]
 
 
+def _order(name: str) -> int:
+  """Returns the place of a metric: the loss, its terms, the accuracy."""
+  return {'loss': 0, 'top1': 2}.get(name, 1)
+
+
+def _shown(means: dict[str, float]) -> dict[str, float]:
+  """Returns what the progress line shows: a loss of one term is that term."""
+  return means if len(means) > 3 else {name: means[name] for name in ('loss', 'top1')}
+
+
 class _Clock:
   """Seconds of the phase and its training speed, carried over a resume in `meta`."""
 
@@ -80,6 +90,10 @@ class Monitor:
     """Whether a line tells of the updates up to this one."""
     return number == self._first or self._schedule.logs_after(number)
 
+  def restart(self) -> None:
+    """Starts the clock again, after what does not count as training."""
+    self.clock.start()
+
   def settle(self, number: int) -> None:
     """Makes sure that all metrics up to `number` are finite, and written."""
     if self._pending:
@@ -107,8 +121,9 @@ class Monitor:
     self.clock.lap(0 if self._compiled else sum(len(metrics['loss']) for metrics in fetched))
     self._compiled = False
     for metrics in fetched:
-      for numbers in zip(*metrics.values(), strict=True):
-        values = dict(zip(metrics, numbers, strict=True))  # Of one update.
+      names = sorted(metrics, key=_order)
+      for numbers in zip(*(metrics[name] for name in names), strict=True):
+        values = dict(zip(names, numbers, strict=True))  # Of one update.
         self._seen += 1
         self._require_finite(self._seen, 'loss', values['loss'])
         self._values.append(values)
@@ -121,7 +136,7 @@ class Monitor:
     speed = self.clock.examples_per_second
     self._writer.write(number, {**{f'train/{k}': v for k, v in means.items()},
                                 'examples_per_second': speed})
-    self._progress.update(number, means, speed)
+    self._progress.update(number, _shown(means), speed)
 
   def _require_finite(self, number: int, what: str, value: float) -> None:
     if not math.isfinite(value):

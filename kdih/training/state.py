@@ -1,4 +1,5 @@
 """What training changes."""
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,16 @@ class TrainState:
   params: Any
   collections: dict[str, Any]
   opt_state: optax.OptState
+
+  def apply_gradients(
+      self, tx: optax.GradientTransformation, gradients: Any, collections: dict[str, Any]
+  ) -> 'TrainState':
+    """Returns the state after the update that the gradients make, with its new collections."""
+    updates, opt_state = tx.update(gradients, self.opt_state, self.params)
+    updates = jax.tree.map(lambda update: update * self.pace.astype(update.dtype), updates)
+    return dataclasses.replace(
+        self, step=self.step + 1, params=optax.apply_updates(self.params, updates),
+        opt_state=opt_state, collections=collections)
 
   @property
   def variables(self) -> dict[str, Any]:

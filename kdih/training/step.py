@@ -1,96 +1,104 @@
 """The compiled steps: one update, and one batch of evaluation, over all devices."""
-import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from kdih.data.loaders import Loader
 from kdih.distillation import losses
+from kdih.distillation.signal import TeacherSignal
 from kdih.runtime import devices
-from kdih.training import groups, state as state_lib
-from kdih.training.accumulate import accumulated, make_learn
-from kdih.training.state import TrainState
-from kdih.training.task import Learning, LiveOutputs, Task, TeacherOutputs
+from kdih.training.accumulate import accumulated, frugal
+from kdih.training.state import TrainState, step_key
+from kdih.training.task import Batch, Moment, Task
 
 Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
+Metrics = dict[str, jax.Array]  # 'loss', its terms by name, and 'top1': scalars.
+TrainStep = Callable[[Any, Any, Batch, TeacherSignal], tuple[Any, Any]]
 
 
 def make_train_step(
-    *, learning: Sequence[Learning], gather: Gather, preprocess: Callable, steps_per_epoch: float,
-    accumulate: int = 1, remat: bool = False, together_by: str = 'unrolled',
-    resident: dict[str, Any] | None = None, table: TeacherOutputs | None = None,
-) -> Callable:
-  """Returns `step(states, frozen, resident, feeds)` to (new states, metrics), over all devices.
+    task: Task, tx: optax.GradientTransformation, *, steps_per_epoch: float, accumulate: int = 1,
+    remat: bool = False,
+) -> TrainStep:
+  """Returns `train_step(state, frozen, batch, signal)` to (new state, metrics): one update.
 
-  There is a state for every student, of which most often there is one: they see the same batches.
-  One call makes as many updates as `feeds` holds, see `steps_per_call.stacked`. The global batch's
-  mean gradient makes the update. Batch statistics and metrics ({'loss', 'top1'}, [updates], for
-  each student) are means over the devices. The buffers of the states are donated.
+  Each device has its share of the batch. The global batch's mean gradient makes the update; batch
+  statistics and metrics are means over the devices.
 
   Args:
-    learning: one for each student. All are taught alike: the first one's task is, with its frozen
-      variables, which each call gets as `frozen`.
-    gather: of the loader that made `resident` and the feeds.
-    preprocess: from `kdih.data.augment.make_preprocess`.
+    task: what is learnt.
+    tx: the optimizer.
     steps_per_epoch: by which the task is told the epoch.
-    accumulate: parts that each device cuts its share of a batch into. What is not a parameter,
-      such as batch statistics, goes from part to part as it else goes from batch to batch.
+    accumulate: parts that each device cuts its share of a batch into, see `accumulated`.
     remat: keep results of convolutions and products alone for the backward pass.
-    together_by: how several students learn, one of `choices.TOGETHER_BY`.
-    resident: what the loader keeps on the devices, where there is a `table`.
-    table: where the step finds what the teachers say; its `resident` joins the loader's.
   """
-  each, kinds = groups.group(together_by, learning)
-  learn = accumulated(make_learn([kind.task for kind in kinds], each, remat), accumulate)
-  apply = each([functools.partial(_apply, kind.tx) for kind in kinds])
-  table = table or LiveOutputs()
+  def train_step(
+      state: TrainState, frozen: Any, batch: Batch, signal: TeacherSignal
+  ) -> tuple[TrainState, Metrics]:
+    key = step_key(state.seed, state.step)
+    dropout_key = jax.random.fold_in(key, jax.lax.axis_index(devices.AXIS))
+    moment = Moment(state.step / steps_per_epoch, key, dropout_key)
 
-  def update(states, frozen, resident, feed):
-    first = each.first(states)  # Step and order are those of all.
-    key = state_lib.step_key(first.order_seed, first.step)
-    batch = gather(resident, feed)
-    batch = {**batch, 'image': preprocess(batch['image'], batch['index'], key),
-             **table.look_up(resident, batch['index'], key)}
-    slopes, metrics, collections = learn(
-        each([_student] * len(kinds))(states), frozen, batch, first.step / steps_per_epoch, None)
-    slopes, metrics = jax.lax.pmean((slopes, metrics), devices.AXIS)
-    states, = apply(states, slopes, collections)
-    return states, metrics
+    def loss_fn(params, collections, batch, signal, moment):
+      terms, (collections, logits) = task.loss(
+          params, collections, frozen, batch, signal, moment)
+      terms = {name: term.mean() for name, term in terms.items()}
+      loss = sum(terms.values(), jnp.zeros(()))
+      return loss, ({'loss': loss, **terms, 'top1': _top1(logits, batch.labels)}, collections)
 
-  def step(states: tuple[TrainState, ...], frozen, resident, feeds):
-    def body(joined, feed):
-      joined, metrics = update(joined, frozen, resident, feed)
-      return joined, each.split(metrics)
+    value_and_grad = jax.value_and_grad(frugal(loss_fn) if remat else loss_fn, has_aux=True)
+    (_, (metrics, collections)), gradients = accumulated(value_and_grad, accumulate)(
+        state.params, state.collections, batch, signal, moment)
+    gradients, metrics = jax.lax.pmean((gradients, metrics), devices.AXIS)
+    return state.apply_gradients(tx, gradients, _averaged(collections)), metrics
 
-    joined, metrics = devices.scan(body, each.join(states), feeds)
-    return each.split(joined), metrics
-
-  return devices.pmap_step(step, donate_state=True, resident_axes=table.axes and {
-      **dict.fromkeys(resident or {}), **table.axes} or None)
+  return train_step
 
 
-def _student(state: TrainState) -> tuple[Any, Any, jax.Array, jax.Array]:
-  """What learns from a batch, as `kdih.training.accumulate.Learn` takes it."""
-  key = state_lib.step_key(state.seed, state.step)
-  dropout_key = jax.random.fold_in(key, jax.lax.axis_index(devices.AXIS))
-  return state.params, state.collections, key, dropout_key
+def _top1(logits: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
+  """Returns the accuracy of what is learnt, a mean over classifiers and examples."""
+  return jnp.stack([(z.argmax(-1) == labels).astype(jnp.float32).mean()
+                    for z in logits.values()]).mean()
 
 
-def _apply(
-    tx: optax.GradientTransformation, state: TrainState, slopes: Any, collections: Any
-) -> tuple[TrainState]:
-  """The state after the update that the gradients make."""
-  updates, opt_state = tx.update(slopes, state.opt_state, state.params)
-  updates = jax.tree.map(lambda update: update * state.pace.astype(update.dtype), updates)
-  params = optax.apply_updates(state.params, updates)
-  return dataclasses.replace(
-      state, step=state.step + 1, params=params, opt_state=opt_state,
-      # Batch statistics become their mean; every device has the same memory already.
-      collections={name: jax.lax.pmean(tree, devices.AXIS) if name == 'batch_stats' else tree
-                   for name, tree in collections.items()}),
+def _averaged(collections: dict[str, Any]) -> dict[str, Any]:
+  """Returns batch statistics as their mean; every device has the same memory already."""
+  return {name: jax.lax.pmean(tree, devices.AXIS) if name == 'batch_stats' else tree
+          for name, tree in collections.items()}
+
+
+def compile_train_step(
+    train_step: TrainStep, task: Task, loader: Loader,
+    shown: Callable[[Any], TrainState] = lambda state: state,
+) -> Callable:
+  """Returns `step(state, frozen, resident, feeds)` to (new state, metrics), over all devices.
+
+  One call makes as many updates as `feeds` holds, see `steps_per_call.stacked`; each metric is
+  [updates]. The buffers of the state are donated.
+
+  Args:
+    train_step: one update, of what `state` is.
+    task: reads the batch and the teacher signal; its frozen variables go with each call.
+    loader: made the feeds; `resident` joins its resident arrays and those of the task's signals.
+    shown: from the state to the one whose step and order seed draw the augmentation.
+  """
+  def update(state, frozen, resident, feed):
+    arrays = loader.gather(resident, feed)
+    key = step_key(shown(state).order_seed, shown(state).step)
+    batch = Batch(task.preprocess(arrays['image'], arrays['index'], key), arrays['label'],
+                  arrays['index'])
+    signal = task.signals.read(frozen, {**resident, **feed}, batch, key)
+    return train_step(state, frozen, batch, signal)
+
+  def step(state, frozen, resident, feeds):
+    return devices.scan(
+        lambda state, feed: update(state, frozen, resident, feed), state, feeds)
+
+  axes = task.signals.axes and {**dict.fromkeys(loader.resident), **task.signals.axes}
+  return devices.pmap_step(step, donate_state=True, resident_axes=axes or None)
 
 
 def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Callable:

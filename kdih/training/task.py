@@ -1,31 +1,69 @@
-"""What a phase learns, and from where its step gets what the teachers say."""
+"""A task: what a phase learns, and from where its step gets the teacher signal."""
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import flax
 import jax
-import optax
+import jax.numpy as jnp
 
 from kdih.data import sampling
+from kdih.data.augment import Preprocess
+from kdih.distillation.method import Terms
+from kdih.distillation.signal import TeacherSignal
+from kdih.runtime import devices
 
-Batch = dict[str, Any]  # Arrays, and what was taught.
 Logits = dict[str, jax.Array]
 Collections = dict[str, Any]
 Arrays = dict[str, jax.Array]
 
 
-class TeacherOutputs(Protocol):
-  """From where a step gets what the teachers say: live, or from a table on the host or the devices.
-
-  The tables are those of `kdih.cohort.cache`: a row of numbers for every view of every image.
+@flax.struct.dataclass
+class Batch:
+  """A batch of examples, as far as it lies on this device.
 
   Attributes:
-    width: numbers in a row; 0 for no table.
+    images: float [batch, height, width, channels], augmented and normalised.
+    labels: int32 [batch].
+    index: int32 [batch], the images' numbers in the split.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  index: jax.Array
+
+
+def blank_batch(size: int, image_shape: tuple[int, ...]) -> Batch:
+  """Returns a batch of zeros, to trace programs with."""
+  zeros = jnp.zeros(size, jnp.int32)
+  return Batch(jnp.zeros((size, *image_shape)), zeros, zeros)
+
+
+@flax.struct.dataclass
+class Moment:
+  """When a step is made, and its random numbers.
+
+  Attributes:
+    epoch: float scalar, epochs since the phase began.
+    key: of the step, the same on every device.
+    dropout_key: another one on every device.
+  """
+
+  epoch: jax.Array
+  key: jax.Array
+  dropout_key: jax.Array
+
+
+class Signals(Protocol):
+  """From where a step gets the teacher signal of its batch.
+
+  `LiveSignals` asks the teachers; the tables of `kdih.cohort.cache` have asked them before.
+
+  Attributes:
     resident: arrays that the step needs beside those of the loader.
     axes: for each of them the axis that is split over the devices, or None.
   """
 
-  width: int
   resident: dict[str, Any]
   axes: dict[str, int | None]
 
@@ -36,17 +74,49 @@ class TeacherOutputs(Protocol):
     del seed, start
     return batches
 
-  def look_up(self, resident: Arrays, index: jax.Array, key: jax.Array) -> Arrays:
-    """Inside a step with this `key`: {'heard': float32 [batch, width]}; {} if it was sent."""
-    del resident, index, key
-    return {}
+  def read(self, frozen: Any, arrays: Arrays, batch: Batch, key: jax.Array) -> TeacherSignal:
+    """Returns, inside a step, the signal of its batch.
+
+    Args:
+      frozen: variables of the teachers.
+      arrays: the resident ones and those that were sent.
+      batch: the examples.
+      key: of the augmentation.
+    """
+    raise NotImplementedError
+
+  def blank(self, frozen: Any, size: int, image_shape: tuple[int, ...]) -> TeacherSignal:
+    """Returns a signal of so many images, of the right shapes, to trace programs with."""
+    raise NotImplementedError
 
 
-class LiveOutputs(TeacherOutputs):
-  """The teachers speak for themselves, at every step: there is no table."""
+class LiveSignals(Signals):
+  """The teachers say at every step what they say of the batch.
 
-  def __init__(self):
-    self.width, self.resident, self.axes = 0, {}, {}
+  Args:
+    teach: (frozen, images) to the signal.
+    parts: of the batch that they see one after the other, to save memory.
+  """
+
+  def __init__(self, teach: Callable[[Any, jax.Array], TeacherSignal], parts: int = 1):
+    self.resident, self.axes = {}, {}
+    self._teach, self._parts = teach, parts
+
+  def read(self, frozen, arrays, batch, key):
+    """See `Signals`."""
+    del arrays, key
+    if self._parts == 1:
+      return self._teach(frozen, batch.images)
+    cut = batch.images.reshape(self._parts, -1, *batch.images.shape[1:])
+    _, signals = devices.scan(lambda carry, images: (carry, self._teach(frozen, images)), (), cut)
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), signals)
+
+  def blank(self, frozen, size, image_shape):
+    """See `Signals`."""
+    return self._teach(frozen, jnp.zeros((size, *image_shape)))
+
+
+LABELS = LiveSignals(lambda frozen, images: TeacherSignal())  # The labels alone teach.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,31 +124,21 @@ class Task:
   """One phase's learning problem.
 
   Attributes:
-    loss: (params, collections, frozen, batch, key) to (mean loss of the batch, (new collections,
-      logits of what is learnt)). Differentiated with respect to `params` alone. The key, of
-      dropout, is another one on every device; `batch['key']` is the same.
+    loss: (params, collections, frozen, batch, signal, moment) to (terms of the loss, (new
+      collections, logits of what is learnt)). It is differentiated with respect to `params` alone.
     predict: (variables, frozen, images) to logits by name, in evaluation mode.
     frozen: variables that the two read and nothing changes.
+    preprocess: makes what the phase trains on of the images that are stored.
+    signals: from where the step gets the teacher signal.
     reference: the prediction that the others' agreement is measured with; '' for none.
     partial: whether the loss may leave some of the parameters out.
-    teach: (frozen, batch) to what no parameter has a part in; the loss finds it as
-      `batch['taught']`.
-    table: where a step finds what the teachers say; what it finds is `batch['heard']`.
   """
 
-  loss: Callable[[Any, Collections, Any, Batch, jax.Array],
-                 tuple[jax.Array, tuple[Collections, Logits]]]
+  loss: Callable[[Any, Collections, Any, Batch, TeacherSignal, Moment],
+                 tuple[Terms, tuple[Collections, Logits]]]
   predict: Callable[[Any, Any, jax.Array], Logits]
   frozen: Any
+  preprocess: Preprocess
+  signals: Signals = LABELS
   reference: str = ''
   partial: bool = False
-  teach: Callable[[Any, Batch], Any] = lambda frozen, batch: None
-  table: TeacherOutputs = LiveOutputs()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Learning:
-  """What a student learns, and how: the task, and the optimizer of its params."""
-
-  task: Task
-  tx: optax.GradientTransformation

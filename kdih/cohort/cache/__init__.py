@@ -1,17 +1,17 @@
-"""What teachers say of every view of the training images, computed once for all students.
+"""The teacher signal of every view of the training images, computed once for all students.
 
-`config.compute.cache` asks for it. Rows are float16: of logits and of probabilities it keeps 11
-bits, bfloat16 8. `build` makes the tables, `store` keeps them on the disk, and `lookup` gives the
-steps their rows.
+`config.compute.cache` asks for it. `rows` lays a signal out as a row of numbers for each image, in
+float16: of logits and of probabilities it keeps 11 bits, bfloat16 8. `build` makes the tables,
+`store` keeps them on the disk, and `lookup` gives the steps the signals of their batches.
 """
 from kdih.cohort.cache import build
 from kdih.runtime import digests
-from kdih.training.task import TeacherOutputs
+from kdih.training.task import Signals
 
-_kept: dict[str, tuple[dict, TeacherOutputs]] = {}  # Tables of one teacher, for the next student.
+_kept: dict[str, tuple[dict, Signals]] = {}  # Tables of one teacher, for the next student.
 
 
-def table(request: build.BuildRequest) -> TeacherOutputs:
+def table(request: build.BuildRequest) -> Signals:
   """The first of the tables that are requested, made where this process does not keep it yet.
 
   The others, which other students learn from, are made with it as far as there is room. Tables of

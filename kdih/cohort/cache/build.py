@@ -1,6 +1,7 @@
-"""How a cache of what teachers say is made: room, memory or disk, block by block of images."""
+"""How a cache of teacher signals is made: room, memory or disk, block by block of images."""
 import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,13 +13,14 @@ import psutil
 from etils import epath
 
 from kdih import errors
-from kdih.cohort.cache import lookup, store
+from kdih.cohort.cache import lookup, rows as rows_lib, store
 from kdih.data import sampling
 from kdih.data.augment import Preprocess
 from kdih.data.loaders import Loader
+from kdih.distillation.signal import TeacherSignal
 from kdih.runtime import devices, digests, processes
 from kdih.runtime.progress import say
-from kdih.training.task import TeacherOutputs
+from kdih.training.task import Signals
 
 DTYPE = np.dtype(np.float16)
 _SHARE = 0.9  # Of the memory that is free, what a table may take.
@@ -29,12 +31,21 @@ class Table:
   """A table that is wanted.
 
   Attributes:
-    shape: (images, slots, width).
+    images: that are trained with.
+    slots: views of each.
+    like: the shapes of the signal of a batch.
     identity: what it comes from, for JSON.
   """
 
-  shape: tuple[int, int, int]
+  images: int
+  slots: int
+  like: TeacherSignal
   identity: dict[str, Any]
+
+  @functools.cached_property
+  def shape(self) -> tuple[int, int, int]:
+    """Images, slots, numbers in a row."""
+    return self.images, self.slots, rows_lib.width(self.like)
 
   @property
   def size(self) -> int:
@@ -47,9 +58,9 @@ class BuildRequest:
   """Tables to be made, of which the teachers are asked once for all.
 
   Attributes:
-    rows: (frozen, images) to float rows [batch, width] of each table; called inside a step.
-    frozen: the variables that `rows` reads.
-    tables: which; they differ in their width alone.
+    teach: (frozen, images) to the signal of each table; called inside a step.
+    frozen: the variables that `teach` reads.
+    tables: which; they differ in their signal alone.
     place: where they are kept, one of `choices.CACHE_PLACES`.
     folder: on the disk, their files lie in its folder `cache`.
     loader: gives that of the train split, which may have to read it first.
@@ -58,7 +69,7 @@ class BuildRequest:
     block: images that are asked about at once, and written at once.
   """
 
-  rows: Callable[[Any, jax.Array], tuple[jax.Array, ...]]
+  teach: Callable[[Any, jax.Array], tuple[TeacherSignal, ...]]
   frozen: dict[str, Any]
   tables: tuple[Table, ...]
   place: str
@@ -75,12 +86,12 @@ class BuildRequest:
 
   def only(self, numbers: Sequence[int]) -> 'BuildRequest':
     """The request for some of its tables."""
-    def rows(frozen, images):
-      every = self.rows(frozen, images)
+    def teach(frozen, images):
+      every = self.teach(frozen, images)
       return tuple(every[number] for number in numbers)
 
     return dataclasses.replace(
-        self, rows=rows, tables=tuple(self.tables[number] for number in numbers))
+        self, teach=teach, tables=tuple(self.tables[number] for number in numbers))
 
   def table_folder(self, table: Table) -> epath.Path:
     """Of a table's files, where they are kept on the disk."""
@@ -131,7 +142,7 @@ def _in_words(count: int) -> str:
   return f'{count / 1e9:.2f} GB'
 
 
-def make(request: BuildRequest, forget: Callable[[], None]) -> list[TeacherOutputs]:
+def make(request: BuildRequest, forget: Callable[[], None]) -> list[Signals]:
   """The tables; the first alone where there is no room for all, or one of the others fails.
 
   Args:
@@ -153,7 +164,8 @@ def make(request: BuildRequest, forget: Callable[[], None]) -> list[TeacherOutpu
     if len(request.tables) == 1:
       raise
     return make(request.only([0]), forget)
-  return [kind(rows, request.subset, request.preprocess) for rows in made]
+  return [kind(rows, table.like, request.subset, request.preprocess)
+          for rows, table in zip(made, request.tables, strict=True)]
 
 
 def _with_room(request: BuildRequest, forget: Callable[[], None]) -> BuildRequest:
@@ -223,8 +235,8 @@ def _blocks(request: BuildRequest, done: int, block: int) -> Iterator[list[np.nd
     """To rows [batch, width] of each table, of all devices' images."""
     batch = loader.gather(resident, feed)
     number = preprocess.number(batch['index'], jnp.full(batch['index'].shape, slot))
-    rows = request.rows(frozen, preprocess.view(batch['image'], number))
-    return tuple(devices.gather(table.astype(DTYPE)) for table in rows)
+    signals = request.teach(frozen, preprocess.view(batch['image'], number))
+    return tuple(devices.gather(rows_lib.flatten(signal).astype(DTYPE)) for signal in signals)
 
   step = devices.pmap_step(rows_of)
   frozen = devices.replicate(request.frozen)

@@ -1,4 +1,4 @@
-"""What teachers say of the views of the training images, computed before: where a step finds it.
+"""The teacher signal of the views of the training images, computed before: where a step finds it.
 
 A table holds a row of numbers for every view ('slot', see `kdih.data.augment`) of every image
 that is trained with. The step gets the row of the view that it shows.
@@ -7,33 +7,52 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdih.cohort.cache import rows as rows_lib
 from kdih.data.augment import Preprocess
+from kdih.distillation.signal import TeacherSignal
 from kdih.runtime import devices
 from kdih.training import state
-from kdih.training.task import TeacherOutputs
+from kdih.training.task import Signals
 
 
-class HostTable(TeacherOutputs):
+class _Table(Signals):
+  """What both kinds of table have in common: of the `like` of a signal, whose rows they hold."""
+
+  _like: TeacherSignal
+
+  def blank(self, frozen, size, image_shape):
+    """See `Signals`."""
+    del frozen, image_shape
+    return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:])), self._like)
+
+
+class HostTable(_Table):
   """Stays in the memory of the host, or on its disk; its rows are sent with each batch.
 
   Args:
     rows: [images, slots, width].
+    like: the shapes of a signal, whose rows they are.
     subset: int32 [images], their numbers in the split, sorted.
     preprocess: draws the slots.
   """
 
-  def __init__(self, rows: np.ndarray, subset: np.ndarray, preprocess: Preprocess):
-    self.width, self.resident, self.axes = rows.shape[-1], {}, {}
-    self._rows, self._subset = rows, subset
+  def __init__(
+      self, rows: np.ndarray, like: TeacherSignal, subset: np.ndarray, preprocess: Preprocess):
+    self.resident, self.axes = {}, {}
+    self._rows, self._like, self._subset = rows, like, subset
     self._draw = jax.jit(lambda index, seed, step: preprocess.draw(
         index, state.step_key(seed, step)))
 
   def feeds(self, batches, seed, start):
-    """See `TeacherOutputs`."""
+    """See `Signals`."""
     for step, batch in enumerate(batches, start):
       with jax.default_device(_host_device()):  # It does not wait for the steps.
         slots = np.asarray(self._draw(batch['index'], np.uint32(seed), np.int32(step)))
-      yield {**batch, 'heard': self._rows[np.searchsorted(self._subset, batch['index']), slots]}
+      yield {**batch, 'signal': self._rows[np.searchsorted(self._subset, batch['index']), slots]}
+
+  def read(self, frozen, arrays, batch, key):
+    """See `Signals`."""
+    return rows_lib.unflatten(arrays['signal'], self._like)
 
 
 def _host_device() -> jax.Device | None:
@@ -43,23 +62,25 @@ def _host_device() -> jax.Device | None:
     return None
 
 
-class DeviceTable(TeacherOutputs):
+class DeviceTable(_Table):
   """Stays in the memory of the devices, of which each has an equal part of the images.
 
   Args:
     rows: [images, slots, width], filled up so that the devices can share the images evenly.
+    like: the shapes of a signal, whose rows they are.
     subset: int32 [images without the filling], their numbers in the split, sorted.
     preprocess: draws the slots.
   """
 
-  def __init__(self, rows: np.ndarray, subset: np.ndarray, preprocess: Preprocess):
-    self.width = rows.shape[-1]
-    self._preprocess = preprocess
-    self.resident = {'heard': devices.split(rows), 'heard_images': devices.replicate(subset)}
-    self.axes = {'heard': 0, 'heard_images': None}
+  def __init__(
+      self, rows: np.ndarray, like: TeacherSignal, subset: np.ndarray, preprocess: Preprocess):
+    self._like, self._preprocess = like, preprocess
+    self.resident = {'signals': devices.split(rows), 'signal_images': devices.replicate(subset)}
+    self.axes = {'signals': 0, 'signal_images': None}
 
-  def look_up(self, resident, index, key):
-    """See `TeacherOutputs`; every device answers for its own images."""
-    position = jnp.searchsorted(resident['heard_images'], index)
-    slot = self._preprocess.draw(index, key)
-    return {'heard': devices.look_up(resident['heard'], position, slot)}
+  def read(self, frozen, arrays, batch, key):
+    """See `Signals`; every device answers for its own images."""
+    position = jnp.searchsorted(arrays['signal_images'], batch.index)
+    slot = self._preprocess.draw(batch.index, key)
+    return rows_lib.unflatten(
+        devices.look_up(arrays['signals'], position, slot), self._like)

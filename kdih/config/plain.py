@@ -1,0 +1,42 @@
+"""A config without ml_collections, for programs that have no command line of overrides."""
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from kdih.config import fields, method_presets
+from kdih.config.schema import nested
+
+
+class Plain(dict[str, Any]):
+  """A config that is read as an `ml_collections.ConfigDict` is: `config.student.train.length`."""
+
+  def __getattr__(self, name: str) -> Any:
+    try:
+      return self[name]
+    except KeyError as error:
+      raise AttributeError(name) from error
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the same as dicts."""
+    return {name: value.to_dict() if isinstance(value, Plain) else copy.deepcopy(value)
+            for name, value in self.items()}
+
+
+def config(overrides: Mapping[str, Any], recipe: str = 'paper') -> Plain:
+  """Returns the defaults of a recipe, with overrides such as {'student.name': 'resnet8'}.
+
+  Raises:
+    KeyError: no such field.
+  """
+  values = fields.of_recipe(recipe)
+  methods = {'methods': method_presets.methods(recipe)}
+  for name, value in overrides.items():
+    if name not in values:
+      raise KeyError(name)
+    values[name] = value
+  return _plain({**nested(values), **methods})
+
+
+def _plain(tree: Mapping[str, Any]) -> Plain:
+  return Plain({name: _plain(value) if isinstance(value, dict) else value
+                for name, value in tree.items()})
