@@ -65,8 +65,8 @@ def _measure(
   from kdih.runtime.progress import say
 
   say(f'benchmark: {teacher} -> {student}, batch {batch_size}')
-  lab = programs.make_lab(teacher, student, batch_size, settings.precision, programs.MadeImages())
-  dih = programs.Training(lab, programs.student_task(lab, 'dih'))
+  lab = programs.make_lab(teacher, student, batch_size, settings.precision, programs.made_images())
+  dih = programs.Training(programs.student_problem(lab, 'dih'))
   peer = None
   if settings.peer:
     from kdih.benchmark.peer import equality

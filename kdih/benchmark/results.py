@@ -11,6 +11,7 @@ import jax
 from kdih.benchmark import programs, step_parts
 from kdih.benchmark.measuring import Times
 from kdih.benchmark.roofline import Ceilings, Work
+from kdih.data import augment
 
 _LEGEND = """
 bare: the compiled DIH step, again and again on one batch. loop: DIH as a run trains it: the main
@@ -107,7 +108,7 @@ def _sweep_over_cached(seconds: dict[str, float]) -> float:
   """
   epochs, seeds = 200, 3
   taught = epochs * seeds * (seconds['loop'] + 2 * seconds['kd'])
-  made = programs.preprocess().num_views * sum(
+  made = augment.make_preprocess(**programs.AUGMENTATION).num_views * sum(
       seconds[part] for part in ('input', 'teacher', 'heads'))
   return taught / (made + epochs * seeds * 3 * seconds['cached'])
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from kdih.benchmark import programs
 from kdih.benchmark.measuring import Item, Times
 from kdih.cohort.members import members_of
+from kdih.distillation.signal import TeacherSignal
 from kdih.models import taps as taps_lib
-from kdih.models.taps import Output
+from kdih.phases.student import teacher_of
 from kdih.runtime import devices
 
 
@@ -18,34 +19,32 @@ def items(lab: programs.Lab) -> list[Item]:
   """`input`, `teacher`, `heads` and `student` (forward, backward and update) of a DIH step."""
   share = lab.batch_size // devices.num_devices()
   index = jnp.arange(share)
-  built = lab.built
-  taps = tuple(built.taps)
-  prepare = programs.preprocess()
-  teacher, variables = programs.quick_teacher(lab, taps)
+  built, loader = lab.built, lab.data.splits.loader('train')
+  teacher = teacher_of(lab.config, built, lab.frozen)
   frozen, resident = jax.device_put(
-      ({**lab.frozen, 'teacher': variables}, lab.loader.resident), jax.local_devices()[0])
+      (teacher.frozen, loader.resident), jax.local_devices()[0])
 
   @jax.jit
   def read(resident, index, step):
-    batch = lab.loader.gather(resident, {'index': index})
+    batch = loader.gather(resident, {'index': index})
     key = jax.random.fold_in(jax.random.key(programs.SEED), step)
-    return prepare(batch['image'], index, key)
+    return lab.data.preprocess(batch['image'], index, key)
 
   @jax.jit
   def teach(frozen, images):
-    output, _ = taps_lib.observe(teacher, frozen['teacher'], images, taps)
-    return output.logits, output.features
+    return taps_lib.observe(teacher.module, frozen['teacher'], images, tuple(built.taps))[0]
 
   @jax.jit
-  def mount(frozen, logits, features):
-    return members_of(built.heads, frozen['heads'], Output(logits, features), taps)
+  def mount(frozen, output):
+    members = members_of(built.heads, frozen['heads'], output, tuple(built.taps))
+    return TeacherSignal(members=jnp.stack(list(members.values()), axis=1))
 
   images = read(resident, index, 0)
-  logits, features = teach(frozen, images)
-  said = mount(frozen, logits, features)
-  student = programs.Training(lab, programs.taught_task(lab, said), images)
+  output = teach(frozen, images)
+  student = programs.Training(
+      programs.taught_problem(lab, mount(frozen, output), images))
   return [_item('input', read, resident, index, 0), _item('teacher', teach, frozen, images),
-          _item('heads', mount, frozen, logits, features), student.item('student')]
+          _item('heads', mount, frozen, output), student.item('student')]
 
 
 def _item(name: str, function: Callable, *arguments: Any) -> Item:

@@ -30,12 +30,13 @@ def cohort_logits(
     taps: the taps that carry a head.
   """
   output, _ = taps_lib.observe(teacher, frozen['teacher'], images, taps)
-  return _members(heads, frozen['heads'], output, taps)
+  return members_of(heads, frozen['heads'], output, taps)
 
 
-def _members(
+def members_of(
     heads: nn.Module, variables: Any, output: Output, taps: Sequence[str]
 ) -> dict[str, jax.Array]:
+  """Returns `cohort_logits` from what the teacher says, with its features at `taps` at least."""
   logits: Any = heads.apply(variables, {tap: output.features[tap] for tap in taps})
   members = {**{tap: logits[tap] for tap in taps}, FINAL: output.logits}
   return {name: jax.lax.stop_gradient(z) for name, z in members.items()}
@@ -65,7 +66,7 @@ def make_teach(
         teacher, frozen['teacher'], images, tuple(dict.fromkeys((*teacher_taps, *carrying))))
     members = None
     if taught_by == 'cohort':
-      logits = _members(heads, frozen['heads'], output, carrying)
+      logits = members_of(heads, frozen['heads'], output, carrying)
       members = jnp.stack(list(logits.values()), axis=1)
     return jax.lax.stop_gradient(TeacherSignal(
         output.logits, OrderedDict((tap, output.features[tap]) for tap in teacher_taps),

@@ -16,6 +16,9 @@ class Plain(dict[str, Any]):
     except KeyError as error:
       raise AttributeError(name) from error
 
+  def __deepcopy__(self, memo: dict) -> 'Plain':
+    return _plain(self.to_dict())
+
   def to_dict(self) -> dict[str, Any]:
     """Returns the same as dicts."""
     return {name: value.to_dict() if isinstance(value, Plain) else copy.deepcopy(value)

@@ -10,7 +10,6 @@ import numpy as np
 from kdih import errors
 from kdih.cohort import analysis, head_modules, member_weights, soft_label_mean
 from kdih.cohort.members import FINAL, MEAN, Teach, cohort_logits
-from kdih.data.augment import Preprocess
 from kdih.distillation import losses
 from kdih.distillation.signal import TeacherSignal
 from kdih.models import cost, taps as taps_lib
@@ -21,7 +20,7 @@ from kdih.phases.problem import Problem, TrainingData
 from kdih.phases.teacher import load_teacher
 from kdih.runtime import files
 from kdih.runtime.progress import say
-from kdih.training.task import LiveSignals, Signals, Task
+from kdih.training.task import LiveSignals, Preprocess, Signals, Task
 
 if TYPE_CHECKING:
   import ml_collections

@@ -67,7 +67,8 @@ class Problem:
   Attributes:
     config: of the run.
     task: what is learnt.
-    variables: before the first step; for all but a state of numbers shapes will do.
+    variables: before the first step. Shapes will do, here and for what is frozen, where nothing is
+      computed.
     train: how it is trained, such as `config.student.train`.
     data: what it is trained on.
     image_shape: of one of them.
@@ -95,17 +96,18 @@ class Problem:
 
   def _reached(self) -> Any:
     """Returns the parameters that the task's loss depends on, as a tree of bools."""
-    collections = {name: tree for name, tree in self.variables.items() if name != 'params'}
-    key = jax.random.key(0)
-
-    def loss(params):
+    def loss(given):
+      variables, frozen = given['variables'], given['frozen']
+      collections = {name: tree for name, tree in variables.items() if name != 'params'}
       batch = blank_batch(2, self.image_shape)
-      signal = self.task.signals.blank(self.task.frozen, 2, self.image_shape)
-      terms, _ = self.task.loss(params, collections, self.task.frozen, batch, signal,
+      signal = self.task.signals.blank(frozen, 2, self.image_shape)
+      key = jax.random.key(0)
+      terms, _ = self.task.loss(variables['params'], collections, frozen, batch, signal,
                                 Moment(jnp.zeros(()), key, key))
       return sum(term.mean() for term in terms.values())
 
-    return optimizer.reached(loss, self.variables['params'])
+    given = {'variables': dict(self.variables), 'frozen': self.task.frozen}
+    return optimizer.reached(loss, given)['variables']['params']
 
   @functools.cached_property
   def train_step(self) -> TrainStep:

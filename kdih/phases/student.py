@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from kdih.cohort.members import make_teach
 from kdih.config import method_presets, protocol
-from kdih.data.augment import Preprocess
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import STUDENT, Method
 from kdih.models import cost, taps as taps_lib
@@ -22,7 +21,7 @@ from kdih.phases.teacher import load_teacher, predict_as
 from kdih.runtime import devices
 from kdih.runtime.progress import say
 from kdih.training import state, together
-from kdih.training.task import LiveSignals, Signals, Task
+from kdih.training.task import LiveSignals, Preprocess, Signals, Task
 
 if TYPE_CHECKING:
   import ml_collections

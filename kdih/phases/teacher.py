@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from kdih import errors
-from kdih.data.augment import Preprocess
 from kdih.distillation import losses
 from kdih.models import cost, taps
 from kdih.phases import exported_variables, networks
@@ -16,7 +15,7 @@ from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem, TrainingData
 from kdih.runtime import digests
 from kdih.runtime.progress import say
-from kdih.training.task import Task
+from kdih.training.task import Preprocess, Task
 
 if TYPE_CHECKING:
   import ml_collections

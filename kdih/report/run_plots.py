@@ -17,8 +17,10 @@ from kdih.report.style import (
   label_point,
   new_figure,
   save,
+  shown,
 )
 
+_PANELS, _PANEL_HEIGHT = 3, 2.4  # Panels in a row, and inches of one.
 _LINES = ('-', '--', '-.', ':')  # They go round with seven colours, so that 28 curves differ.
 
 
@@ -89,12 +91,18 @@ def _accuracies(classifiers: dict[str, dict]) -> dict[str, float]:
 def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None:
   """Draws training loss, and validation (else training) accuracy, by step.
 
+  Below them each phase whose loss has several terms gets a panel of these.
+
   Args:
     curves: {phase: the lines of its `metrics.jsonl`}.
     path: of the PNG.
   """
   validated = any('val/top1' in line for lines in curves.values() for line in lines)
-  figure = new_figure(11, 4.2)
+  terms = {phase: names for phase, lines in curves.items() if len(names := _terms(lines)) > 1}
+  rows = -(-len(terms) // _PANELS)
+  whole = new_figure(11, 4.2 + _PANEL_HEIGHT * rows)
+  figure, *below = whole.subfigures(
+      1 + bool(rows), 1, squeeze=False, height_ratios=[4.2, *[_PANEL_HEIGHT * rows][:rows]])[:, 0]
   left, right = figure.subplots(1, 2)
   _draw_curves(left, curves, 'train/loss', 1)
   _draw_curves(right, curves, 'val/top1' if validated else 'train/top1', 100)
@@ -103,12 +111,50 @@ def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None
   losses = [line['train/loss'] for lines in curves.values() for line in lines
             if 'train/loss' in line]
   if min(losses, default=0) > 0:  # Losses of methods differ in scale.
-    left.set_yscale('log')
-    left.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5)))
-    left.yaxis.set_major_formatter('{x:g}')
-    left.yaxis.set_minor_locator(ticker.NullLocator())
+    _scale_by_logarithm(left, (1, 2, 3, 5))
   figure.legend(*left.get_legend_handles_labels(), loc='outside right upper', frameon=False)
-  save(figure, path)
+  for part in below:
+    panels = part.subplots(rows, _PANELS, squeeze=False).ravel()
+    for panel in panels[len(terms):]:
+      panel.remove()
+    for panel, (phase, names) in zip(panels, terms.items(), strict=False):
+      _draw_terms(panel, phase, names, curves[phase])
+  save(whole, path)
+
+
+def _terms(lines: list[dict]) -> list[str]:
+  """Returns the names of the terms of the loss, in the order of the file."""
+  names = dict.fromkeys(name.removeprefix('train/') for line in lines for name in line
+                        if name.startswith('train/'))
+  return [name for name in names if name not in ('loss', 'top1')]
+
+
+def _draw_terms(axes: Axes, phase: str, names: list[str], lines: list[dict]) -> None:
+  """Draws the terms of a phase's loss by step."""
+  values = []
+  styles = zip(itertools.cycle(COLOURS), itertools.cycle(_LINES), strict=False)
+  for name, (colour, line_style) in zip(names, styles, strict=False):
+    points = [(line['step'], line[f'train/{name}']) for line in lines if f'train/{name}' in line]
+    values += [value for _, value in points]
+    axes.plot(*zip(*points, strict=True), label=shown(name), color=colour, linestyle=line_style,
+              linewidth=1.2, marker='.' if len(points) == 1 else '')
+  if min(values) > 0:
+    _scale_by_logarithm(axes, (1, 3))
+  axes.set_title(f'{shown(phase)}: terms of the loss', fontsize=9, color=GREY)
+  axes.legend(frameon=False, fontsize=7)
+  axes.set_xlim(left=0)
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
+  axes.xaxis.set_major_formatter('{x:,.0f}')
+  axes.tick_params(labelsize=8)
+  clean(axes)
+
+
+def _scale_by_logarithm(axes: Axes, labelled: tuple[int, ...]) -> None:
+  """Labels these multiples of the powers of ten."""
+  axes.set_yscale('log')
+  axes.yaxis.set_major_locator(ticker.LogLocator(subs=labelled))
+  axes.yaxis.set_major_formatter('{x:g}')
+  axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _draw_curves(axes: Axes, curves: dict[str, list[dict]], name: str, scale: int) -> None:

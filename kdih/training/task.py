@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from kdih.data import sampling
-from kdih.data.augment import Preprocess
 from kdih.distillation.method import Terms
 from kdih.distillation.signal import TeacherSignal
 from kdih.runtime import devices
@@ -16,6 +15,8 @@ from kdih.runtime import devices
 Logits = dict[str, jax.Array]
 Collections = dict[str, Any]
 Arrays = dict[str, jax.Array]
+# (images, index, key) to what a model sees; without a key not augmented: `augment.Preprocess`.
+Preprocess = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 @flax.struct.dataclass

@@ -43,14 +43,14 @@ _WATCHED = '--xla_enable_command_buffers_during_profiling=true'
 
 
 def _lab() -> tuple[Any, Any]:
-  """Returns the pair, with the same numbers on every device, and what the student learns."""
+  """Returns the pair, with the same numbers on every device, and the student's problem."""
   import jax
 
   from kdih.benchmark import programs
 
   with jax.default_matmul_precision('highest'):
-    lab = programs.make_lab(*_PAIR, _BATCH_SIZE, 'float32', programs.MadeImages())
-  return lab, programs.student_task(lab, 'dih')
+    lab = programs.make_lab(*_PAIR, _BATCH_SIZE, 'float32', programs.made_images())
+  return lab, programs.student_problem(lab, 'dih')
 
 
 def _train(updates: int) -> tuple[Any, Any, float]:
@@ -58,13 +58,13 @@ def _train(updates: int) -> tuple[Any, Any, float]:
   from kdih.benchmark import programs
   from kdih.runtime import devices
 
-  lab, task = _lab()
-  training = programs.Training(lab, task)
-  states, frozen, resident, _ = training.arguments()
-  for feed in lab.feeds(0, [1] * updates):
-    states, metrics = training.step(states, frozen, resident, feed)
-  return training.initial[0].variables, devices.to_host(states[0].variables), float(
-      metrics[0]['loss'][0])
+  _, problem = _lab()
+  training = programs.Training(problem)
+  state, frozen, resident, _ = training.arguments()
+  for feed in problem.feeds(0, [1] * updates):
+    state, metrics = training.step(state, frozen, resident, feed)
+  return training.initial.variables, devices.to_host(state.variables), float(
+      metrics['loss'][0])
 
 
 def step(file: str) -> None:
@@ -78,7 +78,7 @@ def step(file: str) -> None:
 
   before, after, loss = _train(1)
   lab, _ = _lab()
-  images = programs.preprocess()(
+  images = lab.data.preprocess(
       jnp.asarray(lab.examples.images[:_BATCH_SIZE]), jnp.arange(_BATCH_SIZE), None)
   logits = {}
   for name, model, variables in (('teacher', _PAIR[0], lab.frozen['teacher']),
@@ -125,9 +125,9 @@ def times(file: str) -> None:
 def _items() -> list[Any]:
   from kdih.benchmark import programs
 
-  lab, task = _lab()
+  _, problem = _lab()
   # Of one update a call, the host would be what is measured.
-  together = {name: programs.Training(lab, task, students=count, together_by=way,
+  together = {name: programs.Training(problem, students=count, together_by=way,
                                       updates=_UPDATES[-1])
               for name, (count, way) in _STUDENTS.items()}
   return [*(training.item(name, _UPDATES[-1]) for name, training in together.items()),
@@ -140,8 +140,8 @@ def kernels(file: str) -> None:
 
   from kdih.benchmark import programs
 
-  lab, task = _lab()
-  calls = programs.Training(lab, task, updates=_UPDATES[-1]).item('update', _UPDATES[-1])
+  _, problem = _lab()
+  calls = programs.Training(problem, updates=_UPDATES[-1]).item('update', _UPDATES[-1])
   calls.seconds(1)
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):

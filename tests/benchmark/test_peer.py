@@ -69,9 +69,9 @@ def test_the_loss_is_that_of_the_cohort():
   rng = np.random.default_rng(0)
   student, *members = (rng.normal(size=(6, 5)).astype(np.float32) for _ in range(4))
   labels = rng.integers(0, 5, 6)
-  expected = losses.cohort_loss(
-      jnp.asarray(student), dict(zip('abc', map(jnp.asarray, members), strict=True)),
-      jnp.asarray(labels), (programs.ALPHA,) * 3, (programs.TEMPERATURE,) * 3).mean()
+  expected = sum((sum(losses.kd_terms(
+      jnp.asarray(student), jnp.asarray(member), jnp.asarray(labels), programs.ALPHA,
+      programs.TEMPERATURE).values()) for member in members), jnp.zeros(6)).mean()
   found = forms.dih_loss(
       torch.from_numpy(student), list(map(torch.from_numpy, members)), torch.from_numpy(labels))
   assert found.item() == pytest.approx(float(expected), rel=1e-5)
@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_the_cohort():
 @pytest.mark.slow
 def test_what_is_expected_of_bfloat16_is_of_the_same_teacher():
   names = ('resnet8', 'resnet8')
-  lab = programs.make_lab(*names, 8, 'bfloat16', programs.MadeImages(64))
+  lab = programs.make_lab(*names, 8, 'bfloat16', programs.made_images(64))
   norm = lab.frozen['teacher']['batch_stats']['stem_norm']
   norm['mean'] = norm['mean'] + 0.1  # As of another device, or another precision.
   form = forms.Paper(lab, names, torch.device('cpu'))
@@ -89,16 +89,15 @@ def test_what_is_expected_of_bfloat16_is_of_the_same_teacher():
 
 
 @pytest.mark.slow
-def test_both_forms_are_checked_and_one_that_differs_is_refused(monkeypatch):
-  lab = programs.make_lab('resnet8', 'resnet8', 8, 'float32', programs.MadeImages(64))
+def test_both_forms_are_checked_and_one_that_differs_is_refused():
+  lab = programs.make_lab('resnet8', 'resnet8', 8, 'float32', programs.made_images(64))
   report = equality.Peer(lab, ('resnet8', 'resnet8'), 'float32').report()
   assert list(report['forms']) == ['torch_paper', 'torch_tuned']
   for deviations in report['deviations'].values():
     assert set(deviations) == {'input', 'members', 'student', 'loss', 'update'}
     assert max(deviations.values()) < 1e-3
-  monkeypatch.setattr(programs, 'WEIGHT_DECAY', 0.05)
+  lab.config.student.train['weight_decay'] = 0.05
   expected = equality._expected(lab, ('resnet8', 'resnet8'))
-  monkeypatch.setattr(programs, 'WEIGHT_DECAY', 5e-4)
   form = forms.Paper(lab, ('resnet8', 'resnet8'), torch.device('cpu'))
   with pytest.raises(errors.TrainingError, match='update of paper is off by .*nothing was timed'):
     equality._compare('paper', form, expected)

@@ -45,6 +45,27 @@ def test_training_curves_of_losses_that_reach_zero(tmp_path):
   assert read_png(tmp_path / 'x.png').shape == (630, 1650, 4)
 
 
+def test_terms_of_a_loss_get_a_panel_each_phase(tmp_path):
+  def lines(**terms):
+    return [{'step': step, 'train/loss': 2.0, 'train/top1': 0.1,
+             **{f'train/{name}': value / step for name, value in terms.items()}}
+            for step in range(1, 5)]
+
+  pictures = {}
+  for count in (0, 3, 4):  # Three to a row.
+    students = {f'student/{number}': lines(ce=1.0, kl=2.0) for number in range(count)}
+    run_plots.training_curves({'teacher': lines(ce=1.0), **students}, tmp_path / 'x.png')
+    pictures[count] = read_png(tmp_path / 'x.png')
+  heights = [picture.shape[0] for picture in pictures.values()]
+  assert heights == pytest.approx([630, 630 + 360, 630 + 720], abs=1)
+  run_plots.training_curves(
+      {'teacher': lines(ce=1.0), **{f'student/{i}': lines(ce=1.0, kl=3.0) for i in range(3)}},
+      tmp_path / 'x.png')
+  other = read_png(tmp_path / 'x.png')
+  changed = (other != pictures[3]).any(axis=(1, 2))
+  assert changed[630:].any() and not changed[:600].any()  # The panels alone.
+
+
 def test_a_picture_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
   path = tmp_path / 'x.png'
   path.write_bytes(b'an older picture')

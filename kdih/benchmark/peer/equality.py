@@ -83,20 +83,20 @@ def _expected(lab: programs.Lab, names: tuple[str, str]) -> dict[str, Any]:
     # the first time a GPU may have computed them in TensorFloat-32.
     exact = programs.make_lab(*names, lab.batch_size, 'float32', lab.examples)
     lab = dataclasses.replace(exact, frozen=lab.frozen, student=lab.student)
-  training = programs.Training(lab, programs.student_task(lab, 'dih'))
-  index = next(iter(lab.feeds(0, [1])))['index'].reshape(-1)
+  training = programs.Training(programs.student_problem(lab, 'dih'))
+  index = next(iter(programs.student_problem(lab, 'dih').feeds(0, [1])))['index'].reshape(-1)
   key = jax.random.fold_in(jax.random.key(programs.SEED), 0)
   pixels, labels = lab.examples.read(index)
-  images = jax.jit(programs.preprocess())(pixels, index, key)
+  images = jax.jit(lab.data.preprocess)(pixels, index, key)
   members = jax.jit(lambda frozen, images: cohort_logits(
       lab.built.teacher, lab.built.heads, frozen, images, tuple(lab.built.taps)))(
           lab.frozen, images)
   alone = registry.create(names[1], programs.SPEC.num_classes)
   student = jax.jit(lambda variables, images: taps.observe(
       alone, variables, images, (), train=True)[0].logits)(lab.student, images)
-  (state,), (metrics,) = training.step(*training.arguments())
+  state, metrics = training.step(*training.arguments())
   after = devices.to_host(state.params['student'])
-  plain = jax.jit(programs.preprocess())(pixels, index, None)
+  plain = jax.jit(lab.data.preprocess)(pixels, index, None)
   return {
       'index': index, 'images': np.asarray(images), 'labels': labels,
       'input': np.asarray(plain),

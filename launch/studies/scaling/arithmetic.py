@@ -5,7 +5,6 @@ import dataclasses
 import math
 from typing import Any
 
-from kdih.cohort.head_modules import Heads
 from kdih.models import cost
 from launch.studies.scaling import large, problem
 
@@ -65,9 +64,8 @@ def head_sizes() -> list[dict[str, Any]]:
   for name, fields in teachers.items():
     for kind in ('flatten', 'gap'):
       setup = problem.Setup(**{'student': 'resnet8', 'batch_size': 1, **fields, 'kind': kind})
-      features = setup.features()
-      variables = problem.abstract_heads(Heads(setup.num_classes, kind), features)
-      each = {tap: cost.count_parameters(variables['params'][tap]) for tap in features}
+      each = {tap: cost.count_parameters(dense) for tap, dense
+              in problem.head_variables(setup)['params'].items()}
       total = sum(each.values())
       rows.append({'teacher': name, 'kind': kind, 'each': each, 'parameters': total,
                    'frozen_bytes': 4 * total, 'trained_bytes': 12 * total})

@@ -80,7 +80,7 @@ def _devices(chip: str) -> list:
         "'.[tpu]'") from error
 
 
-def held(made: problem.Problem) -> dict[str, int]:
+def held(made: problem.Step) -> dict[str, int]:
   """Bytes that every device holds from step to step, by what they are."""
   return {'student': bytes_of((made.state.params, made.state.collections)),
           'optimizer': bytes_of(made.state.opt_state),

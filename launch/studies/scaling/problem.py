@@ -7,24 +7,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdih import methods
-from kdih.cohort.head_modules import Heads
-from kdih.cohort.members import make_teach
-from kdih.config import fields, method_presets
-from kdih.data import augment
-from kdih.distillation.method import Context
-from kdih.models import registry, taps as taps_lib
-from kdih.phases.student import student_task
+from kdih.config import plain
+from kdih.data.loaders import Loader
+from kdih.data.spec import DataSpec
+from kdih.phases import networks, student as student_lib
+from kdih.phases.problem import Problem, TrainingData
 from kdih.runtime import devices as devices_lib
-from kdih.training import optimizer, state, steps_per_call
-from kdih.training.step import make_train_step
-from kdih.training.task import Learning
+from kdih.training import state, steps_per_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,25 +58,50 @@ class Setup:
     """Height, width, channels."""
     return self.image_size, self.image_size, 3
 
-  def model(self, role: str) -> nn.Module:
-    """The module of the 'teacher' or the 'student'."""
-    return registry.create(
-        getattr(self, role), self.num_classes, dtype=jnp.dtype(self.dtype),
-        axis_name=devices_lib.AXIS, **getattr(self, f'{role}_fields'))
+  @property
+  def config(self) -> plain.Plain:
+    """Returns the config of a run of it."""
+    return plain.config({
+        'teacher.name': self.teacher, 'teacher.kwargs': dict(self.teacher_fields),
+        'student.name': self.student, 'student.kwargs': dict(self.student_fields),
+        'student.methods': ('kd',) if self.taps == () else ('dih',),
+        'student.train.global_batch_size': self.batch_size,
+        'heads.kind': self.kind, 'heads.taps': self.taps or (), 'dtype': self.dtype,
+        'data.padding': self.padding, 'data.validation_fraction': 0.0,
+        'compute.remat': self.remat, 'compute.fold_batch_norm': False})
 
-  def features(self) -> taps_lib.Shapes:
-    """{tap: shape of one example's feature} of the taps with a head."""
-    if self.taps == ():
-      return {}
-    return taps_lib.choose_taps(self.model('teacher'), self.image_shape, self.taps or ())
+  def networks(self) -> networks.Networks:
+    """Returns its networks."""
+    return networks.build(self.config, DataSpec('made', self.image_shape, self.num_classes))
+
+
+class _Fed(Loader):
+  """Images that come with the feed, as the splits of a data set and as their loader."""
+
+  resident: dict[str, Any] = {}
+
+  def size(self, split: str) -> int:
+    del split
+    return 1000
+
+  def loader(self, split: str) -> Loader:
+    del split
+    return self
+
+  def feeds(self, batches):
+    return iter(batches)
+
+  def gather(self, resident, feed):
+    del resident
+    return feed
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class Step:
   """A step, and the shapes of its arguments.
 
   Attributes:
-    step: (states, frozen, resident, feeds) to (states, metrics), over all devices.
+    step: (state, frozen, resident, feeds) to (state, metrics), over all devices.
     state: of the training.
     frozen: {'teacher', 'heads'}: variables.
     feed: images uint8, labels and indices of one update, [1, batch, ...].
@@ -94,51 +113,40 @@ class Problem:
   feed: dict[str, jax.ShapeDtypeStruct]
 
 
-def build(setup: Setup) -> Problem:
-  """The step that trains the student by `dih`, without heads by `kd`; nothing is computed."""
-  teacher, student, features = setup.model('teacher'), setup.model('student'), setup.features()
-  heads = Heads(setup.num_classes, setup.kind)
-  frozen = {'teacher': taps_lib.abstract_variables(teacher, setup.image_shape)}
-  if features:
-    frozen['heads'] = abstract_heads(heads, features)
-  name = 'dih' if features else 'kd'
-  method = methods.create(name, method_presets.methods('paper')[name],
-                          Context(num_members=len(features) + 1, axis_name=devices_lib.AXIS))
-  teach = make_teach(method.taught_by, teacher, (), heads, tuple(features))
-  task = student_task(student, (), method, teach, frozen)
-  train = fields.base().student.train
-  tx = optimizer.make_optimizer(train, lambda step: 1e-3)
-  step = make_train_step(
-      learning=[Learning(task, tx)], gather=lambda resident, feed: feed,
-      preprocess=augment.make_preprocess(mean=(0.5,), std=(0.5,), padding=setup.padding,
-                                         padding_mode='zeros', flip=True),
-      steps_per_epoch=1000.0, remat=setup.remat)
-  variables = state.join(student=taps_lib.abstract_variables(student, setup.image_shape))
+def build(setup: Setup) -> Step:
+  """Returns the step that trains the student by `dih`, without heads by `kd`; computes nothing."""
+  config, built = setup.config, setup.networks()
+  frozen = {'teacher': built.teacher_variables}
+  if setup.taps != ():
+    frozen['heads'] = networks.abstract_heads(built)
+  name, = built.methods
+  teacher = dataclasses.replace(student_lib.teacher_of(config, built, frozen), taps=())
+  variables = state.join(student=built.student_variables, method={})
+  problem: Problem = student_lib.student_problem(
+      config, built, TrainingData(config, _Fed()), variables, name, teacher)  # type: ignore[arg-type]
   feed = {
       'image': jax.ShapeDtypeStruct((1, setup.batch_size, *setup.image_shape), jnp.uint8),
       'label': jax.ShapeDtypeStruct((1, setup.batch_size), jnp.int32),
       'index': jax.ShapeDtypeStruct((1, setup.batch_size), jnp.int32),
   }
-  return Problem(
-      step, jax.eval_shape(lambda v: state.create(v, tx, 0), variables), frozen, feed)
+  return Step(problem.compiled(), jax.eval_shape(lambda v: problem.state(v, 0), variables),
+              problem.task.frozen, feed)
 
 
-def abstract_heads(heads: Heads, features: taps_lib.Shapes) -> dict[str, Any]:
-  """Shapes of the variables of `heads` on such features."""
-  inputs = {tap: jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-            for tap, shape in features.items()}
-  return dict(jax.eval_shape(lambda x: heads.init(jax.random.key(0), x), inputs))
+def head_variables(setup: Setup) -> dict[str, Any]:
+  """Returns shapes of the variables of the heads."""
+  return networks.abstract_heads(setup.networks())
 
 
-def stepper(problem: Problem) -> Callable[[], None]:
+def stepper(made: Step) -> Callable[[], None]:
   """A call of the result does one step on all devices and waits for it."""
-  kept = [devices_lib.replicate((_filled(problem.state),))]
-  frozen = devices_lib.replicate(_filled(problem.frozen))
-  blank = {name: np.zeros(x.shape[1:], x.dtype) for name, x in problem.feed.items()}
+  kept = [devices_lib.replicate(_filled(made.state))]
+  frozen = devices_lib.replicate(_filled(made.frozen))
+  blank = {name: np.zeros(x.shape[1:], x.dtype) for name, x in made.feed.items()}
   feed, = steps_per_call.stacked(iter([devices_lib.shard(blank)]), [1])
 
   def call() -> None:
-    kept[0], _ = problem.step(kept[0], frozen, {}, feed)
+    kept[0], _ = made.step(kept[0], frozen, {}, feed)
     jax.block_until_ready(kept[0])
 
   return call
@@ -156,14 +164,14 @@ def _filled(tree: Any) -> Any:
   return jax.tree.map(fill, tree)
 
 
-def compiled_for(problem: Problem, devices: list) -> jax.stages.Compiled:
+def compiled_for(made: Step, devices: list) -> jax.stages.Compiled:
   """The step, compiled for `devices`, which need not be at hand.
 
   The batch is split over them, and all else is the same on each, as `devices.pmap_step` has it.
   """
   mesh = Mesh(np.array(devices), (devices_lib.AXIS,))
   same, split = PartitionSpec(), PartitionSpec(None, devices_lib.AXIS)
-  step = jax.shard_map(inspect.unwrap(problem.step), mesh=mesh, in_specs=(same, same, same, split),
+  step = jax.shard_map(inspect.unwrap(made.step), mesh=mesh, in_specs=(same, same, same, split),
                        out_specs=same, check_vma=False)
 
   def placed(tree: Any, spec: PartitionSpec) -> Any:
@@ -172,5 +180,5 @@ def compiled_for(problem: Problem, devices: list) -> jax.stages.Compiled:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
   return jax.jit(step, donate_argnums=0).lower(
-      placed((problem.state,), same), placed(problem.frozen, same), {},
-      placed(problem.feed, split)).compile()
+      placed(made.state, same), placed(made.frozen, same), {},
+      placed(made.feed, split)).compile()
