@@ -8,6 +8,7 @@
 The same command goes on with a run that was cut off. Exit codes: 0 done, 1 training failed,
 2 a setting is wrong, 75 asked to stop by SIGTERM, and saved: start it again, 130 interrupted.
 """
+import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,6 @@ def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[
     return run_report.write(experiment.workdir, experiment.networks, config)
 
 
-def main(argv: list[str]) -> int:
-  """Runs what the command line `argv` asks for and returns the exit code."""
-  return program.main(argv, f'{__doc__}\n{flags.usage(_SHORT)}', _run)
-
-
 def _run(argv: list[str]) -> int:
   config, workdir = flags.read(argv, _SHORT)
   environment.set_environment(config)
@@ -70,6 +66,9 @@ def _run(argv: list[str]) -> int:
     print(f'\nresults and report: {workdir}/report.md')
   return 0
 
+
+# Runs what a command line asks for, and returns the exit code.
+main = functools.partial(program.main, help_text=f'{__doc__}\n{flags.usage(_SHORT)}', body=_run)
 
 if __name__ == '__main__':
   sys.exit(main(sys.argv))

@@ -244,10 +244,10 @@ class Training:
     def seconds(count: int) -> float:
       total = per_call * (1 + -(-count // per_call))  # The loop's clock leaves out the first call.
       program = loop.TrainProgram(
-          lambda state, feed: self.step(state, self._frozen, self._resident, feed),
-          self._problem.feeds, lambda variables: None,
-          dataclasses.replace(schedule, total_steps=total, evaluate_every=total,
-                              per_call=per_call))
+          self.step, self._frozen, self._resident, self._problem.feeds,
+          lambda variables, frozen: None, dataclasses.replace(schedule, total_steps=total,
+                                                               evaluate_every=total,
+                                                               per_call=per_call))
       with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         initial = self.split(self.initial)[0]
         kept = checkpoints.Checkpoints(pathlib.Path(folder) / 'checkpoints', initial)

@@ -175,9 +175,7 @@ class Problem:
       hooks: called after each call of the step.
       students: several that learn as one, if given.
     """
-    compiled, resident = self.compiled(students), self.resident
-    frozen = devices.replicate(self.task.frozen)
     return loop.TrainProgram(
-        step=lambda state, feed: compiled(state, frozen, resident, feed), feeds=self.feeds,
-        evaluate=lambda variables: evaluate(variables, frozen), schedule=self.schedule(phase),
-        hooks=hooks)
+        step=self.compiled(students), frozen=devices.replicate(self.task.frozen),
+        resident=self.resident, feeds=self.feeds, evaluate=evaluate,
+        schedule=self.schedule(phase), hooks=hooks)

@@ -13,7 +13,7 @@ from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import STUDENT, Method
 from kdih.models import cost, taps as taps_lib
 from kdih.phases import cache_plan, exported_variables, networks
-from kdih.phases.experiment import Experiment, finish, overview
+from kdih.phases.experiment import Experiment, PhaseOutcome, finish, overview
 from kdih.phases.heads import load_heads
 from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem, TrainingData
@@ -143,15 +143,88 @@ def with_teacher(task: Task, teacher: nn.Module, teacher_variables: Any) -> Task
 
 
 def run_student(experiment: Experiment, name: str) -> dict:
-  """Trains a student by the method `name`, and measures how far it agrees with the teacher."""
-  config, built, phase = experiment.config, experiment.networks, f'student/{name}'
+  """Trains a student by the method `name`, and measures how far it agrees with the teacher.
+
+  Assistants, if the method has any, are trained before it, each by the one before.
+  """
+  phase = f'student/{name}'
   if finished := experiment.workdir.result(phase):
     return finished
   teacher = _first_teacher(experiment, name)
-  for number, model in enumerate(built.methods[name].assistants):
-    teacher = _run_assistant(experiment, name, number, model, teacher)
-  described = exported_variables.describe_model(config, 'student', built.spec.num_classes)
-  return _run(experiment, name, phase, None, teacher, 2, described)
+  prepares = experiment.networks.methods[name].prepares
+  for link in _chain(experiment, name):
+    if not experiment.workdir.result(link.phase):
+      variables = _initial(experiment, name, link)
+      if prepares:
+        preparation = _problem(experiment, variables, name, teacher, link.assistant, preparing=True)
+        variables = experiment.train(f'{link.phase}/prepare', preparation).last
+      problem = _problem(experiment, variables, name, teacher, link.assistant)
+      outcome = experiment.train(link.phase, problem)
+      _finish(experiment, name, link, problem, outcome)
+    if link.assistant:
+      teacher = _next_teacher(experiment, name, link)
+  return experiment.workdir.result(phase)  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Link:
+  """Who is trained in a chain.
+
+  Attributes:
+    phase: its name.
+    role: see `Experiment.key`.
+    described: what the exported variables are of.
+    assistant: the module of an assistant; None for the student.
+  """
+
+  phase: str
+  role: int
+  described: dict[str, Any]
+  assistant: nn.Module | None = None
+
+
+def _chain(experiment: Experiment, name: str) -> list[_Link]:
+  """Returns the assistants of the method `name`, in their order, and the student."""
+  built, phase = experiment.networks, f'student/{name}'
+  num_classes = built.spec.num_classes
+  student = exported_variables.describe_model(experiment.config, 'student', num_classes)
+  assistants = [
+      _Link(f'{phase}/assistant{number + 1}', 4 + number,
+            student if model == STUDENT else
+            {'name': model, 'kwargs': {}, 'num_classes': num_classes}, built.assistants[model])
+      for number, model in enumerate(built.methods[name].assistants)]
+  return [*assistants, _Link(phase, 2, student)]
+
+
+def _finish(
+    experiment: Experiment, name: str, link: _Link, problem: Problem, outcome: PhaseOutcome
+) -> None:
+  """Measures what was trained, and finishes its phase."""
+  built = experiment.networks
+  measured = experiment.measure(
+      problem.task, outcome,  # With the teacher, where there is one, to see how far they agree.
+      with_teacher(problem.task, built.teacher, load_teacher(experiment)[0])
+      if experiment.teachers.result('teacher') else problem.task)['student']
+  alone = dataclasses.replace(outcome, last=state.part(outcome.last, 'student'),
+                              best=state.part(outcome.best, 'student'))
+  every = experiment.config.methods.to_dict()
+  parts = {part: every[part] for part in protocol.parts({'methods': every}, name)}
+  flops = cost.forward_flops(
+      link.assistant or built.student, alone.best, built.spec.image_shape)
+  finish(experiment, link.phase, alone, {'model': link.described}, {
+      **measured, 'model': link.described['name'], 'flops': flops,
+      'method': experiment.config.methods[name].to_dict(), 'parts': parts})
+
+
+def _next_teacher(experiment: Experiment, name: str, link: _Link) -> Teacher:
+  """Returns a finished assistant as the next teacher."""
+  built, module = experiment.networks, link.assistant
+  assert module, 'the student teaches nobody'
+  like = taps_lib.abstract_variables(module, built.spec.image_shape)
+  path = experiment.workdir.path / link.phase / 'variables'
+  variables = exported_variables.load(path, like, f'config.methods.{name}.chain')
+  return teacher_of(experiment.config, dataclasses.replace(built, teacher=module, teacher_taps={}),
+                    {'teacher': variables})
 
 
 def train_together(students: Sequence[tuple[Experiment, str]]) -> None:
@@ -165,13 +238,12 @@ def train_together(students: Sequence[tuple[Experiment, str]]) -> None:
       of one, see `kdih.sweep.variants`, and those of the same follow each other.
   """
   first, name = students[0]
-  built = first.networks
-  method = built.methods[name]
+  method = first.networks.methods[name]
   if method.assistants or len(students) == 1:
     return
   teacher = _first_teacher(first, name)
-  variables = [_initial(experiment, name, f'student/{name}', built.student, 2,
-                        experiment.config.student.name) for experiment, name in students]
+  variables = [_initial(experiment, name, _chain(experiment, name)[-1])
+               for experiment, name in students]
   if method.prepares:
     prepared = _train_together(students, variables, teacher, preparing=True)
     if prepared is None:
@@ -203,73 +275,16 @@ def _train_together(
       phase, lambda: first.program(phase, problem, group), group, learners)
 
 
-def _run_assistant(
-    experiment: Experiment, name: str, number: int, model: str, teacher: Teacher
-) -> Teacher:
-  """Trains the assistant `number` of a chain, and makes it the next teacher."""
-  built, phase = experiment.networks, f'student/{name}/assistant{number + 1}'
-  module = built.assistants[model]
-  if not experiment.workdir.result(phase):
-    num_classes = built.spec.num_classes
-    described = ({'name': model, 'kwargs': {}, 'num_classes': num_classes} if model != STUDENT else
-                 exported_variables.describe_model(experiment.config, 'student', num_classes))
-    _run(experiment, name, phase, module, teacher, 4 + number, described)
-  like = taps_lib.abstract_variables(module, built.spec.image_shape)
-  path = experiment.workdir.path / phase / 'variables'
-  variables = exported_variables.load(path, like, f'config.methods.{name}.chain')
-  next_built = dataclasses.replace(built, teacher=module, teacher_taps={})
-  return teacher_of(experiment.config, next_built, {'teacher': variables})
-
-
-def _run(
-    experiment: Experiment, name: str, phase: str, assistant: nn.Module | None, teacher: Teacher,
-    role: int, described: dict,
-) -> dict:
-  """Trains a student by the method `name` as the phase `phase`, and finishes the phase.
-
-  Args:
-    experiment: the run.
-    name: of the method.
-    phase: the name of the phase.
-    assistant: the module to teach in the place of the student.
-    teacher: who teaches.
-    role: see `Experiment.key`.
-    described: what the exported variables are of.
-  """
+def _initial(experiment: Experiment, name: str, link: _Link) -> dict[str, Any]:
+  """Returns fresh variables of who is trained and of what the method trains beside, joined."""
   built = experiment.networks
-  student = assistant or built.student
-  variables = _initial(experiment, name, phase, student, role, described['name'])
-  if built.methods[name].prepares:
-    prepared = experiment.train(f'{phase}/prepare', _problem(
-        experiment, variables, name, teacher, assistant, preparing=True))
-    variables = prepared.last
-  problem = _problem(experiment, variables, name, teacher, assistant)
-  outcome = experiment.train(phase, problem)
-  measured = experiment.measure(
-      problem.task, outcome,  # With the teacher, where there is one, to see how far they agree.
-      with_teacher(problem.task, built.teacher, load_teacher(experiment)[0])
-      if experiment.teachers.result('teacher') else problem.task)['student']
-  alone = dataclasses.replace(outcome, last=state.part(outcome.last, 'student'),
-                              best=state.part(outcome.best, 'student'))
-  every = experiment.config.methods.to_dict()
-  parts = {part: every[part] for part in protocol.parts({'methods': every}, name)}
-  flops = cost.forward_flops(student, alone.best, built.spec.image_shape)
-  return finish(experiment, phase, alone, {'model': described}, {
-      **measured, 'model': described['name'], 'flops': flops,
-      'method': experiment.config.methods[name].to_dict(), 'parts': parts})
-
-
-def _initial(
-    experiment: Experiment, name: str, phase: str, student: nn.Module, role: int, model: str
-) -> dict[str, Any]:
-  """Returns fresh variables of the student and of what the method trains beside it, joined."""
-  built, shape = experiment.networks, experiment.networks.spec.image_shape
-  variables = networks.initialise(student, experiment.key(role), shape)
-  overview(experiment, phase, model, variables)
+  variables = networks.initialise(
+      link.assistant or built.student, experiment.key(link.role), built.spec.image_shape)
+  overview(experiment, link.phase, link.described['name'], variables)
   beside = networks.initialise_method(
       built, name, experiment.key(3), experiment.data.train_size)
   if count := cost.count_parameters(beside.get('params', {})):
-    say(f'{phase}: {count:,} parameters of the method {name} are trained beside it')
+    say(f'{link.phase}: {count:,} parameters of the method {name} are trained beside it')
   return state.join(student=variables, method=beside)
 
 

@@ -19,33 +19,36 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
   if {'--help', '-h', '-help', '--helpfull'} & set(argv):
     print(help_text)
     return 0
-  code = _run(argv, body)
+  try:
+    code = body(argv)
+  except (Exception, KeyboardInterrupt) as error:
+    code = _exit_code(error)
   if code:
     processes.leave(code)
   return code
 
 
-def _run(argv: list[str], body: Callable[[list[str]], int]) -> int:
-  try:
-    return body(argv)
-  except errors.ConfigError as error:
-    return _fail(2, error)
-  except errors.TrainingError as error:
-    return _fail(1, error)
-  except errors.PreemptedError as error:
-    return _fail(RESUME, error)
-  except OSError as error:  # The data set is readable, and the workdir writable, or was.
-    return _fail(1, f'{error}; mend that, and the same command goes on from the last checkpoint')
-  except KeyboardInterrupt:
-    return _fail(130, 'interrupted; the same command goes on from the last checkpoint')
-  except Exception as error:
-    if processes.lost(error):
+def _exit_code(error: BaseException) -> int:
+  """Says what went wrong and returns the exit code; raises the error again where it is a fault."""
+  match error:
+    case errors.ConfigError():
+      return _fail(2, error)
+    case errors.TrainingError():
+      return _fail(1, error)
+    case errors.PreemptedError():
+      return _fail(RESUME, error)
+    case OSError():  # The data set is readable, and the workdir writable, or was.
+      return _fail(
+          1, f'{error}; fix this, and the same command resumes from the last checkpoint')
+    case KeyboardInterrupt():
+      return _fail(130, 'interrupted; the same command goes on from the last checkpoint')
+    case Exception() if processes.lost(error):
       return _fail(RESUME, f'another process is gone ({errors.first_line(error)}); start all of '
                            'them again, and they go on from the last checkpoint')
-    if processes.joined():  # The others wait; they must see this one end.
-      traceback.print_exc()
-      return 1
-    raise
+  if processes.joined():  # The others wait; they must see this one end.
+    traceback.print_exception(error)
+    return 1
+  raise error
 
 
 def _fail(code: int, reason: object) -> int:

@@ -71,18 +71,22 @@ class TrainProgram:
   """How a learner is trained.
 
   Attributes:
-    step: (state, feed) to (state, metrics of the call's updates on the device, {name:
-      [updates]}); may donate the state's buffers.
+    step: (state, frozen, resident, feed) to (state, metrics of the call's updates on the device,
+      {name: [updates]}); may donate the state's buffers.
+    frozen: variables on the devices that nothing changes.
+    resident: arrays that stay on the devices.
     feeds: (start, sizes) to what each call is fed with that makes so many updates.
-    evaluate: variables to validation scalars, of which `top1` chooses the best checkpoint; None
-      where nothing is validated.
+    evaluate: (variables, frozen) to validation scalars, of which `top1` chooses the best
+      checkpoint; None where nothing is validated.
     schedule: when to do what.
     hooks: called with the number of updates made, after each call.
   """
 
-  step: Callable[[Any, Any], tuple[Any, Any]]
+  step: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+  frozen: Any
+  resident: Any
   feeds: Callable[[int, Sequence[int]], Iterator[Any]]
-  evaluate: Callable[[Any], Scalars | None]
+  evaluate: Callable[[Any, Any], Scalars | None]
   schedule: LoopSchedule
   hooks: Sequence[Callable[[int], Any]] = ()
 
@@ -132,6 +136,9 @@ def train_from(
     NotFiniteError: the loss is not finite.
     PreemptedError, TrainingError: see `train`.
   """
+  def evaluate(variables: Any) -> Scalars | None:
+    return program.evaluate(variables, program.frozen)
+
   schedule = program.schedule
   sizes = list(steps_per_call.sizes(
       number, schedule.total_steps, schedule.evaluate_every, schedule.per_call))
@@ -139,7 +146,7 @@ def train_from(
       preemption.training():
     state = devices.replicate(state)
     for size, feed in zip(sizes, program.feeds(number, sizes), strict=True):
-      state, metrics = program.step(state, feed)
+      state, metrics = program.step(state, program.frozen, program.resident, feed)
       number += size
       monitor.record(number, metrics)
       for hook in program.hooks:
@@ -147,7 +154,7 @@ def train_from(
       leaving, evaluating = preemption.reached(), schedule.evaluates_after(number)
       if evaluating or leaving:  # Off the clock.
         monitor.settle(number)
-        learner.save(number, state, monitor, program.evaluate if evaluating else None)
+        learner.save(number, state, monitor, evaluate if evaluating else None)
         monitor.restart()
       if leaving:
         raise errors.PreemptedError(f'{schedule.phase}: asked to stop, and saved at step {number}; '

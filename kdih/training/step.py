@@ -1,4 +1,5 @@
 """The compiled steps: one update, and one batch of evaluation, over all devices."""
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,7 @@ def compile_train_step(
     loader: made the feeds; `resident` joins its resident arrays and those of the task's signals.
     shown: from the state to the one whose step and order seed draw the augmentation.
   """
-  def update(state, frozen, resident, feed):
+  def update(frozen, resident, state, feed):
     arrays = loader.gather(resident, feed)
     key = step_key(shown(state).order_seed, shown(state).step)
     batch = Batch(task.preprocess(arrays['image'], arrays['index'], key), arrays['label'],
@@ -94,8 +95,7 @@ def compile_train_step(
     return train_step(state, frozen, batch, signal)
 
   def step(state, frozen, resident, feeds):
-    return devices.scan(
-        lambda state, feed: update(state, frozen, resident, feed), state, feeds)
+    return devices.scan(functools.partial(update, frozen, resident), state, feeds)
 
   axes = task.signals.axes and {**dict.fromkeys(loader.resident), **task.signals.axes}
   return devices.pmap_step(step, donate_state=True, resident_axes=axes or None)
