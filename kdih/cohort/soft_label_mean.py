@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from kdih.distillation import losses
 
-_TINY = 1e-30  # So that logarithms of probabilities, and divisions by a sum of shares, are finite.
+_TINY = 1e-30  # So that the division by the sum of shares is finite.
 
 
 def mean_soft_label(
@@ -23,9 +23,10 @@ def mean_soft_label(
   shares = jnp.stack([share for _, share in heard])
   shares = shares / jnp.maximum(shares.sum(), _TINY)
   log_labels = jax.nn.log_softmax(jnp.stack([z for z, _ in heard]) / temperature)
-  mean = jnp.tensordot(shares, jnp.exp(log_labels), 1)
-  divergences = jnp.exp(log_labels) * (log_labels - jnp.log(jnp.maximum(mean, _TINY))[None])
-  return losses.SoftLabel(mean, jnp.tensordot(shares, divergences.sum(-1), 1))
+  parts = shares[:, None, None] * jnp.exp(log_labels)
+  mean = parts.sum(0)
+  spread = losses.expectation(parts, log_labels - jnp.log(mean)[None]).sum(0)
+  return losses.SoftLabel(mean, spread)
 
 
 def mean_logits(members: dict[str, jax.Array]) -> jax.Array:

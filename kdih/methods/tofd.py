@@ -64,8 +64,7 @@ class Method(method.Method):
     for number, (student, teacher) in enumerate(zip(learning, taught_by, strict=True), 1):
       (g_student, z_student), (g_teacher, z_teacher) = student, teacher
       mapped, skew = _Link(g_teacher.shape[-1], name=f'link{number}')(g_student)
-      soft = optax.losses.softmax_cross_entropy(
-          z_student / self.temperature, jax.nn.softmax(z_teacher / self.temperature))
+      soft = losses.soft_cross_entropy(z_student, z_teacher, self.temperature)
       loss += (losses.cross_entropy(z_student, lesson.labels) + soft).mean()
       loss += self.alpha * _norm(lesson.gather(mapped - g_teacher)) + self.beta * skew
     return loss
