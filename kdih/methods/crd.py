@@ -65,20 +65,21 @@ class Method(FeatureMethod):
     """l, [batch], of `anchors` against the bank of `side`, into which `own` then goes."""
     bank = self.variable('memory', f'{side}_bank', self._initial_bank, lesson.train_labels.size)
     # -inf until the first batch.
-    log_z = self.variable('memory', f'{side}_log_z', jnp.full, (), -jnp.inf, jnp.float32)
+    kept = self.variable('memory', f'{side}_log_z', jnp.full, (), -jnp.inf, jnp.float32)
     drawn = features.products(anchors, bank.value) / self.temperature
     itself = (anchors * bank.value[lesson.index]).sum(-1) / self.temperature
     num_images = (lesson.train_labels >= 0).sum()
     log_mean = self._log_mean(*jax.lax.stop_gradient((drawn, itself)), counts, lesson)
-    shift = jnp.where(log_z.value > -jnp.inf, log_z.value, jnp.log(num_images) + log_mean)
+    log_z = jnp.where(kept.value > -jnp.inf, kept.value, jnp.log(num_images) + log_mean)
     if not self.is_initializing():
-      log_z.value = shift
+      kept.value = log_z
       bank.value = update(bank.value, lesson.gather(lesson.index),
                           lesson.gather(jax.lax.stop_gradient(own)), self.momentum)
     noise = self.negatives / num_images
     log_rest = jnp.log(noise + _EPSILON)
-    wrong = jnp.log(noise) - jnp.logaddexp(drawn - shift, log_rest)
-    right = -jax.nn.softplus(log_rest - (itself - shift))
+    right = -jax.nn.softplus(log_rest - (itself - log_z))
+    # log(K/N) - log(x + K/N + 1e-7), as numbers so small that thousands add up without rounding.
+    wrong = -jnp.log1p(_EPSILON / noise) - jax.nn.softplus(drawn - log_z - log_rest)
     return -right - (counts * wrong).sum(-1)
 
   @nn.nowrap

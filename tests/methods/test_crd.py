@@ -247,13 +247,13 @@ def test_the_entry_of_the_config_is_that_of_the_paper():
   assert methods.create('crd', options, Context()).needs_train_labels
 
 
-def in_logarithms(variables, batch: Lesson, temperature: float):
+def in_logarithms(variables, batch: Lesson, temperature: float, number: int):
   """(per-image term, {bank: log Z}) of the formula in float64, negatives one by one."""
   variables = in_float64(variables)
   negatives = np.asarray(crd.draw_negatives(
-      batch.key, batch.index, batch.train_labels, OPTIONS['negatives']))
+      batch.key, batch.index, batch.train_labels, number))
   chosen = np.concatenate([np.asarray(batch.index)[:, None], negatives], axis=1)
-  noise, total, used = OPTIONS['negatives'] / NUM_IMAGES, 0.0, {}
+  noise, total, used = number / NUM_IMAGES, 0.0, {}
   for anchor, bank in (('student', 'teacher'), ('teacher', 'student')):
     v = embed(variables['params'][anchor], getattr(batch, anchor).embedding)
     scores = np.einsum('bkw,bw->bk', variables['memory'][f'{bank}_bank'][chosen], v) / temperature
@@ -281,18 +281,25 @@ def test_low_temperatures_give_the_term_of_the_formula(variables, temperature):
     return found.sum(), (found, changed)
 
   gradients, (found, changed) = jax.grad(term, has_aux=True)(variables['params'])
-  expectation, log_zs = in_logarithms(started, lesson(), temperature)
+  expectation, log_zs = in_logarithms(started, lesson(), temperature,
+                                      OPTIONS['negatives'])
   np.testing.assert_allclose(found, expectation, rtol=1e-5)
   for side, log_z in log_zs.items():
     np.testing.assert_allclose(changed['memory'][f'{side}_log_z'], log_z, rtol=1e-6)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, changed)))
 
 
+def test_thousands_of_negatives_add_up_without_rounding(variables):
+  """Each adds 1e-5, which is lost in a logarithm of 8."""
+  method = lessons.make(OPTIONS, negatives=30000)
+  found, _ = step(method, variables, lesson())
+  np.testing.assert_allclose(found, in_logarithms(variables, lesson(), 0.5, 30000)[0], rtol=1e-6)
+
+
 def test_opposite_embeddings_at_the_lowest_temperature(after):
-  """Whom the first batch has made certain, a later one finds elsewhere."""
-  sharp = lessons.make(OPTIONS, temperature=0.001)
-  certain = step(sharp, after, lesson())[1]
-  batch = lesson()
+  """An image that its bank was near to is far from it in a later batch."""
+  sharp, batch = lessons.make(OPTIONS, temperature=0.001), lesson()
+  certain = step(sharp, after, batch)[1]
   turned = dataclasses.replace(
       batch, student=dataclasses.replace(batch.student, embedding=-batch.student.embedding))
   value, gradients = jax.value_and_grad(
