@@ -4,9 +4,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from kdih.distillation import losses
 from kdih.distillation.signal import SoftLabel
 
-_TINY = 1e-30  # So that logarithms of probabilities, and divisions by a sum of shares, are finite.
+_TINY = 1e-30  # So that the division by the sum of shares is finite.
 
 
 def mean_soft_label(
@@ -25,9 +26,10 @@ def mean_soft_label(
   c = jnp.stack([jnp.asarray(share, jnp.float32) for share in shares])
   c = c / jnp.maximum(c.sum(), _TINY)
   log_p = jax.nn.log_softmax(members / temperature)
-  mean = jnp.einsum('b,ibk->ik', c, jnp.exp(log_p))
-  kl = (jnp.exp(log_p) * (log_p - jnp.log(jnp.maximum(mean, _TINY))[:, None])).sum(-1)
-  return SoftLabel(mean, jnp.einsum('b,ib->i', c, kl))
+  parts = c[None, :, None] * jnp.exp(log_p)
+  mean = parts.sum(1)
+  spread = losses.expectation(parts, log_p - jnp.log(mean)[:, None]).sum(-1)
+  return SoftLabel(mean, spread)
 
 
 def mean_logits(members: dict[str, jax.Array]) -> jax.Array:

@@ -1,4 +1,9 @@
-"""Losses, per example and unreduced. z are logits [batch, classes], y labels int [batch]."""
+"""Losses, per example and unreduced. z are logits [batch, classes], y labels int [batch].
+
+A logit of -inf gives its class the probability 0, and 0 log 0 is 0: such a teacher is the limit of
+one whose logit falls without end, and several fall together. A student that gives the probability
+0 to what its teacher or the label does not has an infinite loss, and its gradient's limit.
+"""
 from collections.abc import Callable
 
 import jax
@@ -8,6 +13,8 @@ import optax
 from kdih.distillation.signal import SoftLabel
 
 View = Callable[[jax.Array], jax.Array]
+
+_LOWEST = -1e30  # In a mean and a deviation, as good as a logit of -inf, or of float32's least.
 
 
 def as_they_are(logits: jax.Array) -> jax.Array:
@@ -20,27 +27,54 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def expectation(probabilities: jax.Array, numbers: jax.Array) -> jax.Array:
+  """Returns sum_c p_c n_c over the last axis, where 0 times an infinite number is 0.
+
+  A probability below the least normal number counts as 0, as processors may round it to that.
+  """
+  none = probabilities < jnp.finfo(probabilities.dtype).tiny
+  # The inner `where` keeps what is infinite out of the gradient.
+  return jnp.where(none, 0, probabilities * jnp.where(none, 0, numbers)).sum(-1)
+
+
+def kl_divergence(log_teacher: jax.Array, log_student: jax.Array) -> jax.Array:
+  """Returns KL(p || q) over the last axis, in nats, of log p and log q."""
+  return expectation(jnp.exp(log_teacher), log_teacher - log_student)
+
+
+def soft_cross_entropy(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
+  """Returns H(p_T(teacher), p_T(student)), [batch], in nats; `tempered_kl` says what p_T is."""
+  return expectation(jax.nn.softmax(teacher / temperature),
+                     -jax.nn.log_softmax(student / temperature))
+
+
 def tempered_kl(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
   """T^2 KL(p_T(teacher) || p_T(student)), [batch], with p_T(z) = softmax(z / T).
 
   Hinton et al., 2015 (arXiv 1503.02531); the factor T^2 keeps its gradient's scale.
   """
-  kl = optax.losses.kl_divergence_with_log_targets(
-      jax.nn.log_softmax(student / temperature), jax.nn.log_softmax(teacher / temperature))
-  return kl * temperature**2
+  return temperature**2 * kl_divergence(
+      jax.nn.log_softmax(teacher / temperature), jax.nn.log_softmax(student / temperature))
 
 
 def standardise(logits: jax.Array) -> jax.Array:
   """Every row less its mean, over its standard deviation (Sun et al., 2024, arXiv 2403.01427).
 
   (z - mean(z)) / (1e-7 + std(z)), [batch, classes], with PyTorch's std (over classes - 1). Of
-  equal logits, which a fresh classifier may give, it is 0, and so is its gradient.
+  equal logits, which a fresh classifier may give, and of a single class it is 0, and so is its
+  gradient.
   """
-  centred = logits - logits.mean(-1, keepdims=True)
-  variance = jnp.var(logits, axis=-1, keepdims=True, ddof=1)
-  apart = variance > 0
+  logits = jnp.maximum(logits, _LOWEST)
+  highest, lowest = (jax.lax.stop_gradient(bound(logits, axis=-1, keepdims=True))
+                     for bound in (jnp.max, jnp.min))
+  span = highest - lowest
+  apart = ~(span < jnp.finfo(span.dtype).tiny)  # So that what is no number stays none.
+  # In [-1, 0] instead, which changes nothing, logits of any size can be squared.
+  scaled = (logits - highest) / jnp.where(apart, span, 1)
+  centred = scaled - scaled.mean(-1, keepdims=True)
+  variance = (centred * centred).sum(-1, keepdims=True) / max(logits.shape[-1] - 1, 1)
   deviation = jnp.sqrt(jnp.where(apart, variance, 1))  # The root has no gradient at 0.
-  return jnp.where(apart, centred / (1e-7 + deviation), 0)
+  return jnp.where(apart, centred / (1e-7 / jnp.where(apart, span, 1) + deviation), 0)
 
 
 def kd_terms(
@@ -68,4 +102,5 @@ def soft_label_kl(student: jax.Array, label: SoftLabel, temperature: float) -> j
     temperature: T.
   """
   log_student = jax.nn.log_softmax(student / temperature)
-  return temperature**2 * (optax.losses.kl_divergence(log_student, label.mean) + label.spread)
+  kl = expectation(label.mean, jnp.log(label.mean) - log_student)
+  return temperature**2 * (kl + label.spread)

@@ -32,7 +32,8 @@ class Method(FeatureMethod):
   there are enough of them; here they are always drawn with.
 
   Scores are taken with the whole bank, [batch, train split], and counted as often as an image was
-  drawn: so the negatives' embeddings, [batch, K, width], never have to be laid out.
+  drawn: so the negatives' embeddings, [batch, K, width], never have to be laid out. All of it is
+  computed in logarithms, log Z included, so that a low T makes nothing infinite.
 
   Attributes:
     width: of v.
@@ -52,7 +53,7 @@ class Method(FeatureMethod):
   def term(self, lesson):
     """[batch]; see `kdih.distillation.method.FeatureMethod`."""
     student, teacher = (
-        normalise(layers.dense(embedding.shape[-1], self.width, name=side)(embedding))
+        features.unit(layers.dense(embedding.shape[-1], self.width, name=side)(embedding))
         for side, embedding in zip(('student', 'teacher'), features.embeddings(lesson),
                                    strict=True))
     counts = count(draw_negatives(lesson.key, lesson.index, lesson.train_labels, self.negatives),
@@ -63,21 +64,30 @@ class Method(FeatureMethod):
   def _contrast(self, side, anchors, own, counts, lesson):
     """l, [batch], of `anchors` against the bank of `side`, into which `own` then goes."""
     bank = self.variable('memory', f'{side}_bank', self._initial_bank, lesson.train_labels.size)
-    z = self.variable('memory', f'{side}_z', jnp.zeros, ())  # 0 until the first batch.
-    drawn = jnp.exp(anchors @ bank.value.T / self.temperature)
-    itself = jnp.exp((anchors * bank.value[lesson.index]).sum(-1) / self.temperature)
-    mean = ((counts * drawn).sum(-1) + itself) / (self.negatives + 1)
+    # -inf until the first batch.
+    kept = self.variable('memory', f'{side}_log_z', jnp.full, (), -jnp.inf, jnp.float32)
+    drawn = features.products(anchors, bank.value) / self.temperature
+    itself = (anchors * bank.value[lesson.index]).sum(-1) / self.temperature
     num_images = (lesson.train_labels >= 0).sum()
-    first = num_images * lesson.gather(jax.lax.stop_gradient(mean)).mean()
-    scale = jnp.where(z.value > 0, z.value, first)
+    log_mean = self._log_mean(*jax.lax.stop_gradient((drawn, itself)), counts, lesson)
+    log_z = jnp.where(kept.value > -jnp.inf, kept.value, jnp.log(num_images) + log_mean)
     if not self.is_initializing():
-      z.value = scale
+      kept.value = log_z
       bank.value = update(bank.value, lesson.gather(lesson.index),
                           lesson.gather(jax.lax.stop_gradient(own)), self.momentum)
     noise = self.negatives / num_images
-    wrong = jnp.log(noise / (drawn / scale + noise + _EPSILON))
-    right = jnp.log(itself / scale / (itself / scale + noise + _EPSILON))
+    log_rest = jnp.log(noise + _EPSILON)
+    right = -jax.nn.softplus(log_rest - (itself - log_z))
+    # log(K/N) - log(x + K/N + 1e-7), as numbers so small that thousands add up without rounding.
+    wrong = -jnp.log1p(_EPSILON / noise) - jax.nn.softplus(drawn - log_z - log_rest)
     return -right - (counts * wrong).sum(-1)
+
+  @nn.nowrap
+  def _log_mean(self, drawn, itself, counts, lesson):
+    """log of the mean exponential over all images of all devices and their drawn ones, scalar."""
+    own = jnp.logaddexp(jax.nn.logsumexp(drawn, axis=-1, b=counts), itself)
+    everyone = lesson.gather(own)
+    return jax.nn.logsumexp(everyone) - math.log(everyone.size * (self.negatives + 1))
 
   def _initial_bank(self, size):
     bound = 1 / math.sqrt(self.width / 3)
@@ -124,14 +134,8 @@ def update(bank: jax.Array, index: jax.Array, new: jax.Array, momentum: float) -
   Row i becomes momentum * row + (1 - momentum) * new, over its length. Where a number is twice in
   `index`, the first counts.
   """
-  rows = normalise(momentum * bank[index] + (1 - momentum) * new)
+  rows = features.unit(momentum * bank[index] + (1 - momentum) * new)
   place = jnp.arange(len(index))
   first = (index[:, None] == index[None]).argmax(1) == place
   beyond = len(bank) + place  # Out of bounds, and so not written.
   return bank.at[jnp.where(first, index, beyond)].set(rows, mode='drop', unique_indices=True)
-
-
-def normalise(vectors: jax.Array) -> jax.Array:
-  """Each row over its length."""
-  squares = (vectors * vectors).sum(-1, keepdims=True)
-  return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))

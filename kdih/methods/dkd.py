@@ -46,19 +46,24 @@ class Method(method.Method):
     view = losses.standardise if self.standardise else losses.as_they_are
     student, teacher = (_decoupled(view(logits), lesson.labels, self.temperature)
                         for logits in (lesson.student.logits, lesson.teacher.logits))
-    tckd, nckd = (losses.tempered_kl(*both, self.temperature)  # With the factor T^2.
-                  for both in zip(student, teacher, strict=True))
+    tckd, nckd = (self.temperature**2 * losses.kl_divergence(log_teacher, log_student)
+                  for log_teacher, log_student in zip(teacher, student, strict=True))
     return {'ce': self.cross_entropy * label_loss,
             'tckd': warmth * self.alpha * tckd, 'nckd': warmth * self.beta * nckd}
 
 
 def _decoupled(logits: jax.Array, labels: jax.Array, temperature: float):
-  """Logits of (p_y, 1 - p_y) at T, [batch, 2], and those of the classes other than y.
+  """log (p_y, 1 - p_y) at T, [batch, 2], and log of the softmax over the classes other than y.
 
-  In the latter, [batch, classes], the label's are so low that its probability is 0.
+  In the latter, [batch, classes], the label's is -inf. Where the logits of all the others are, they
+  are equally likely, which is the limit of logits that fall together; where there are none, all of
+  it is -inf.
   """
+  logits = logits / temperature
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  others = jnp.where(is_label, -1e9, logits)
-  rest = temperature * jax.nn.logsumexp(others / temperature, axis=-1)
-  target = jnp.where(is_label, logits, 0).sum(-1)
-  return jnp.stack([target, rest], axis=-1), others
+  label = jnp.where(is_label, logits, 0).sum(-1)
+  nothing = jnp.all(is_label | (logits == -jnp.inf), axis=-1)
+  others = jnp.where(nothing[:, None], 0, logits)
+  rest = jnp.where(nothing, -jnp.inf, jax.nn.logsumexp(others, axis=-1, where=~is_label))
+  return (jax.nn.log_softmax(jnp.stack([label, rest], axis=-1)),
+          jax.nn.log_softmax(others, axis=-1, where=~is_label))

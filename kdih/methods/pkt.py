@@ -13,7 +13,10 @@ class Method(FeatureMethod):
 
   With k_ij = (1 + cos(e_i, e_j)) / 2 and p_ij = k_ij / sum_j k_ij, the term is the mean over
   batch^2 entries of p^T log((p^T + 1e-7) / (p^S + 1e-7)). As in the authors' code, an image is
-  near itself too; the paper leaves it out.
+  near itself too; the paper leaves it out. RepDistiller divides an embedding by its length plus
+  1e-7, here by its length alone, so that its size says nothing. An embedding of 0 is as near to
+  each image, itself included, as one at a right angle, k = 1/2, and has no gradient; RepDistiller's
+  is no number there.
   """
 
   couples = True

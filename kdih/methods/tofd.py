@@ -66,8 +66,7 @@ class Method(method.Method):
       (g_student, z_student), (g_teacher, z_teacher) = student, teacher
       mapped, skew = _Link(g_teacher.shape[-1], name=f'link{number}')(g_student)
       ce += losses.cross_entropy(z_student, lesson.labels).mean()
-      soft += optax.losses.softmax_cross_entropy(
-          z_student / self.temperature, jax.nn.softmax(z_teacher / self.temperature)).mean()
+      soft += losses.soft_cross_entropy(z_student, z_teacher, self.temperature).mean()
       feature += self.alpha * _norm(lesson.gather(mapped - g_teacher))
       orthogonality += self.beta * skew
     return {'ce': ce, 'soft': soft, 'feature': feature, 'orthogonality': orthogonality}

@@ -40,10 +40,13 @@ def batch_norm(*, train: bool, dtype: Any = jnp.float32, axis_name: str | None =
                name: str | None = None) -> nn.BatchNorm:
   """Batch normalisation, shape kept; scale 1, bias 0, eps 1e-5, PyTorch's momentum of 0.1.
 
-  When training, its statistics are averaged over the devices of `axis_name`, unless None.
+  When training, its statistics are averaged over the devices of `axis_name`, unless None. The
+  variance is the mean of (x - mean)^2, as exact as PyTorch's. That of x^2 less the squared mean
+  needs one pass and errs by a tenth of the variance where the mean is 1000 deviations, and by all
+  of it where it is 3000.
   """
   return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype,
-                      axis_name=axis_name, name=name)
+                      axis_name=axis_name, use_fast_variance=False, name=name)
 
 
 def dense(inputs: int, features: int, *, bias_init: Initializer | None = None,

@@ -33,7 +33,8 @@ class Checkpoints:
     like: a state of the same structure and shapes.
 
   Raises:
-    TrainingError: all of them are damaged; nothing has been changed.
+    TrainingError: all of them are damaged, or hold other arrays than `like`; nothing has been
+      changed.
   """
 
   def __init__(self, directory: epath.PathLike, like: TrainState):
@@ -120,6 +121,7 @@ class Checkpoints:
     steps = sorted(ocp.utils.checkpoint_steps(self._directory))
     damaged = {step: reason for step in steps if (reason := self._damage(step))}
     if damaged and len(damaged) == len(steps):
+      self._require_same_arrays(steps[-1])
       raise errors.TrainingError(
           f'{self._directory}: every checkpoint is damaged ({damaged[steps[-1]]}); nothing was '
           'changed. Restore one from a copy, or remove the folder to train the phase anew')
@@ -131,6 +133,22 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         (self._directory / str(step)).rename(_unused(aside / str(step)))
     devices.wait_for_all('damaged checkpoints set aside')
+
+  def _require_same_arrays(self, step: int) -> None:
+    """Raises TrainingError if a checkpoint, intact or not, is of arrays with other names."""
+    try:
+      with _checkpointer() as checkpointer:
+        stored = _names(checkpointer.metadata(self._directory / str(step)).item_metadata['state'])
+    except Exception:  # It is so damaged that nobody can tell; orbax raises many kinds.
+      return
+    known = _names(self._like)
+    found = [f'{text} {", ".join(sorted(names))}' for text, names in (
+        ('hold', stored - known), ('lack', known - stored)) if names]
+    if found:
+      raise errors.TrainingError(
+          f'{self._directory}: another version of kdih wrote the checkpoints, which '
+          f'{" and ".join(found)}; nothing was changed. Go on with that version, or remove the '
+          'folder to train the phase anew')
 
   def _damage(self, step: int) -> str:
     """What is wrong with a checkpoint; '' if nothing is."""
@@ -151,6 +169,12 @@ def _manager(directory: epath.Path) -> ocp.CheckpointManager:
           get_metric_fn=selection, n=1, keep_checkpoints_without_metrics=False)])
   return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(
       preservation_policy=policy, best_fn=selection, enable_async_checkpointing=False))
+
+
+def _names(state: Any) -> set[str]:
+  """Paths of its arrays, by which orbax knows them too."""
+  return {jax.tree_util.keystr(path, simple=True, separator='/')
+          for path, _ in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def _os_error(error: Exception) -> str:

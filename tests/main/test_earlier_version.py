@@ -17,7 +17,7 @@ from tests.helpers.runs import CONFIG, ROOT
 pytestmark = pytest.mark.slow
 
 FIXTURES = ROOT / 'tests/fixtures'
-STUDENT = 'student/dih_crd'  # It was killed in this phase, after step 18 or a little later.
+STUDENT = 'student/reviewkd'  # It was killed in this phase, after step 18 or a little later.
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')  # On which the bits of a step depend.
 
 
@@ -53,7 +53,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_it_would_have(tmp_path, digit
   before, begun = steps_of(workdir, 'val/top1'), read(workdir / 'manifest.json')['versions']
   assert 18 <= before[-1] < 40
   said = go_on('main', f'--config={CONFIG}:steps=40', f'--config.data.data_dir={digits_dir}',
-               '--config.student.methods=kd,dih,dih_crd', f'--workdir={workdir}')
+               '--config.student.methods=kd,dih,reviewkd', f'--workdir={workdir}')
   assert {line.split(':')[0] for line in said.splitlines() if ' epoch ' in line} == {STUDENT}
   assert steps_of(workdir, 'val/top1') == list(range(2, 41, 2))
   resumed = [line for line in said.splitlines() if f'{STUDENT}: step ' in line]
@@ -64,8 +64,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_it_would_have(tmp_path, digit
   assert list(results) == list(finished)
   if all(importlib.metadata.version(name) == begun[name] for name in LIBRARIES):
     for part in ('val', 'test_last', 'test_best_val'):
-      assert results['student']['dih_crd'][part]['loss'] == pytest.approx(
-          finished['student']['dih_crd'][part]['loss'], abs=1e-4)
+      assert results['student']['reviewkd'][part]['loss'] == pytest.approx(
+          finished['student']['reviewkd'][part]['loss'], abs=1e-4)
     assert run_report.table(results) == run_report.table(finished)
 
 

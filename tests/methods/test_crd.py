@@ -85,16 +85,17 @@ def test_the_first_batch_is_scored_by_the_formula(method, variables):
   expectation, zs = expected(variables, lesson())
   np.testing.assert_allclose(term, expectation, rtol=1e-5)
   for bank, z in zs.items():
-    np.testing.assert_allclose(changed['memory'][f'{bank}_z'], z, rtol=1e-5)
+    np.testing.assert_allclose(changed['memory'][f'{bank}_log_z'], np.log(z), rtol=1e-5)
 
 
 def test_z_stays_what_the_first_batch_made_it(method, after):
   other = lesson(key=jax.random.key(8), student=lessons.output(7))
-  zs = {bank: float(after['memory'][f'{bank}_z']) for bank in ('student', 'teacher')}
+  zs = {bank: np.exp(float(after['memory'][f'{bank}_log_z'])) for bank in ('student', 'teacher')}
   term, changed = step(method, after, other)
   expectation, _ = expected(after, other, zs=zs)
   np.testing.assert_allclose(term, expectation, rtol=1e-5)
-  assert {bank: float(changed['memory'][f'{bank}_z']) for bank in zs} == zs
+  for bank in zs:
+    assert changed['memory'][f'{bank}_log_z'] == after['memory'][f'{bank}_log_z']
   assert not np.allclose(expectation, expected(after, other)[0], rtol=1e-3)
 
 
@@ -131,13 +132,13 @@ def test_memory_starts_uniform_and_unset(method):
     bank = np.asarray(big[f'{side}_bank'])
     assert bank.shape == (4000, 6) and abs(bank).max() <= bound
     np.testing.assert_allclose([bank.mean(), bank.var()], [0, bound**2 / 3], atol=0.01)
-    assert big[f'{side}_z'] == 0
+    assert big[f'{side}_log_z'] == -np.inf
   assert not np.array_equal(big['student_bank'], big['teacher_bank'])
 
 
 def test_gradients_of_the_students_embedding(method, after):
   batch = lesson()
-  zs = {bank: float(after['memory'][f'{bank}_z']) for bank in ('student', 'teacher')}
+  zs = {bank: np.exp(float(after['memory'][f'{bank}_log_z'])) for bank in ('student', 'teacher')}
 
   def term(embedding):
     student = dataclasses.replace(batch.student, embedding=embedding)
@@ -244,3 +245,65 @@ def test_the_entry_of_the_config_is_that_of_the_paper():
   assert options == dict(kind='crd', width=128, negatives=16384, temperature=0.07, momentum=0.5,
                          cross_entropy=1.0, weight=0.8)
   assert methods.create('crd', options, Context()).needs_train_labels
+
+
+def in_logarithms(variables, batch: Lesson, temperature: float, number: int):
+  """(per-image term, {bank: log Z}) of the formula in float64, negatives one by one."""
+  variables = in_float64(variables)
+  negatives = np.asarray(crd.draw_negatives(
+      batch.key, batch.index, batch.train_labels, number))
+  chosen = np.concatenate([np.asarray(batch.index)[:, None], negatives], axis=1)
+  noise, total, used = number / NUM_IMAGES, 0.0, {}
+  for anchor, bank in (('student', 'teacher'), ('teacher', 'student')):
+    v = embed(variables['params'][anchor], getattr(batch, anchor).embedding)
+    scores = np.einsum('bkw,bw->bk', variables['memory'][f'{bank}_bank'][chosen], v) / temperature
+    highest = scores.max()
+    used[bank] = np.log(NUM_IMAGES) + highest + np.log(np.exp(scores - highest).mean())
+    x = scores - used[bank]
+    rest = np.log(noise + 1e-7)
+    total = total + np.logaddexp(x[:, 0], rest) - x[:, 0]
+    total = total + (np.logaddexp(x[:, 1:], rest) - np.log(noise)).sum(axis=1)
+  return total, used
+
+
+@pytest.mark.parametrize('temperature', [0.001, 0.01, 0.07])
+def test_low_temperatures_give_the_term_of_the_formula(variables, temperature):
+  """At 0.01 and below its exponentials leave float32."""
+  method = lessons.make(OPTIONS, temperature=temperature)
+  bank = 'teacher_bank'
+  rows = embed(in_float64(variables)['params']['student'], lesson().student.embedding)
+  memory = {**variables['memory'], bank: variables['memory'][bank].at[INDEX].set(
+      lessons.single(rows))}  # A student that is exactly where the teacher's bank has it.
+  started = {**variables, 'memory': memory}
+
+  def term(params):
+    found, changed = step(method, {**started, 'params': params}, lesson())
+    return found.sum(), (found, changed)
+
+  gradients, (found, changed) = jax.grad(term, has_aux=True)(variables['params'])
+  expectation, log_zs = in_logarithms(started, lesson(), temperature,
+                                      OPTIONS['negatives'])
+  np.testing.assert_allclose(found, expectation, rtol=1e-5)
+  for side, log_z in log_zs.items():
+    np.testing.assert_allclose(changed['memory'][f'{side}_log_z'], log_z, rtol=1e-6)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, changed)))
+
+
+def test_thousands_of_negatives_add_up_without_rounding(variables):
+  """Each adds 1e-5, which is lost in a logarithm of 8."""
+  method = lessons.make(OPTIONS, negatives=30000)
+  found, _ = step(method, variables, lesson())
+  np.testing.assert_allclose(found, in_logarithms(variables, lesson(), 0.5, 30000)[0], rtol=1e-6)
+
+
+def test_opposite_embeddings_at_the_lowest_temperature(after):
+  """An image that its bank was near to is far from it in a later batch."""
+  sharp, batch = lessons.make(OPTIONS, temperature=0.001), lesson()
+  certain = step(sharp, after, batch)[1]
+  turned = dataclasses.replace(
+      batch, student=dataclasses.replace(batch.student, embedding=-batch.student.embedding))
+  value, gradients = jax.value_and_grad(
+      lambda params: step(sharp, {**certain, 'params': params}, turned)[0].sum())(
+          certain['params'])
+  assert value > 1e3
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))

@@ -192,6 +192,23 @@ def test_a_teacher_whose_embeddings_are_all_the_same_serves_rkd():
   assert np.isfinite(gradient).all()
 
 
+def test_pkt_of_embeddings_of_0_worked_by_hand():
+  """All images are equally near to them; a right angle's two probabilities are 2/3 and 1/3."""
+  zeros, apart = np.zeros((2, 2)), np.eye(2)
+  for student, teacher, p, q in ((zeros, apart, (2 / 3, 1 / 3), (1 / 2, 1 / 2)),
+                                 (apart, zeros, (1 / 2, 1 / 2), (2 / 3, 1 / 3)),
+                                 (zeros, zeros, (1 / 2, 1 / 2), (1 / 2, 1 / 2))):
+    loss, gradient = term_and_gradient('pkt', student, teacher, {})
+    expected = sum(a * np.log(a / b) for a, b in zip(p, q, strict=True)) / 2
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-7)
+    if student is zeros:
+      np.testing.assert_array_equal(gradient, zeros)
+    else:
+      # The probabilities are 1 / (1 + c) and c / (1 + c), with c = (1 + cosine) / 2 = 1/2, and the
+      # slope by the cosine is half of (1 / (1 + c) - 1 / 2c) / 2.
+      np.testing.assert_allclose(gradient, [[0, -1 / 12], [-1 / 12, 0]], rtol=1e-4, atol=1e-7)
+
+
 def test_pkt_bears_opposite_embeddings():
   """Their cosine may be rounded to below -1, and its probability to below 0."""
   rows = np.random.default_rng(0).normal(size=(500, 4096))

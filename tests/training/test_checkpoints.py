@@ -110,6 +110,19 @@ def test_accuracies_that_were_changed_do_not_choose_the_best(tmp_path, saved):
   assert (tmp_path / 'damaged' / '2').is_dir()
 
 
+def test_checkpoints_of_arrays_with_other_names_are_another_versions(tmp_path, saved):
+  folder = copied(saved, tmp_path)
+  before = contents(tmp_path)
+  fresh = {'params': {'kernel': np.ones((60, 50), np.float32), 'scale': np.ones(50, np.float32)}}
+  with pytest.raises(errors.TrainingError) as caught:
+    checkpoints_lib.Checkpoints(folder, jax.device_get(state.create(fresh, TX, 0)))
+  assert str(caught.value) == (
+      f'{folder}: another version of kdih wrote the checkpoints, which hold '
+      'opt_state/0/trace/bias, params/bias and lack opt_state/0/trace/scale, params/scale; nothing '
+      'was changed. Go on with that version, or remove the folder to train the phase anew')
+  assert contents(tmp_path) == before
+
+
 def test_where_all_are_damaged_nothing_is_touched(tmp_path, saved):
   folder = copied(saved, tmp_path)
   for step in ('2', '3'):
