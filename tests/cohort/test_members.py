@@ -10,7 +10,9 @@ from kdih.cohort.members import cohort_logits
 from kdih.distillation import losses
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import Context
+from kdih.distillation.signal import TeacherSignal
 from kdih.models import registry, taps
+from tests.helpers import lessons
 from tests.helpers.tapped_nets import CLASSES, IMAGES, Nested, Net, features, variables
 
 
@@ -46,11 +48,12 @@ def test_alphas_go_to_the_heads_in_tap_order_and_then_to_the_teacher():
 
   def compute(tree):
     members = cohort_logits(Net(), heads, tree, IMAGES, ('stage2', 'stage1'))
-    lesson = Lesson(IMAGES, labels, taps.Output(student, {}), members=members)
-    return dih.apply({}, lesson), members['stage2']
+    signal = TeacherSignal(members=jnp.stack(list(members.values()), axis=1))
+    lesson = Lesson(IMAGES, labels, taps.Output(student, {}), signal)
+    return lessons.total(dih.apply({}, lesson)), members['stage2']
 
   found, first_head = jax.jit(compute)(all_frozen)
-  expected = losses.kd_loss(student, first_head, labels, 0.9, 2.0)
+  expected = lessons.total(losses.kd_terms(student, first_head, labels, 0.9, 2.0))
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

@@ -17,7 +17,7 @@ def test_mean_logits_is_the_log_of_the_mean_softmax():
 
 def test_the_mean_soft_label_worked_by_hand():
   """Of (1/4, 3/4) thrice and (3/4, 1/4) once; its spread is H(3/8) less H(1/4), in nats."""
-  members = {'a': lessons.single([[0.0, np.log(9.0)]]), 'b': lessons.single([[np.log(9.0), 0.0]])}
+  members = lessons.single([[[0.0, np.log(9.0)], [np.log(9.0), 0.0]]])  # Of one image.
   found = soft_label_mean.mean_soft_label(members, (0.6, 0.2), 2.0)
   np.testing.assert_allclose(found.mean, [[3 / 8, 5 / 8]], rtol=1e-6)
   np.testing.assert_allclose(found.spread, [0.6615632 - 0.5623351], rtol=1e-5)

@@ -7,17 +7,20 @@ import numpy as np
 from kdih.cohort.members import make_teach
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import Context
+from kdih.distillation.signal import TeacherSignal
 from kdih.models import taps
 from kdih.models.taps import Output
 from kdih.phases.student import student_task
 from kdih.runtime import devices
 from kdih.training import optimizer, state
+from kdih.training.task import Batch, LiveSignals, Moment
 from tests.helpers import lessons, tiny_nets
+from tests.helpers.arrays import PREPROCESS
 
 
 def of(tree):
-  """Arrays of a tree in float64; of an `Output`, as {field: arrays}."""
-  tree = dataclasses.asdict(tree) if isinstance(tree, Output) else tree
+  """Arrays of a tree in float64; of an `Output` or a signal, as {field: arrays}."""
+  tree = _fields(tree) if isinstance(tree, Output | TeacherSignal) else tree
   return jax.tree.map(lambda array: np.asarray(array, np.float64), tree)
 
 
@@ -84,8 +87,8 @@ def applied(method, variables, lesson: Lesson, phase='__call__'):
 
 
 def _apply(method, variables, lesson: Lesson, phase: str):
-  loss, changed = method.apply(variables, lesson, mutable=['batch_stats', 'memory'], method=phase)
-  return loss.mean(), changed
+  said, changed = method.apply(variables, lesson, mutable=['batch_stats', 'memory'], method=phase)
+  return (said.mean() if phase == 'term' else lessons.mean(said)), changed
 
 
 def apart(options, variables, lesson: Lesson, phase='__call__'):
@@ -93,11 +96,10 @@ def apart(options, variables, lesson: Lesson, phase='__call__'):
   method = lessons.make(options, Context(axis_name=devices.AXIS))
 
   def loss(student, teacher, labels):
-    own = dataclasses.replace(
-        lesson, student=Output(**student), teacher=Output(**teacher), labels=labels)
+    own = dataclasses.replace(lesson, student=student, teacher=teacher, labels=labels)
     return _apply(method, variables, own, phase)[0]
 
-  batch = (_fields(lesson.student), _fields(lesson.teacher), lesson.labels)
+  batch = (lesson.student, lesson.teacher, lesson.labels)
   parts = jax.tree.map(lambda x: x[:, None], batch)
   return _compiled(jax.vmap(loss, axis_name=devices.AXIS))(*parts).mean()
 
@@ -144,21 +146,21 @@ def reached(options, phase: str) -> set[str]:
   student, teacher = (tiny_nets.TinyNet(lessons.CLASSES, width) for width in (2, 4))
   pupil, frozen = (_blank(taps.initial, model, lesson.key, lesson.images)
                    for model in (student, teacher))
-  outputs = {role: Output(**_blank(_said, model, variables, lesson.images, names))
-             for role, model, variables in (('student', student, pupil),
-                                            ('teacher', teacher, frozen))}
+  live = LiveSignals(make_teach('teacher', teacher, names, None, ()))
+  outputs = {'student': _blank(_said, student, pupil, lesson.images, names),
+             'teacher': _blank(live.blank, {'teacher': frozen}, lessons.BATCH, (8, 8, 1))}
   variables = state.join(
       student=pupil, method=_blank(_initial, method, dataclasses.replace(lesson, **outputs)))
-  task = student_task(
-      student, names, method, make_teach('teacher', teacher, names, None, ()),
-      {'teacher': frozen}, preparing=phase == 'prepare')
+  task = student_task(student, names, method, live, {'teacher': frozen}, PREPROCESS,
+                      preparing=phase == 'prepare')
   collections = {'batch_stats': variables['batch_stats']}
-  batch = {'image': lesson.images, 'label': lesson.labels, 'index': lesson.index,
-           'epoch': np.float32(1), 'key': lesson.key}
+  batch = Batch(lesson.images, lesson.labels, lesson.index)
+  moment = Moment(np.float32(1), lesson.key, lesson.key)
 
   def loss(params):
-    taught = {**batch, 'taught': task.teach(task.frozen, batch)}
-    return task.loss(params, collections, task.frozen, taught, lesson.key)[0]
+    signal = live.read(task.frozen, {}, batch, lesson.key)
+    return lessons.mean(
+        task.loss(params, collections, task.frozen, batch, signal, moment)[0])
 
   flags = optimizer.reached(loss, variables['params'])
   return {f'{side}/{name}' for side, modules in flags.items() for name, tree in modules.items()
@@ -172,10 +174,10 @@ def _blank(function, *args):
 
 
 def _said(model, variables, images, names):
-  return _fields(taps.observe(model, variables, images, names)[0])
+  return taps.observe(model, variables, images, names)[0]
 
 
-def _fields(output: Output):
+def _fields(output: Output | TeacherSignal):
   return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
 
 

@@ -5,7 +5,8 @@ import numpy as np
 
 from kdih import methods
 from kdih.distillation.lesson import Lesson
-from kdih.distillation.method import Context
+from kdih.distillation.method import Context, Terms
+from kdih.distillation.signal import TeacherSignal
 from kdih.models.taps import Output
 
 BATCH, CLASSES = 4, 5
@@ -26,12 +27,18 @@ def output(seed: int, shapes=STUDENT_SHAPES, width: int = 5) -> Output:
       single(rng.normal(size=(BATCH, width))))
 
 
+def signal(said: Output, members=()) -> TeacherSignal:
+  """What a teacher says, with `members` [batch, classes] of a cohort if there are any."""
+  stacked = jnp.stack([single(logits) for logits in members], axis=1) if len(members) else None
+  return TeacherSignal(said.logits, said.features, said.preactivations, said.embedding, stacked)
+
+
 def lesson(student_shapes=STUDENT_SHAPES, teacher_shapes=TEACHER_SHAPES, **changes) -> Lesson:
   """A lesson of random outputs; `changes` replace its fields."""
   fields = dict(
       images=single(np.random.default_rng(9).normal(size=(BATCH, 8, 8, 1))),
       labels=jnp.asarray(LABELS), student=output(1, student_shapes),
-      teacher=output(2, teacher_shapes, width=8), index=jnp.arange(BATCH, dtype=jnp.int32),
+      teacher=signal(output(2, teacher_shapes, width=8)), index=jnp.arange(BATCH, dtype=jnp.int32),
       key=jax.random.key(5))
   return Lesson(**{**fields, **changes})
 
@@ -39,6 +46,16 @@ def lesson(student_shapes=STUDENT_SHAPES, teacher_shapes=TEACHER_SHAPES, **chang
 def make(options: dict, context: Context | None = None, **changes):
   """The method of these options."""
   return methods.create('mine', {**options, **changes}, context or Context())
+
+
+def total(terms: Terms) -> jax.Array:
+  """The sum of the terms: [batch], or a scalar where each of them couples the images."""
+  return sum(terms.values())
+
+
+def mean(terms: Terms) -> jax.Array:
+  """The loss of the batch, as a step takes it: the sum of the means of the terms."""
+  return sum(term.mean() for term in terms.values())
 
 
 def single(array) -> jax.Array:

@@ -140,7 +140,7 @@ def test_the_loss_adds_the_labels_and_the_weight(name):
   expected = (label_loss + {'at': 1000, 'nst': 50, 'vid': 1}[name]
               * FORMULAS[name](features('student'), variables).mean())
   method = lessons.make(OPTIONS[name])
-  found = jax.jit(lambda v, s: method.apply(v, lesson_of(s)))(
+  found = jax.jit(lambda v, s: lessons.mean(method.apply(v, lesson_of(s))))(
       variables, jax.tree.map(lessons.single, features('student')))
   np.testing.assert_allclose(found, expected, rtol=2e-5)
 

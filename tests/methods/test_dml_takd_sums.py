@@ -10,13 +10,15 @@ from flax import linen as nn
 
 from kdih import errors, main
 from kdih.cohort import frozen_teacher
-from kdih.cohort.members import make_teach
 from kdih.distillation.method import Context
+from kdih.distillation.signal import TeacherSignal
 from kdih.models import taps as taps_lib
 from kdih.phases import student as student_lib
 from kdih.phases.exported_variables import load_model
 from kdih.training import checkpoints, optimizer, state
+from kdih.training.task import LABELS, Batch, Moment
 from tests.helpers import float64, lessons, tiny_nets
+from tests.helpers.arrays import PREPROCESS
 from tests.helpers.runs import exported, read_config
 
 DML = dict(kind='dml', peers=('one', 'other'), alpha=0.3, temperature=2.0)
@@ -57,7 +59,7 @@ def kd(z, t, alpha, temperature):
 @pytest.fixture(scope='module')
 def mutual():
   """The method, its variables, and the logits of the student and of two peers in float64."""
-  method, batch = lessons.make(DML, context()), lessons.lesson(teacher=None)
+  method, batch = lessons.make(DML, context()), lessons.lesson(teacher=TeacherSignal())
   variables = method.init(jax.random.key(0), batch)
   flat = np.asarray(batch.images, float).reshape(lessons.BATCH, -1)
   peers = [flat @ np.asarray(layer['kernel'], float) + np.asarray(layer['bias'], float)
@@ -71,14 +73,14 @@ def test_dml_is_its_formula(mutual):
   for i, z in enumerate(logits):
     others = logits[:i] + logits[i + 1:]
     expectation = expectation + sum(kd(z, other, 0.3, 2.0) for other in others) / 2
-  found = method.apply(variables, lessons.lesson(teacher=None))
+  found = lessons.total(method.apply(variables, lessons.lesson(teacher=TeacherSignal())))
   np.testing.assert_allclose(found, expectation, rtol=1e-5)
 
 
 def test_in_dml_what_the_others_say_is_a_constant(mutual):
   """d/dz = (1 - alpha) (p - y) + alpha T mean_j (p_T(z) - p_T(z_j))."""
   method, variables, logits = mutual
-  batch = lessons.lesson(teacher=None)
+  batch = lessons.lesson(teacher=TeacherSignal())
   expectations = []
   for i, z in enumerate(logits):
     away = [softmax(z / 2) - softmax(other / 2) for other in logits[:i] + logits[i + 1:]]
@@ -86,7 +88,8 @@ def test_in_dml_what_the_others_say_is_a_constant(mutual):
 
   def loss(student_logits, params):
     student = taps_lib.Output(student_logits, {})
-    return method.apply({'params': params}, lessons.lesson(teacher=None, student=student)).sum()
+    alone = lessons.lesson(teacher=TeacherSignal(), student=student)
+    return lessons.total(method.apply({'params': params}, alone)).sum()
 
   student, params = jax.grad(loss, argnums=(0, 1))(batch.student.logits, variables['params'])
   np.testing.assert_allclose(student, expectations[0], atol=1e-5)
@@ -106,8 +109,9 @@ def test_peers_are_models_of_their_own_in_training_mode(mutual):
     assert not np.array_equal(changed['batch_stats'][peer]['BatchNorm_0']['mean'],
                               variables['batch_stats'][peer]['BatchNorm_0']['mean'])
   reached = optimizer.reached(
-      lambda params: method.apply({**variables, 'params': params}, batch,
-                                  mutable=['batch_stats'])[0].mean(), variables['params'])
+      lambda params: lessons.mean(method.apply(
+          {**variables, 'params': params}, batch, mutable=['batch_stats'])[0]),
+      variables['params'])
   assert all(jax.tree.leaves(reached))
 
 
@@ -122,18 +126,17 @@ class Dropping(nn.Module):
 
 
 def test_every_peer_drops_out_on_its_own():
-  model, batch = Dropping(lessons.CLASSES), lessons.lesson(teacher=None)
+  model, batch = Dropping(lessons.CLASSES), lessons.lesson(teacher=TeacherSignal())
   method = lessons.make(DML, context(model))
   variables = state.join(student=taps_lib.initial(model, jax.random.key(0), batch.images),
                          method=method.init(jax.random.key(0), batch))
-  task = student_lib.student_task(
-      model, (), method, make_teach('labels', model, (), None, ()), {})
-  feed = {'image': batch.images, 'label': batch.labels, 'index': batch.index, 'epoch': 0.0,
-          'key': batch.key, 'taught': (None, {})}
+  task = student_lib.student_task(model, (), method, LABELS, {}, PREPROCESS)
+  examples = Batch(batch.images, batch.labels, batch.index)
 
   def unread(seed):  # Inputs that no image of the batch had left, by network.
-    gradients = jax.grad(lambda params: task.loss(
-        params, {}, {}, feed, jax.random.key(seed))[0])(variables['params'])
+    moment = Moment(0.0, batch.key, jax.random.key(seed))
+    gradients = jax.grad(lambda params: lessons.mean(task.loss(
+        params, {}, {}, examples, TeacherSignal(), moment)[0]))(variables['params'])
     networks = {'student': gradients['student'], **gradients['method']}
     return {name: tuple(np.flatnonzero((params['Dense_0']['kernel'] == 0).all(1)))
             for name, params in networks.items()}
@@ -146,7 +149,7 @@ def test_takd_is_kd_at_every_link():
   method, batch = lessons.make(TAKD), lessons.lesson()
   expectation = kd(*(np.asarray(model.logits, float) for model in (batch.student, batch.teacher)),
                    0.3, 2.0)
-  np.testing.assert_allclose(method.apply({}, batch), expectation, rtol=1e-5)
+  np.testing.assert_allclose(lessons.total(method.apply({}, batch)), expectation, rtol=1e-5)
   assert method.assistants == ('one', 'other')
 
 
@@ -155,9 +158,9 @@ def test_every_link_of_a_chain_is_taught_by_the_one_before(
     tmp_path, finished, digits_dir, monkeypatch):
   taught_by = []
 
-  def recorded(student, taps, method, teach, frozen, **kwargs):
+  def recorded(student, taps, method, signals, frozen, *args, **kwargs):
     taught_by.append((student.width, frozen['teacher']))
-    return student_task(student, taps, method, teach, frozen, **kwargs)
+    return student_task(student, taps, method, signals, frozen, *args, **kwargs)
 
   student_task = student_lib.student_task
   monkeypatch.setattr(student_lib, 'student_task', recorded)
@@ -191,13 +194,13 @@ def summed(options=SUM):
 @pytest.mark.slow
 def test_a_sum_leaves_out_the_labels_of_a_feature_method():
   method, batch, variables = summed()
-  loss, changed = method.apply(variables, batch, mutable=['memory'])
+  terms, changed = method.apply(variables, batch, mutable=['memory'])
   inner = {name: tree['parts_2'] for name, tree in variables.items()}
   term, alone = lessons.make(CRD).apply(inner, batch, mutable=['memory'], method='term')
   logits = [np.asarray(model.logits, float) for model in (batch.student, batch.teacher)]
   expectation = (0.5 * float64.cross_entropy(logits[0]) + 2 * kd(*logits, 0.1, 5.0)).mean()
   np.testing.assert_allclose(
-      loss, expectation + 3 * 0.8 * np.asarray(term, float).mean(), rtol=1e-5)
+      lessons.mean(terms), expectation + 3 * 0.8 * np.asarray(term, float).mean(), rtol=1e-5)
   jax.tree.map(np.testing.assert_array_equal, changed['memory']['parts_2'], alone['memory'])
 
 
@@ -206,7 +209,8 @@ def test_the_gradient_of_a_sum_reaches_the_parts():
   method, batch, variables = summed()
 
   def loss(params):
-    return method.apply({**variables, 'params': params}, batch, mutable=['memory'])[0]
+    return lessons.mean(
+        method.apply({**variables, 'params': params}, batch, mutable=['memory'])[0])
 
   def term(params):
     inner = {'params': params['parts_2'], 'memory': variables['memory']['parts_2']}

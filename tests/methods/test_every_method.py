@@ -60,7 +60,7 @@ def experiment(tmp_path, finished, digits_dir):
 
 
 def test_images_to_validate_with_are_no_negatives(experiment):
-  found, hidden = experiment.train_labels(), experiment.validation_subset
+  found, hidden = experiment.data.train_labels(), experiment.data.validation_subset
   images = source.open_split(datasets.open_builder(experiment.config.data), 'train_split',
                              experiment.config.data)
   assert len(hidden) == 40 and (found[hidden] == -1).all()
@@ -76,16 +76,16 @@ def test_members_are_weighted_by_what_they_say_of_the_validation_split(experimen
   np.testing.assert_allclose(accuracy, np.array(val) / np.mean(val), rtol=1e-5)
   assert not np.allclose(accuracy, np.array(test) / np.mean(test), rtol=1e-2)
 
-  def stop(student, taps, method, teach, frozen, **kwargs):
-    heard.update(frozen['weights'])
+  def stop(student, taps, method, signals, frozen, *args, **kwargs):
+    told.update(frozen['weights'])
     raise KeyboardInterrupt
 
-  heard = {}
+  told = {}
   monkeypatch.setattr(student_lib, 'student_task', stop)
   with pytest.raises(KeyboardInterrupt):
     run_student(experiment, 'dih')
-  assert heard.keys() == {'accuracy', 'learnt'}
-  for rule, weights in heard.items():
+  assert told.keys() == {'accuracy', 'learnt'}
+  for rule, weights in told.items():
     np.testing.assert_allclose(weights, heads['weights'][rule], rtol=1e-6)
 
 
@@ -94,12 +94,12 @@ def test_the_loss_itself_goes_on_from_what_was_prepared(experiment, monkeypatch)
   begun, ended, train = {}, {}, Experiment.train
   first, second = 'student/fitnets/prepare', 'student/fitnets'
 
-  def recorded(self, phase, task, variables, config):
-    begun[phase] = jax.device_get(variables)
+  def recorded(self, phase, problem):
+    begun[phase] = jax.device_get(problem.variables)
     if phase == second:
       raise KeyboardInterrupt
     # The last variables, not the best: a hint does not aim at accuracy.
-    ended[phase] = dataclasses.replace(train(self, phase, task, variables, config), best=None)
+    ended[phase] = dataclasses.replace(train(self, phase, problem), best=None)
     return ended[phase]
 
   monkeypatch.setattr(Experiment, 'train', recorded)
@@ -117,18 +117,18 @@ def test_the_teacher_says_the_same_of_an_image_whatever_else_is_in_the_batch(
     experiment, taught_by):
   built, path = experiment.networks, experiment.workdir.path
   frozen = {name: checkpoints.restore(path / name / 'variables') for name in ('teacher', 'heads')}
-  teach = jax.jit(lambda images: said(*make_teach(
+  teach = jax.jit(lambda images: make_teach(
       taught_by, built.teacher, tuple(built.teacher_taps), built.heads, tuple(built.taps))(
-          frozen, images)))
+          frozen, images))
   images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
   together, alone = teach(images), teach(images[:1])
-  assert set(together[1]) == {'teacher': set(), 'cohort': {'stage1', 'stage2', 'final'}}[taught_by]
+  if taught_by == 'cohort':  # stage1, stage2, final
+    assert together.members.shape == (4, 3, 10)
+    np.testing.assert_array_equal(together.members[:, 2], together.logits)
+  else:
+    assert together.members is None
   jax.tree.map(lambda all_of, one: np.testing.assert_allclose(all_of[:1], one, atol=1e-5),
                together, alone)
-
-
-def said(output, members):
-  return [output.logits, output.features, output.preactivations, output.embedding], members
 
 
 @pytest.mark.slow

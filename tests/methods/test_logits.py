@@ -24,15 +24,19 @@ WEIGHTS = {'accuracy': (0.5, 1.0, 1.5), 'learnt': (0.0, 0.3, 2.7)}
 
 def lesson_of(student=STUDENT, teacher=TEACHER, **changes) -> Lesson:
   batch = lessons.lesson(
-      members={name: lessons.single(z) for name, z in MEMBERS.items()},
       weights={rule: jnp.array(numbers) for rule, numbers in WEIGHTS.items()}, **changes)
+  signal = lessons.signal(batch.teacher, list(MEMBERS.values()))
   return dataclasses.replace(
       batch, student=dataclasses.replace(batch.student, logits=lessons.single(student)),
-      teacher=dataclasses.replace(batch.teacher, logits=lessons.single(teacher)))
+      teacher=dataclasses.replace(signal, logits=lessons.single(teacher)))
 
 
 def loss(options, *logits, epoch=0.0, **changes):
-  return lessons.make(options, Context(3), **changes).apply({}, lesson_of(*logits, epoch=epoch))
+  return taught(lessons.make(options, Context(3), **changes), lesson_of(*logits, epoch=epoch))
+
+
+def taught(method, batch):
+  return lessons.total(method.apply({}, batch))
 
 
 def soft(z, temperature=1.0):
@@ -116,7 +120,7 @@ def test_dkd_bears_logits_that_are_certain():
 def test_dkd_of_two_classes_has_no_others():
   two = STUDENT[:2, :2], TEACHER[:2, :2]
   batch = dataclasses.replace(lesson_of(*two), labels=jnp.array([0, 1]))
-  found = lessons.make(DKD, alpha=0.0, cross_entropy=0.0).apply({}, batch)
+  found = taught(lessons.make(DKD, alpha=0.0, cross_entropy=0.0), batch)
   np.testing.assert_allclose(found, np.zeros(2), atol=1e-6)
 
 
@@ -183,7 +187,7 @@ def test_equal_weights_are_those_of_dih():
   ones = {rule: jnp.ones(3) for rule in WEIGHTS}
   batch = dataclasses.replace(lesson_of(), weights=ones)
   for rule in WEIGHTS:
-    found = lessons.make(ENTRIES['dih'], Context(3), weights=rule).apply({}, batch)
+    found = taught(lessons.make(ENTRIES['dih'], Context(3), weights=rule), batch)
     np.testing.assert_allclose(found, loss(ENTRIES['dih']), rtol=1e-6)
 
 
@@ -195,12 +199,12 @@ def test_equal_weights_are_those_of_dih():
     dict(standardise=True, reduction='mean', weights='accuracy'), dict(members='teacher'),
     dict(temperature=(5.0, 4.0, 5.0))])
 def test_the_mean_soft_label_teaches_what_the_branches_do(changes):
-  def taught(mean_soft_label):
+  def both(mean_soft_label):
     method = lessons.make(ENTRIES['dih'], Context(3, mean_soft_label=mean_soft_label), **changes)
-    loss, pull = jax.vjp(lambda z: method.apply({}, lesson_of(z)), lessons.single(STUDENT))
+    loss, pull = jax.vjp(lambda z: taught(method, lesson_of(z)), lessons.single(STUDENT))
     return loss, pull(jnp.ones(4))[0]
 
-  for one, other in zip(jax.jit(lambda: taught(True))(), jax.jit(lambda: taught(False))(),
+  for one, other in zip(jax.jit(lambda: both(True))(), jax.jit(lambda: both(False))(),
                         strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
 

@@ -11,7 +11,9 @@ from kdih.config import fields, recipes
 from kdih.distillation import losses
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import Context
+from kdih.distillation.signal import TeacherSignal
 from kdih.models.taps import Output
+from tests.helpers import lessons
 
 KD = dict(kind='kd', alpha=0.1, temperature=5.0, scale='one', gain=1.0, standardise=False)
 DIH = dict(kind='dih', alpha=0.1, temperature=5.0, reduction='sum', cross_entropy='per_branch',
@@ -32,7 +34,8 @@ class Method(method.Method):
       raise ValueError(f'weight: {self.weight} is below 0')
 
   def __call__(self, lesson):
-    return self.weight * ((lesson.student.logits - lesson.teacher.logits)**2).mean(-1)
+    gap = lesson.student.logits - lesson.teacher.logits
+    return {'mse': self.weight * (gap**2).mean(-1)}
 '''
 
 
@@ -41,12 +44,18 @@ def make(options, num_members=4, **changes):
 
 
 def lesson(members):
-  teacher = Output(members['final'], {}) if members else None
-  return Lesson(None, LABELS, Output(STUDENT, {}), teacher, members)
+  teacher = lessons.signal(
+      Output(members['final'], {}), list(members.values())) if members else TeacherSignal()
+  return Lesson(None, LABELS, Output(STUDENT, {}), teacher)
 
 
-def loss(options, heard=MEMBERS, **changes):
-  return np.asarray(make(options, **changes).apply({}, lesson(heard)))
+def loss(options, said=MEMBERS, **changes):
+  """[batch], where the members of the cohort say this."""
+  return np.asarray(lessons.total(make(options, **changes).apply({}, lesson(said))))
+
+
+def kd(teacher, alpha, temperature):
+  return lessons.total(losses.kd_terms(STUDENT, teacher, LABELS, alpha, temperature))
 
 
 def message(options, num_members=4):
@@ -78,12 +87,12 @@ def test_what_each_method_is_taught_by():
 
 def test_ce_listens_to_the_labels_alone():
   expected = losses.cross_entropy(STUDENT, LABELS)
-  np.testing.assert_array_equal(loss({'kind': 'ce'}, heard={}), expected)
+  np.testing.assert_array_equal(loss({'kind': 'ce'}, {}), expected)
 
 
 def test_kd_listens_to_the_teachers_own_classifier_alone():
   alone = {'final': MEMBERS['final']}
-  expected = losses.kd_loss(STUDENT, MEMBERS['final'], LABELS, 0.3, 2.0)
+  expected = kd(MEMBERS['final'], 0.3, 2.0)
   np.testing.assert_array_equal(loss(KD, alone, alpha=0.3, temperature=2.0), expected)
   np.testing.assert_array_equal(loss(KD, alpha=0.3, temperature=2.0), expected)
 
@@ -96,14 +105,14 @@ def test_kd_scaled_by_the_cohort_is_kd_once_per_member():
 
 
 def test_dih_sums_kd_over_the_members():
-  kds = [losses.kd_loss(STUDENT, t, LABELS, 0.1, 5.0) for t in MEMBERS.values()]
+  kds = [kd(t, 0.1, 5.0) for t in MEMBERS.values()]
   np.testing.assert_allclose(loss(DIH), np.sum(kds, axis=0), rtol=1e-5)
   np.testing.assert_allclose(loss(DIH, reduction='mean'), np.mean(kds, axis=0), rtol=1e-5)
 
 
 def test_dih_gives_alphas_and_temperatures_to_the_members_in_cohort_order():
   alphas, temperatures = (0.2, 0.0, 0.5, 0.9), (1.0, 2.0, 3.0, 4.0)
-  expected = sum(losses.kd_loss(STUDENT, t_b, LABELS, a, t) for a, t, t_b
+  expected = sum(kd(t_b, a, t) for a, t, t_b
                  in zip(alphas, temperatures, MEMBERS.values(), strict=True) if a)
   found = loss(DIH, alpha=alphas, temperature=temperatures)
   np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -136,7 +136,7 @@ def test_the_loss_adds_the_labels_and_the_weight(name):
   label_loss = (np.log(np.exp(logits).sum(1)) - logits[range(4), lessons.LABELS]).mean()
   weight = {'sp': 3000, 'cc': 0.02, 'rkd': 1, 'pkt': 30000}[name]
   expected = label_loss + weight * FORMULAS[name](student, said(name, 'teacher'), variables)
-  found = lessons.make(OPTIONS[name]).apply(variables, batch)
+  found = lessons.mean(lessons.make(OPTIONS[name]).apply(variables, batch))
   np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 

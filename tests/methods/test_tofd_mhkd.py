@@ -8,7 +8,6 @@ import pytest
 
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import Context
-from kdih.models.taps import Output
 from kdih.runtime import devices
 from tests.helpers import float64, lessons
 
@@ -162,16 +161,17 @@ def test_tofds_branches_end_as_wide_as_the_deepest_tap(tofd):
 @pytest.mark.slow
 def test_tofd_without_any_difference_has_a_gradient():
   """Where a norm is 0, as it is of features that are all 0."""
-  blank = jax.tree.map(jnp.zeros_like, fields(LESSON.student))
-  method, variables = float64.started(
-      TOFD, dataclasses.replace(LESSON, teacher=Output(**blank)))
+  blank = jax.tree.map(jnp.zeros_like, LESSON.student)
+  silent = dataclasses.replace(LESSON, student=blank, teacher=lessons.signal(blank))
+  method, variables = float64.started(TOFD, silent)
 
   def loss(params, embedding):
-    student = Output(**{**blank, 'embedding': embedding})
-    lesson = dataclasses.replace(LESSON, student=student, teacher=Output(**blank))
-    return method.apply({**variables, 'params': params}, lesson, mutable=['batch_stats'])[0]
+    lesson = dataclasses.replace(
+        silent, student=dataclasses.replace(blank, embedding=embedding))
+    return lessons.mean(
+        method.apply({**variables, 'params': params}, lesson, mutable=['batch_stats'])[0])
 
-  gradients = jax.jit(jax.grad(loss, (0, 1)))(variables['params'], blank['embedding'])
+  gradients = jax.jit(jax.grad(loss, (0, 1)))(variables['params'], blank.embedding)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
@@ -183,24 +183,21 @@ def test_four_devices_and_one_agree(options, request):
   alone, variables = request.getfixturevalue(options['kind'])
 
   def loss(params, method, gather, student, teacher, labels):
-    lesson = Lesson(LESSON.images, labels, Output(**student), Output(**teacher), gather=gather)
-    return method.apply({**variables, 'params': params}, lesson, mutable=['batch_stats'])[0].mean()
+    lesson = Lesson(LESSON.images, labels, student, teacher, gather=gather)
+    return lessons.mean(
+        method.apply({**variables, 'params': params}, lesson, mutable=['batch_stats'])[0])
 
   def on_one(*parts):
     return jax.lax.pmean(jax.value_and_grad(loss)(
         variables['params'], several, devices.gather, *parts), devices.AXIS)
 
-  whole = (fields(LESSON.student), fields(LESSON.teacher), LESSON.labels)
+  whole = (LESSON.student, LESSON.teacher, LESSON.labels)
   parts = jax.tree.map(lambda x: x.reshape(4, 1, *x.shape[1:]), whole)
   found = jax.pmap(on_one, axis_name=devices.AXIS, out_axes=None)(*parts)
   expectation = jax.jit(lambda *whole: jax.value_and_grad(loss)(
       variables['params'], alone, lambda x: x, *whole))(*whole)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
                found, expectation)
-
-
-def fields(output):
-  return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
 
 
 @pytest.mark.parametrize('options', [MHKD, TOFD], ids=['mhkd', 'tofd'])
