@@ -48,9 +48,10 @@ def student_task(
         batch['image'], batch['label'], output, teacher, members, frozen.get('weights', {}),
         batch['index'], frozen.get('train_labels'), batch['epoch'], batch['key'], devices.gather,
         batch['heard'].astype(jnp.float32) if 'heard' in batch else None)
-    loss, kept = method.apply(
-        state.part(variables, 'method'), lesson, mutable=['batch_stats', 'memory'],
-        rngs={'dropout': key}, method='prepare' if preparing else '__call__')
+    beside = state.part(variables, 'method')
+    loss, kept = taps_lib.with_streams(lambda rngs: method.apply(
+        beside, lesson, mutable=taps_lib.changing(beside), rngs=rngs,
+        method='prepare' if preparing else '__call__'), key)
     collections = {**collections, **state.join(student=changed, method=kept)}
     return loss.mean(), (collections, {'student': output.logits})
 

@@ -88,8 +88,8 @@ def _apply(
   params = optax.apply_updates(state.params, updates)
   return dataclasses.replace(
       state, step=state.step + 1, params=params, opt_state=opt_state,
-      # Batch statistics become their mean; every device has the same memory already.
-      collections={name: jax.lax.pmean(tree, devices.AXIS) if name == 'batch_stats' else tree
+      # Every device has the same memory already.
+      collections={name: tree if name == 'memory' else devices.mean(tree)
                    for name, tree in collections.items()}),
 
 
