@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kdih import errors
 from kdih.models import taps as taps_lib
-from kdih.models.taps import FOLDED, INPUT, Shapes, Traced, Variables
+from kdih.models.taps import EMBEDDING, FOLDED, INPUT, Output, Shapes, Traced, Variables
 
 # Collections of kdih's own, and that of what methods keep.
 RESERVED = {INPUT: 'of its input', FOLDED: 'of folded batch norms', 'memory': 'of methods'}
@@ -65,7 +65,7 @@ def check_training(
 def check_taps(
     model: nn.Module, image_shape: Sequence[int], num_examples: int, taps: Shapes, setting: str
 ) -> None:
-  """Raises ConfigError unless the taps are the same in training mode.
+  """Raises ConfigError unless taps, and what is sown beside them, are the same in training mode.
 
   Args:
     model: that passed `check_training`.
@@ -74,13 +74,19 @@ def check_taps(
     taps: from `choose_taps`.
     setting: the field that names them, with which the error begins.
   """
-  found = taps_lib.trace_training(model, image_shape, num_examples).features()
-  for tap, shape in taps.items():
-    said = found[tap].shape[1:] if tap in found else None
-    if said != shape:
+  traced = (taps_lib.trace(model, image_shape),
+            taps_lib.trace_training(model, image_shape, num_examples))
+  there = traced[1].features()
+  before, now = (_sown_shapes(one.output([tap for tap in taps if tap in there], 1))
+                 for one in traced)
+  before |= {f'the tap {tap!r}': shape for tap, shape in taps.items() if tap not in there}
+  for name in sorted(before.keys() | now.keys()):
+    if before.get(name) != now.get(name):
+      was, becomes = (f'of shape {shapes[name]}' if name in shapes else 'not there'
+                      for shapes in (before, now))
       raise errors.ConfigError(
-          f'{setting}: {tap!r} is an array of shape {shape} for an image in evaluation mode, and '
-          f'{said or "not there"} in training mode; choose others, or make them the same')
+          f'{setting}: {name} is {was} for an image in evaluation mode and {becomes} in training '
+          'mode; make it the same in both, or choose other taps')
 
 
 def check_collections(before: Variables, after: Variables, setting: str) -> None:
@@ -101,7 +107,7 @@ def _check_variables(variables: Variables, setting: str) -> None:
     raise errors.ConfigError(f'{setting}: has a collection {name!r}, which is the name of that '
                              f'{RESERVED[name]}; give it another name')
   for path, leaf in _leaves(variables).items():
-    if not hasattr(leaf, 'dtype') or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
       raise errors.ConfigError(
           f'{setting}: the variable {path} is {_described(leaf)}; keep arrays of numbers alone, '
           'and draw keys by make_rng')
@@ -142,6 +148,14 @@ def _in_training(error: BaseException) -> str | None:
   return None
 
 
+def _sown_shapes(output: Output) -> Shapes:
+  """Returns the shapes for one example of what is sown, by a name for each."""
+  found = {**{f'the tap {tap!r}': x for tap, x in output.features.items()},
+           **{f'the preactivation of {tap!r}': x for tap, x in output.preactivations.items()},
+           **({} if output.embedding is None else {repr(EMBEDDING): output.embedding})}
+  return {name: x.shape[1:] for name, x in found.items()}
+
+
 def _images(image_shape: Sequence[int]) -> str:
   height, width, channels = image_shape
   return f'{height}x{width}x{channels} images'
@@ -155,6 +169,4 @@ def _leaves(tree: Any) -> dict[str, Any]:
 def _described(leaf: Any) -> str:
   if leaf is None:
     return 'not there'
-  if not hasattr(leaf, 'dtype'):
-    return f'a {type(leaf).__name__}'
   return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'

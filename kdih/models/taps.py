@@ -83,7 +83,7 @@ def observe(
   embedding = features.get(EMBEDDING)
   output = Output(
       jnp.asarray(logits, jnp.float32), {tap: _float32(features[tap]) for tap in taps},
-      {tap: _float32(before[tap]) for tap in taps if tap in before},
+      {tap: _float32(before[tap]) for tap in taps if is_feature(before.get(tap), len(images))},
       _float32(embedding) if is_feature(embedding, len(images)) else None)
   return output, {name: state[name] for name in changing(variables)} if train else {}
 
@@ -269,7 +269,8 @@ class Traced:
     features, embedding = self.features(), self.own.get(EMBEDDING)
     return Output(
         float32(self.logits), {tap: float32(features[tap]) for tap in taps},
-        {tap: float32(self.preactivations[tap]) for tap in taps if tap in self.preactivations},
+        {tap: float32(self.preactivations[tap]) for tap in taps
+         if is_feature(self.preactivations.get(tap), self.num_examples)},
         float32(embedding) if is_feature(embedding, self.num_examples) else None)
 
 
