@@ -217,7 +217,9 @@ class Experiment:
 
   def _reached(self, task: Task, variables: Any) -> Any:
     """Returns the parameters that the task's loss depends on, as a tree of bools."""
-    collections = {name: tree for name, tree in variables.items() if name != 'params'}
+    # As in a step: models change what they keep in place where it is of numpy.
+    collections = {name: jax.tree.map(jnp.asarray, tree)
+                   for name, tree in variables.items() if name != 'params'}
     batch = {'image': jnp.zeros((2, *self.networks.spec.image_shape)),
              'label': jnp.zeros(2, jnp.int32), 'index': jnp.zeros(2, jnp.int32),
              'epoch': jnp.zeros(()), 'key': jax.random.key(0),

@@ -83,13 +83,14 @@ def test_what_a_model_keeps_is_exported_loaded_and_applied(whole, phase):
 
 @pytest.mark.slow
 def test_a_teacher_that_exists_brings_what_it_keeps(tmp_path, digits_dir, whole):
-  config = kept_config(tmp_path, digits_dir, 'student.methods=kd', 'compute.accumulate=2',
+  config = kept_config(tmp_path, digits_dir, 'student.methods=fitnets', 'compute.accumulate=2',
                        'compute.remat=true', f'teacher.variables={whole / "teacher/variables"}')
   results = main.run(config, tmp_path)
   assert results['teacher']['steps'] == 0
   one, other = (exported(workdir, 'teacher') for workdir in (whole, tmp_path))
   assert all(np.array_equal(value, other[name]) for name, value in one.items())
-  assert exported(tmp_path, 'student/kd')["['ema']['count']"] in (4, 8, 12)  # Of two parts each.
+  count = exported(tmp_path, 'student/fitnets')["['ema']['count']"]
+  assert count in (16, 20, 24)  # Of two parts each, and 6 steps of preparation.
 
 
 def test_what_peers_keep_is_kept_beside_the_student(digits_dir):
