@@ -1,6 +1,7 @@
 """The errors that a user can mend; `kdih.main` prints each as one line."""
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 
 class ConfigError(ValueError):
@@ -46,7 +47,30 @@ def unknown(setting: str, value: object, choices: Iterable[str]) -> ConfigError:
 
 def first_line(error: BaseException) -> str:
   """What a library says of its error, without the lines that explain; never empty."""
-  return str(error).strip().split('\n')[0] or type(error).__name__
+  if isinstance(error, SystemExit):
+    return f'sys.exit({error.code!r})'
+  line = str(error).strip().split('\n')[0]
+  if isinstance(error, KeyError) and line:  # It says no more than the key.
+    return f'KeyError: {line}'
+  return line or type(error).__name__
+
+
+@contextlib.contextmanager
+def of_users_code(
+    said: str, known: Callable[[BaseException], str | None] = lambda _: None
+) -> Iterator[None]:
+  """Makes a ConfigError of whatever code of a user's raises, but for an interruption.
+
+  Args:
+    said: how the line begins.
+    known: an error to the rest of the line, or None for what the error says itself.
+  """
+  try:
+    yield
+  except (ConfigError, KeyboardInterrupt, GeneratorExit):
+    raise
+  except BaseException as error:  # sys.exit is none of the Exceptions.
+    raise ConfigError(in_line(f'{said}{known(error) or first_line(error)}')) from error
 
 
 def in_line(text: object) -> str:

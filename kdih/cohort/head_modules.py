@@ -1,14 +1,47 @@
 """The classifier heads on the teacher's taps: their linen modules."""
+from collections.abc import Iterable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdih import errors
+from kdih.cohort.members import FINAL, MEAN
 from kdih.models import layers, taps
+
+# Names that a tap with a head cannot have, and whose they are.
+_RESERVED = {
+    FINAL: "is the name of the teacher's own classifier",
+    MEAN: "is the name of the members' mean",
+    'count': 'is the name of the number of images in what is measured',
+    'params': "is the name of Flax's collection of parameters",
+}
 
 
 def param_name(tap: str) -> str:
   """The key of a tap's head among the parameters of `Heads`; '/' would be a level of them."""
   return tap.replace('/', '.')
+
+
+def check_names(names: Iterable[str], setting: str) -> None:
+  """Raises ConfigError where a tap cannot carry a head, because of its name.
+
+  Args:
+    names: of all taps that carry a head.
+    setting: the field that names them, with which the error begins.
+  """
+  by_param: dict[str, str] = {}
+  for tap in names:
+    reason = _RESERVED.get(tap)
+    if not tap.isprintable() or param_name(tap).strip('. ') == '':
+      reason = 'cannot be the name of a head'
+    if not reason and param_name(tap) in by_param:
+      reason = f'is filed like {by_param[param_name(tap)]!r}'
+    if reason:
+      raise errors.ConfigError(
+          f'{setting}: the tap {tap!r} {reason}; sow it under another name, or name the taps to '
+          'use without it')
+    by_param[param_name(tap)] = tap
 
 
 class Heads(nn.Module):

@@ -1,8 +1,10 @@
 """Deep mutual learning (Zhang et al., 2018, arXiv 1706.00384, section 3)."""
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from kdih.distillation import losses, method, options
+from kdih.models import taps
 
 
 class Method(method.Method):
@@ -36,7 +38,8 @@ class Method(method.Method):
     everyone = [lesson.student.logits]
     for number, name in enumerate(self.peers, 1):
       peer = self.context.model(name).clone(name=f'peer{number}', parent=self)
-      everyone.append(peer(lesson.images, train=True))
+      logits = taps.logits_of(peer(lesson.images, train=True))
+      everyone.append(jnp.asarray(logits, jnp.float32))
     ce = sum(losses.cross_entropy(z, lesson.labels) for z in everyone)
     kl = sum(losses.tempered_kl(z, jax.lax.stop_gradient(other), self.temperature)
              for i, z in enumerate(everyone)

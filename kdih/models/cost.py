@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from kdih.models import taps
+
 
 def measure(
     model: nn.Module,
@@ -23,7 +25,7 @@ def measure(
 
   Args:
     model: a module with `__call__(images, train)`.
-    variables: its {'params', 'batch_stats'}.
+    variables: its own, see `taps.initial`.
     image_shape: height, width, channels.
     batch_size: images per call for the throughput.
     repeats: calls of which the median is taken, after one to warm up.
@@ -33,10 +35,7 @@ def measure(
     where JAX_PLATFORMS excludes the CPU); `latency_ms` of a call with one image;
     `images_per_second` in calls with `batch_size` images.
   """
-  @jax.jit
-  def forward(variables, images):
-    return model.apply(variables, images, train=False)
-
+  forward = jax.jit(_forward(model))
   return {
       'parameters': count_parameters(variables['params']),
       'flops': flops(forward, variables, np.zeros((1, *image_shape), np.float32)),
@@ -48,10 +47,15 @@ def measure(
 
 def forward_flops(model: nn.Module, variables: Any, image_shape: tuple[int, ...]) -> int | None:
   """FLOPs of a forward pass of one image; see `flops`. Nothing is computed."""
-  def forward(variables, images):
-    return model.apply(variables, images, train=False)
+  return flops(jax.jit(_forward(model)), variables, np.zeros((1, *image_shape), np.float32))
 
-  return flops(jax.jit(forward), variables, np.zeros((1, *image_shape), np.float32))
+
+def _forward(model: nn.Module) -> Callable:
+  """(variables, images) to logits, in evaluation mode."""
+  def forward(variables, images):
+    return taps.logits_of(model.apply(variables, images, train=False))
+
+  return forward
 
 
 def flops(function: Any, *arguments: Any) -> int | None:

@@ -49,21 +49,29 @@ def create(name: str, num_classes: int, *, dtype: Any = jnp.float32, axis_name: 
   except TypeError as error:
     known = ', '.join(key for key in fields if key not in ('parent', 'name'))
     raise errors.ConfigError(f'{setting}: {name!r} {error}; its fields: {known}') from error
-  return factory(**kwargs)
+  with errors.of_users_code(f'{setting}: {name!r} cannot be made: '):
+    return factory(**kwargs)
 
 
 def _imported(path: str, setting: str) -> type[nn.Module]:
   """The linen module class at `path`, 'module:Class'."""
   module_name, class_name = path.split(':', 1)
-  try:
-    module = importlib.import_module(module_name)
-  except (ImportError, TypeError, ValueError) as error:  # The last two: '.nets', ''.
-    reason = ' '.join(str(error).split())
+  if not module_name or module_name.startswith('.'):
     raise errors.ConfigError(
-        f'{setting}: cannot import {module_name!r} ({reason}); is it on PYTHONPATH?') from error
-  if not hasattr(module, class_name):
+        f'{setting}: cannot import {module_name!r} (not a full name); name it my_pkg.nets:MyNet')
+  with errors.of_users_code(f'{setting}: cannot import {module_name!r} ', _why_not_imported):
+    module = importlib.import_module(module_name)
+    found = getattr(module, class_name, None)
+  if found is None:
     raise errors.ConfigError(f'{setting}: {module_name!r} has no attribute {class_name!r}')
-  found = getattr(module, class_name)
   if not (isinstance(found, type) and issubclass(found, nn.Module)):
-    raise errors.ConfigError(f'{setting}: {path!r} is not a flax.linen.Module class')
+    raise errors.ConfigError(f'{setting}: {path!r} is not a flax.linen.Module class; name '
+                             'one')
   return found
+
+
+def _why_not_imported(error: BaseException) -> str:
+  reason = errors.first_line(error)
+  if isinstance(error, ModuleNotFoundError):
+    return f'({reason}); is it on PYTHONPATH?'
+  return f'({type(error).__name__}: {reason}); mend what its code does when it is imported'

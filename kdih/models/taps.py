@@ -1,8 +1,11 @@
 """Taps: the named activations of a linen module that heads and feature methods read."""
+import dataclasses
+import functools
 import re
+import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import flax
 import flax.linen as nn
@@ -10,18 +13,25 @@ import jax
 import jax.numpy as jnp
 
 from kdih import errors
+from kdih.runtime import devices
 
 Variables = dict[str, Any]
 # By tap, from the shallowest to the deepest; jax keeps the order of this kind of dict alone.
 Features = OrderedDict[str, jax.Array]
 Shapes = dict[str, tuple[int, ...]]
+_Result = TypeVar('_Result')
 
 EMBEDDING = 'embedding'  # Sown beside the taps: what the classifier reads.
 # The collection of what is left of folded batch norms; see `kdih.cohort.frozen_teacher`.
 FOLDED = 'folded'
 # The collection of what makes images those that a model was trained with: 'scale' and 'shift'.
 INPUT = 'input'
+SOWN = ('intermediates', 'preactivations')  # The collections whose values no call hears of later.
+DROPOUT = 'dropout'  # The stream of random numbers that every model has.
 _OUTPUT = '/__call__'  # Where flax files the output of a submodule.
+# Images of a traced evaluation: so rare a number that an array of as many rows has one for each.
+_EXAMPLES = 13
+_KEPT_TRACES = 64
 
 
 @flax.struct.dataclass
@@ -57,34 +67,106 @@ def observe(
   ('Block_3/Conv_0'), whose output it then is.
 
   Args:
-    model: a module with `__call__(images, train)`.
-    variables: its {'params', 'batch_stats'}, `FOLDED` where batch norms are, and `INPUT`, by which
-      images are multiplied and what is added to them, [channels] each, where it knows others.
+    model: a module with `__call__(images, train)`, which returns what `logits_of` takes.
+    variables: its own, as `initial` returns them, `FOLDED` where batch norms are, and `INPUT`, by
+      which images are multiplied and what is added to them, [channels] each, where it knows others.
     images: float [batch, height, width, channels].
     taps: names, in the order in which the features are wanted.
     train: batch norms take the statistics of the batch, and dropout drops.
-    key: of dropout.
+    key: of the random numbers; see `with_streams`.
 
   Returns:
-    The output, and {'batch_stats'} after it where `train` is set and the model has any.
+    The output, and the collections after it that training changes, where `train` is set.
   """
-  changing = ['batch_stats'] if train and 'batch_stats' in variables else []
-  if own := variables.get(INPUT):
-    images = images * _per_channel(own['scale']) + _per_channel(own['shift'])
-    variables = without_input(variables)
-  with nn.intercept_methods(_shift_only):
-    logits, state = model.apply(
-        variables, images, train=train, mutable=['intermediates', 'preactivations', *changing],
-        rngs=None if key is None else {'dropout': key},
-        capture_intermediates=lambda module, _: '/'.join(module.path) in taps)
+  logits, state = _apply(model, variables, images, train, key,
+                         lambda module, _: '/'.join(module.path) in taps)
   features = _flatten(state, 'intermediates')
   before = _flatten(state, 'preactivations')
+  embedding = features.get(EMBEDDING)
   output = Output(
       jnp.asarray(logits, jnp.float32),
       OrderedDict((tap, _float32(features[tap])) for tap in taps),
-      OrderedDict((tap, _float32(before[tap])) for tap in taps if tap in before),
-      _float32(features[EMBEDDING]) if EMBEDDING in features else None)
-  return output, {name: state[name] for name in changing}
+      OrderedDict((tap, _float32(before[tap])) for tap in taps
+                  if is_feature(before.get(tap), len(images))),
+      _float32(embedding) if is_feature(embedding, len(images)) else None)
+  return output, {name: state[name] for name in changing(variables)} if train else {}
+
+
+def _apply(
+    model: nn.Module, variables: Variables, images: jax.Array, train: bool,
+    key: jax.Array | None, capture: Callable | bool,
+) -> tuple[Any, Variables]:
+  """Returns the logits, and the collections that are sown or changed."""
+  own = variables.get(INPUT)
+  if own:
+    images = images * _per_channel(own['scale']) + _per_channel(own['shift'])
+    variables = without_input(variables)
+
+  def apply(rngs: dict[str, jax.Array] | None):
+    with nn.intercept_methods(_shift_only):
+      return model.apply(
+          variables, images, train=train, rngs=rngs, capture_intermediates=capture,
+          mutable=[*SOWN, *(changing(variables) if train else ())])
+
+  said, state = apply(None) if key is None else with_streams(apply, key)
+  return logits_of(said), state
+
+
+def logits_of(said: Any) -> Any:
+  """Returns the logits in what a model returns.
+
+  These are its `logits`, where it is a dict or has a field of that name; the first of a tuple or a
+  list; else all of it.
+
+  Raises:
+    ValueError: it is a dict without, or an empty list.
+  """
+  if isinstance(said, Mapping):
+    if 'logits' not in said:
+      raise ValueError(f"it returns a dict with the keys {sorted(map(str, said))}; "
+                       "put the logits under the key 'logits'")
+    return said['logits']
+  if not hasattr(said, 'shape') and hasattr(said, 'logits'):
+    return said.logits
+  if isinstance(said, tuple | list):
+    if not said:
+      raise ValueError('it returns nothing; return the logits')
+    return said[0]
+  return said
+
+
+def with_streams(apply: Callable[[dict[str, jax.Array]], _Result], key: jax.Array) -> _Result:
+  """Returns `apply(rngs)`, with a key for each stream of random numbers that a module asks for.
+
+  The stream 'dropout' has `key` itself, so that nothing but the names of the other streams decides
+  on their keys. Flax tells of a stream when it misses one: a module that asks for others is traced
+  anew for each of them.
+
+  Args:
+    apply: {stream: key} to what the module returns.
+    key: that all keys are made of.
+  """
+  names = [DROPOUT]
+  while True:
+    try:
+      return apply(stream_keys(names, key))
+    except flax.errors.InvalidRngError as error:
+      name = missing_stream(error)
+      if name is None or name in names:
+        raise
+      names.append(name)
+
+
+def stream_keys(names: Iterable[str], key: jax.Array) -> dict[str, jax.Array]:
+  """Returns the key of each stream of random numbers; see `with_streams`."""
+  return {name: key if name == DROPOUT else jax.random.fold_in(key, zlib.crc32(name.encode()))
+          for name in names}
+
+
+def missing_stream(error: flax.errors.InvalidRngError) -> str | None:
+  """Returns the name of the stream of random numbers that a module asked for in vain."""
+  found = re.search(r'needs PRNG for "(.*)"', str(error), re.DOTALL)
+  return found[1] if found else None
 
 
 def _shift_only(next_function, args, kwargs, context):
@@ -112,25 +194,187 @@ def _float32(array: Any) -> jax.Array:
 
 
 def _flatten(state: Any, collection: str) -> dict[str, Any]:
+  """Returns {path: the last value that was sown}; an output goes by the path of its module."""
   flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(state.get(collection, {})), sep='/')
   return {name.removesuffix(_OUTPUT): value[-1] if isinstance(value, tuple) else value
           for name, value in flat.items()}
 
 
+def is_feature(value: Any, num_examples: int) -> bool:
+  """Returns whether a sown value is an array of real numbers with some for each example."""
+  if not (hasattr(value, 'shape') and hasattr(value, 'dtype')):
+    return False
+  kinds = (jnp.floating, jnp.integer, jnp.bool_)
+  return value.ndim > 1 and value.shape[0] == num_examples and any(
+      jnp.issubdtype(value.dtype, kind) for kind in kinds)
+
+
 def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> Variables:
   """Returns shapes and dtypes of the model's variables; nothing is computed."""
+  return _of_equal(_abstract_variables, model, tuple(image_shape))
+
+
+def _abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Variables:
   return jax.eval_shape(
-      lambda image: initial(model, jax.random.key(0), image), _one_image(image_shape))
+      lambda image: initial(model, jax.random.key(0), image),
+      jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
 
 
 def initial(model: nn.Module, key: jax.Array, images: jax.Array) -> Variables:
-  """Returns fresh {'params', 'batch_stats'}; the latter only where there are any."""
-  variables = model.init(key, images, train=False)
-  return {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
+  """Returns fresh variables: `params`, and what else the model keeps from call to call."""
+  return kept(dict(model.init(key, images, train=False)))
 
 
-def _one_image(image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+def kept(variables: Variables) -> Variables:
+  """Returns variables without what was sown beside them, and without axis names of partitioning.
+
+  Flax sows tuples; a collection that consists of them is none that a module reads again.
+  """
+  def is_sown(tree: Any) -> bool:
+    leaves = flax.traverse_util.flatten_dict(flax.core.unfreeze(tree)).values()
+    return all(isinstance(leaf, tuple) for leaf in leaves)
+
+  return {name: nn.meta.unbox(tree) for name, tree in variables.items()
+          if name == 'params' or not (name in SOWN or is_sown(tree))}
+
+
+def changing(variables: Iterable[str]) -> list[str]:
+  """Returns the names of the collections that training changes by other than gradients."""
+  return [name for name in variables if name not in ('params', INPUT, FOLDED)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+  """Shapes and dtypes of what a model says of some images; nothing was computed.
+
+  Attributes:
+    num_examples: images.
+    logits: whatever is in the place of logits.
+    own: {name: value} that the model sows.
+    outputs: {path: value} of its submodules.
+    preactivations: {name: value}.
+    collections: those that training changes, after it; {} in evaluation mode.
+    varying: paths of the leaves of these that depend on images or random numbers, and so differ
+      between devices.
+  """
+
+  num_examples: int
+  logits: Any
+  own: dict[str, Any]
+  outputs: dict[str, Any]
+  preactivations: dict[str, Any]
+  collections: Variables
+  varying: frozenset[str]
+
+  def features(self) -> dict[str, Any]:
+    """Returns what can be a tap, by name."""
+    return {name: value for name, value in {**self.outputs, **self.own}.items()
+            if name != EMBEDDING and is_feature(value, self.num_examples)}
+
+  def output(self, taps: Iterable[str], num_examples: int) -> Output:
+    """Returns what `observe` would of `num_examples` images, as shapes."""
+    def float32(value: Any) -> Any:
+      return jax.ShapeDtypeStruct((num_examples, *value.shape[1:]), jnp.float32)
+
+    features, embedding = self.features(), self.own.get(EMBEDDING)
+    return Output(
+        float32(self.logits), OrderedDict((tap, float32(features[tap])) for tap in taps),
+        OrderedDict((tap, float32(self.preactivations[tap])) for tap in taps
+                    if is_feature(self.preactivations.get(tap), self.num_examples)),
+        float32(embedding) if is_feature(embedding, self.num_examples) else None)
+
+
+def trace(model: nn.Module, image_shape: Sequence[int]) -> Traced:
+  """Returns shapes of what the model says in evaluation mode."""
+  return _of_equal(_trace, model, tuple(image_shape))
+
+
+def trace_training(model: nn.Module, image_shape: Sequence[int], num_examples: int) -> Traced:
+  """Returns shapes of what the model says in training mode, as a step takes gradients of it."""
+  return _of_equal(_trace_training, model, tuple(image_shape), num_examples)
+
+
+def _of_equal(function: Callable[..., _Result], model: nn.Module, *arguments: Any) -> _Result:
+  """Returns `function(model, *arguments)`, traced once for all equal models."""
+  try:
+    hash(model)
+  except TypeError:  # A field of it is an array, or the like.
+    return function(model, *arguments)
+  return _traced_once(function, model, *arguments)
+
+
+@functools.lru_cache(_KEPT_TRACES)
+def _traced_once(function: Callable[..., _Result], model: nn.Module, *arguments: Any) -> _Result:
+  return function(model, *arguments)
+
+
+def _trace(model: nn.Module, image_shape: tuple[int, ...]) -> Traced:
+  found: list[Traced] = []
+
+  def evaluate(variables, images):
+    logits, state = _apply(model, variables, images, False, None, True)
+    found.append(_traced(logits, state, (), _EXAMPLES))
+    return ()
+
+  jax.eval_shape(evaluate, abstract_variables(model, image_shape),
+                 jax.ShapeDtypeStruct((_EXAMPLES, *image_shape), jnp.float32))
+  return found[0]
+
+
+def _trace_training(
+    model: nn.Module, image_shape: tuple[int, ...], num_examples: int
+) -> Traced:
+  found: list[Traced] = []
+
+  def learn(variables, images, seed):
+    rest = {name: variables[name] for name in changing(variables)}
+
+    def loss(params):
+      logits, state = _apply(model, {'params': params, **rest}, images, True,
+                             jax.random.key(seed), True)
+      found.append(_traced(logits, state, rest, num_examples))
+      numbers = jnp.asarray(logits, jnp.float32).sum() if hasattr(logits, 'dtype') else 0.0
+      return numbers, {name: state[name] for name in rest}
+
+    return jax.grad(loss, has_aux=True)(variables['params'])[1]
+
+  arguments = (abstract_variables(model, image_shape),
+               jax.ShapeDtypeStruct((num_examples, *image_shape), jnp.float32),
+               jax.ShapeDtypeStruct((), jnp.uint32))
+  program, collections = jax.make_jaxpr(
+      learn, axis_env=[(devices.AXIS, 1)], return_shape=True)(*arguments)
+  varying = _depending(program.jaxpr, len(jax.tree.leaves(arguments[0])))
+  paths = [jax.tree_util.keystr(path)
+           for path, _ in jax.tree_util.tree_leaves_with_path(collections)]
+  return dataclasses.replace(found[-1], varying=frozenset(
+      path for path, varies in zip(paths, varying, strict=True) if varies))
+
+
+def _depending(program: Any, first: int) -> list[bool]:
+  """Returns which results of a program may depend on its arguments from `first` on."""
+  depending = {id(variable) for variable in program.invars[first:]}
+  for equation in program.eqns:
+    if depending & {id(read) for read in equation.invars}:
+      depending |= {id(written) for written in equation.outvars}
+  return [id(result) in depending for result in program.outvars]
+
+
+def _traced(logits: Any, state: Variables, changed: Iterable[str], num_examples: int) -> Traced:
+  def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+                        if hasattr(leaf, 'dtype') else leaf, tree)
+
+  flat = flax.traverse_util.flatten_dict(
+      flax.core.unfreeze(state.get('intermediates', {})), sep='/')
+  paths = {name.removesuffix(_OUTPUT) for name in flat if name.endswith(_OUTPUT)}
+  values = shapes(_flatten(state, 'intermediates'))
+  values.pop(_OUTPUT[1:], None)  # What the model itself returns.
+  return Traced(
+      num_examples, shapes(logits),
+      {name: value for name, value in values.items() if name not in paths},
+      {name: value for name, value in values.items() if name in paths},
+      shapes(_flatten(state, 'preactivations')),
+      {name: shapes(state[name]) for name in changed}, frozenset())
 
 
 def choose_taps(
@@ -148,16 +392,20 @@ def choose_taps(
   Raises:
     ConfigError: the model sows no taps and none is named, or a named one does not exist.
   """
-  own, outputs = _all_taps(model, image_shape)
-  known = own | outputs
+  traced = trace(model, image_shape)
+  known = {name: value.shape[1:] for name, value in traced.features().items()}
+  own = {name: known[name] for name in traced.own if name in known}
+  outputs = sorted(known.keys() - own.keys())
   if not own and not wanted:
     raise errors.ConfigError(
         f'{setting}: {type(model).__name__} sows no taps; name submodules instead, from: '
         + ', '.join(outputs))
   for tap in wanted:
     if tap not in known:
+      there = tap in traced.own or tap in traced.outputs
+      what = (f'{tap!r} is no array with numbers for each image' if there else f'unknown {tap!r}')
       raise errors.ConfigError(
-          f'{setting}: unknown {tap!r}; {errors.closest(tap, known)}choose from: '
+          f'{setting}: {what}; {"" if there else errors.closest(tap, known)}choose from: '
           f'{", ".join(sorted(own or outputs, key=_natural))}'
           + ('; or any submodule, by its path' if own else ''))
   return {tap: known[tap] for tap in wanted or sorted(own, key=_natural)}
@@ -165,44 +413,10 @@ def choose_taps(
 
 def sown(model: nn.Module, image_shape: Sequence[int]) -> Shapes:
   """Returns the taps that the model sows, {name: shape of one example's feature}, unordered."""
-  return _all_taps(model, image_shape)[0]
-
-
-def _all_taps(model: nn.Module, image_shape: Sequence[int]) -> tuple[Shapes, Shapes]:
-  """Returns the taps that the model sows, and the outputs of its submodules."""
-  variables = abstract_variables(model, image_shape)
-
-  def features(capture: bool) -> Shapes:
-    _, state = jax.eval_shape(
-        lambda v, x: model.apply(v, x, train=False, mutable=['intermediates'],
-                                 capture_intermediates=capture),
-        variables, _one_image(image_shape))
-    return {name: value.shape[1:] for name, value in _flatten(state, 'intermediates').items()
-            if name not in (_OUTPUT[1:], EMBEDDING) and hasattr(value, 'shape')}
-
-  own = features(False)
-  return own, {name: shape for name, shape in features(True).items() if name not in own}
+  traced = trace(model, image_shape)
+  return {name: value.shape[1:] for name, value in traced.features().items()
+          if name in traced.own}
 
 
 def _natural(name: str) -> list:
   return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]
-
-
-def check_model(
-    model: nn.Module, image_shape: Sequence[int], num_classes: int, setting: str
-) -> None:
-  """Raises ConfigError unless `model` maps such images to logits of `num_classes`."""
-  def forward(image):
-    variables = model.init(jax.random.key(0), image, train=False)
-    return model.apply(variables, image, train=False)
-
-  height, width, channels = image_shape
-  images = f'{height}x{width}x{channels} images'
-  try:
-    shape = jax.eval_shape(forward, _one_image(image_shape)).shape
-  except Exception as error:  # Whatever a user's module raises.
-    reason = errors.first_line(error)
-    raise errors.ConfigError(f'{setting}: cannot be applied to {images}: {reason}') from error
-  if shape != (1, num_classes):
-    raise errors.ConfigError(f'{setting}: gives an array of shape {shape} for one of the '
-                             f'{images}; logits of shape {(1, num_classes)} are needed')

@@ -65,11 +65,14 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _of_model(model: nn.Module, variables: Variables, image_shape: tuple[int, ...]) -> str:
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  changed = ['batch_stats', 'intermediates', 'preactivations']  # The latter two hold what is sown.
 
   def forward(train: bool, variables, image):
-    return model.apply(variables, image, train=train, mutable=changed,
-                       rngs={'dropout': jax.random.key(0)})
+    said, state = taps_lib.with_streams(lambda rngs: model.apply(
+        variables, image, train=train, mutable=[*taps_lib.changing(variables), *taps_lib.SOWN],
+        rngs=rngs), jax.random.key(0))
+    # What is sown may be anything; the program is what is digested.
+    return taps_lib.logits_of(said), jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) else None, state)
 
   found = [_of(functools.partial(taps_lib.initial, model), jax.random.key(0), image),
            _of(functools.partial(forward, False), variables, image)]
@@ -84,9 +87,9 @@ def _of_method(built: Networks, name: str) -> str:
 
   def loss(which: str, variables):
     lesson = networks.blank_lesson(built, method, num_examples=2)
-    return method.apply(variables, dataclasses.replace(lesson, gather=devices.gather),
-                        mutable=['batch_stats', 'memory'], rngs={'dropout': jax.random.key(0)},
-                        method=which)
+    return taps_lib.with_streams(lambda rngs: method.apply(
+        variables, dataclasses.replace(lesson, gather=devices.gather),
+        mutable=taps_lib.changing(variables), rngs=rngs, method=which), jax.random.key(0))
 
   losses = ['prepare', '__call__'] if method.prepares else ['__call__']
   found = [_of(functools.partial(loss, which), variables) for which in losses]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kdih import errors, methods
-from kdih.cohort import frozen_teacher
+from kdih.cohort import frozen_teacher, head_modules
 from kdih.cohort.head_modules import Heads
 from kdih.cohort.member_weights import RULES
 from kdih.cohort.members import FINAL
@@ -17,7 +17,7 @@ from kdih.data.spec import DataSpec
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import STUDENT, Context, Method
 from kdih.distillation.signal import TeacherSignal
-from kdih.models import registry, taps as taps_lib
+from kdih.models import model_checks, registry, taps as taps_lib
 from kdih.models.taps import Output, Shapes, Variables
 from kdih.runtime import devices
 
@@ -40,6 +40,7 @@ class Networks:
     student_taps: those of the student that feature methods compare.
     assistants: {model: its module}, of all methods.
     validated: whether there is a validation split.
+    streams: {method: streams of random numbers that it asks for}; see `taps.with_streams`.
   """
 
   spec: DataSpec
@@ -52,6 +53,7 @@ class Networks:
   student_taps: Shapes
   assistants: dict[str, nn.Module]
   validated: bool
+  streams: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def teacher_variables(self) -> Variables:
@@ -66,12 +68,12 @@ class Networks:
   @functools.cached_property
   def teacher_output(self) -> Output:
     """Shapes of what the teacher says of two images, with its features at `teacher_taps`."""
-    return _abstract_output(self.teacher, self.teacher_variables, self.spec, self.teacher_taps)
+    return taps_lib.trace(self.teacher, self.spec.image_shape).output(self.teacher_taps, 2)
 
   @functools.cached_property
   def student_output(self) -> Output:
     """Shapes of what the student says of two images, with its features at `student_taps`."""
-    return _abstract_output(self.student, self.student_variables, self.spec, self.student_taps)
+    return taps_lib.trace(self.student, self.spec.image_shape).output(self.student_taps, 2)
 
   @functools.cached_property
   def cached_signals(self) -> dict[str, TeacherSignal]:
@@ -94,19 +96,20 @@ def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Networks:
   methods.check(config.methods.to_dict())
   teacher, student = (_model(config, spec, role) for role in ('teacher', 'student'))
   taps = taps_lib.choose_taps(teacher, spec.image_shape, config.heads.taps)
+  head_modules.check_names(taps, 'config.heads.taps')
   chosen = {name: _method(config, spec, len(taps) + 1, name) for name in config.student.methods}
   assistants = {model: _model_for_method(config, spec, model, f'config.methods.{name}')
                 for name, method in chosen.items() for model in method.assistants}
-  for model in (teacher, *assistants.values()):
-    frozen_teacher.check_dtype(model, config.compute.teacher_dtype)
   built = Networks(
       spec, teacher, student, Heads(spec.num_classes, config.heads.kind), taps, chosen,
       _compared(teacher, spec, config.student.teacher_taps, 'teacher_taps'),
       _compared(student, spec, config.student.taps, 'taps'), assistants,
       config.data.validation_fraction > 0)
-  for name in chosen:
-    _check_pair(config, built, name)
-  return built
+  for model in (teacher, *assistants.values()):
+    _check_teaching(config, built, model)
+  _check_training(config, built)
+  streams = {name: _check_pair(config, built, name) for name in chosen}
+  return dataclasses.replace(built, streams=streams)
 
 
 def _model(config: 'ml_collections.ConfigDict', spec: DataSpec, role: str) -> nn.Module:
@@ -118,14 +121,62 @@ def _create(config, spec: DataSpec, name: str, setting: str, **kwargs) -> nn.Mod
   model = registry.create(
       name, spec.num_classes, dtype=jnp.dtype(config.dtype),
       axis_name=devices.AXIS if config.sync_batch_norm else None, setting=setting, **kwargs)
-  taps_lib.check_model(model, spec.image_shape, spec.num_classes, setting)
+  model_checks.check_evaluation(model, spec.image_shape, spec.num_classes, setting)
   return model
 
 
 def _model_for_method(config, spec: DataSpec, name: str, setting: str) -> nn.Module:
+  """Returns a peer or an assistant, which learns as the student does."""
   if name == STUDENT:
     return _model(config, spec, 'student')
-  return _create(config, spec, name, setting)
+  model = _create(config, spec, name, setting)
+  model_checks.check_training(model, spec.image_shape, spec.num_classes,
+                              _at_once(config, config.student.train), setting)
+  return model
+
+
+def _at_once(config: 'ml_collections.ConfigDict', train: 'ml_collections.ConfigDict') -> int:
+  """Returns how many images a device applies a model to in a phase; checked elsewhere."""
+  return max(
+      train.global_batch_size // devices.num_devices() // max(config.compute.accumulate, 1), 1)
+
+
+def _check_training(config: 'ml_collections.ConfigDict', built: Networks) -> None:
+  """Raises ConfigError unless teacher and student can be trained, as far as they are to be."""
+  spec = built.spec
+  trained: list[tuple[nn.Module, str, Any, Shapes]] = []
+  if 'teacher' in config.phases and not config.teacher.variables:
+    trained.append((built.teacher, 'config.teacher.name', config.teacher.train, {}))
+  if 'student' in config.phases:
+    trains = [config.student.train]
+    if any(method.prepares for method in built.methods.values()):
+      trains.append(config.student.prepare)
+    trained += [(built.student, 'config.student.name', train, built.student_taps)
+                for train in trains]
+  for model, setting, train, taps in trained:
+    size = _at_once(config, train)
+    model_checks.check_training(model, spec.image_shape, spec.num_classes, size, setting)
+    model_checks.check_taps(model, spec.image_shape, size, taps, 'config.student.taps')
+
+
+def _check_teaching(
+    config: 'ml_collections.ConfigDict', built: Networks, model: nn.Module
+) -> None:
+  """Raises ConfigError unless a teacher computes in the type that `config.compute` names."""
+  dtype = config.compute.teacher_dtype
+  frozen_teacher.check_dtype(model, dtype)
+  if dtype:
+    with errors.of_users_code('config.compute.teacher_dtype: '
+                              f'{type(model).__name__} cannot compute in {dtype}: '):
+      taps = (*built.taps, *built.teacher_taps) if model is built.teacher else ()
+      shape = built.spec.image_shape
+      jax.eval_shape(
+          functools.partial(_logits, model.clone(dtype=jnp.dtype(dtype)), taps),
+          taps_lib.abstract_variables(model, shape), jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+
+
+def _logits(model: nn.Module, taps: tuple[str, ...], variables, images) -> jax.Array:
+  return taps_lib.observe(model, variables, images, taps)[0].logits
 
 
 def _method(
@@ -150,15 +201,24 @@ def _compared(model: nn.Module, spec: DataSpec, wanted: tuple[str, ...], field: 
   return taps_lib.choose_taps(model, spec.image_shape, wanted, f'config.student.{field}')
 
 
-def _check_pair(config: 'ml_collections.ConfigDict', built: Networks, name: str) -> None:
-  """Raises UnfitError unless the method accepts this teacher and this student."""
+def _check_pair(
+    config: 'ml_collections.ConfigDict', built: Networks, name: str
+) -> tuple[str, ...]:
+  """Raises UnfitError unless the method accepts this teacher and this student.
+
+  Returns:
+    The streams of random numbers that the method asks for.
+  """
   parts = config.compute.accumulate
   if parts > 1 and built.methods[name].couples:
     raise errors.UnfitError(
         f'config.compute.accumulate: is {parts}, and the method {name} compares the images of a '
         'batch with each other, so that it cannot be cut into parts; set it to 1', name)
   try:
-    abstract_method(built, name, num_examples=2)
+    variables = abstract_method(built, name, num_examples=2)
+    after, streams = _after_a_step(built, name, variables)
+    model_checks.check_collections(variables, after, f'config.methods.{name}')
+    return streams
   except errors.ConfigError:
     raise
   except (TypeError, ValueError) as error:  # jax raises the former where shapes do not fit.
@@ -183,7 +243,7 @@ def prepare_teacher(
 
 
 def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
-  """Returns fresh {'params', 'batch_stats'} of a model for images of `image_shape`."""
+  """Returns fresh variables of a model for images of `image_shape`."""
   return _quickly(lambda key: taps_lib.initial(model, key, jnp.zeros((1, *image_shape))), key)
 
 
@@ -224,7 +284,30 @@ def _initial(built: Networks, name: str, key: jax.Array, num_examples: int) -> d
     return method(lesson)
 
   lesson = blank_lesson(built, built.methods[name], num_examples)
-  return dict(built.methods[name].init(key, lesson, method=both))
+  return taps_lib.kept(dict(built.methods[name].init(key, lesson, method=both)))
+
+
+def _after_a_step(
+    built: Networks, name: str, variables: Variables
+) -> tuple[Variables, tuple[str, ...]]:
+  """Returns shapes of the variables after a loss of the method, those that the optimizer changes
+  apart, and the streams of random numbers that it asks for."""
+  method = built.methods[name]
+  streams: dict[str, Any] = {}
+
+  def step(which: str, variables):
+    def apply(rngs):
+      streams.update(rngs)
+      lesson = blank_lesson(built, method, num_examples=2)
+      return method.apply(variables, lesson, mutable=taps_lib.changing(variables), rngs=rngs,
+                          method=which)
+
+    return {**variables, **taps_lib.with_streams(apply, jax.random.key(0))[1]}
+
+  for which in ('prepare', '__call__') if method.prepares else ('__call__',):
+    _, variables = jax.make_jaxpr(functools.partial(step, which), axis_env=[(devices.AXIS, 1)],
+                                  return_shape=True)(variables)
+  return variables, tuple(streams)
 
 
 def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:
@@ -248,16 +331,6 @@ def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:
       {rule: jnp.ones(len(names)) for rule in RULES if names and built.validated},
       jnp.zeros(2, jnp.int32), jnp.zeros(num_examples, jnp.int32), jnp.zeros(()),
       jax.random.key(0))
-
-
-def _abstract_output(
-    model: nn.Module, variables: Variables, spec: DataSpec, taps: Shapes
-) -> Output:
-  def observe(variables, images):
-    return taps_lib.observe(model, variables, images, tuple(taps))[0]
-
-  return jax.eval_shape(
-      observe, variables, jax.ShapeDtypeStruct((2, *spec.image_shape), jnp.float32))
 
 
 def _zeros(shapes: Output) -> Output:

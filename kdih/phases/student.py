@@ -61,6 +61,7 @@ def teacher_of(
 def student_task(
     student: nn.Module, taps: Sequence[str], method: Method, signals: Signals, frozen: Any,
     preprocess: Preprocess, *, preparing: bool = False,
+    streams: Sequence[str] = (taps_lib.DROPOUT,),
 ) -> Task:
   """Returns how the student learns by `method` from the labels and the teacher signal.
 
@@ -74,6 +75,7 @@ def student_task(
     frozen: what `signals` read; also 'weights' and 'train_labels', see `Lesson`.
     preprocess: shows the images.
     preparing: learn by `method.prepare`.
+    streams: of random numbers that the method asks for.
   """
   def loss(params, collections, frozen, batch, signal, moment):
     variables = {'params': params, **collections}
@@ -83,9 +85,11 @@ def student_task(
     lesson = Lesson(
         batch.images, batch.labels, output, signal, frozen.get('weights', {}), batch.index,
         frozen.get('train_labels'), moment.epoch, moment.key, devices.gather)
+    beside = state.part(variables, 'method')
     terms, kept = method.apply(
-        state.part(variables, 'method'), lesson, mutable=['batch_stats', 'memory'],
-        rngs={'dropout': moment.dropout_key}, method='prepare' if preparing else '__call__')
+        beside, lesson, mutable=taps_lib.changing(beside),
+        rngs=taps_lib.stream_keys(streams, moment.dropout_key),
+        method='prepare' if preparing else '__call__')
     collections = {**collections, **state.join(student=changed, method=kept)}
     return terms, (collections, {'student': output.logits})
 
@@ -126,7 +130,7 @@ def student_problem(
   if method.needs_train_labels:
     frozen['train_labels'] = jnp.asarray(data.train_labels())
   task = student_task(student or built.student, taps, method, signals, frozen,
-                      data.student_preprocess, preparing=preparing)
+                      data.student_preprocess, preparing=preparing, streams=built.streams[name])
   train = config.student.prepare if preparing else method_presets.training(config, name)
   return Problem(config, task, variables, train, data, built.spec.image_shape)
 

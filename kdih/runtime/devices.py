@@ -120,6 +120,16 @@ def gather(array: jax.Array) -> jax.Array:
   return jax.lax.all_gather(array, AXIS, tiled=True)
 
 
+def mean(tree: Any) -> Any:
+  """Inside a step: means over the devices of what is no whole number, which all devices share."""
+  leaves, structure = jax.tree.flatten(tree)
+  is_mean = [jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact) for leaf in leaves]
+  means = iter(jax.lax.pmean(
+      [leaf for leaf, averaged in zip(leaves, is_mean, strict=True) if averaged], AXIS))
+  return jax.tree.unflatten(structure, [
+      next(means) if averaged else leaf for leaf, averaged in zip(leaves, is_mean, strict=True)])
+
+
 def to_host(tree: Any) -> Any:
   """Copies every array of `tree` to numpy."""
   return jax.device_get(tree)

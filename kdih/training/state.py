@@ -20,8 +20,8 @@ class TrainState:
     order_seed: uint32 scalar, of the augmentation.
     pace: float32 scalar that the learning rate is multiplied with: 1, until a rewind halves it.
     params: what is learnt.
-    collections: the other variables, by collection: `batch_stats`, and the `memory` of a method;
-      {} without any.
+    collections: the other variables, by collection: `batch_stats`, whatever a model keeps beside
+      them, and the `memory` of a method; {} without any.
     opt_state: of the optax transformation, for `params` alone.
   """
 

@@ -66,8 +66,8 @@ def _top1(logits: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
 
 
 def _averaged(collections: dict[str, Any]) -> dict[str, Any]:
-  """Returns batch statistics as their mean; every device has the same memory already."""
-  return {name: jax.lax.pmean(tree, devices.AXIS) if name == 'batch_stats' else tree
+  """Returns what each device has seen of the batch as its mean; memory is the same on all."""
+  return {name: tree if name == 'memory' else devices.mean(tree)
           for name, tree in collections.items()}
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from kdih import errors
 from kdih.models import taps
+from kdih.models.model_checks import check_evaluation
 from tests.helpers.tapped_nets import (
   CLASSES,
   IMAGES,
@@ -27,7 +28,7 @@ class Broken(nn.Module):
     if self.fault == 'asserts':
       raise AssertionError
     logits = nn.Dense(CLASSES)(x.mean((1, 2)))
-    return {'pair': (logits, x), 'wide': nn.Dense(9)(logits), 'map': x[..., None] + x[:, :, :, None]
+    return {'wide': nn.Dense(9)(logits), 'map': x[..., None] + x[:, :, :, None]
             }[self.fault]
 
 
@@ -117,32 +118,27 @@ def test_an_unknown_tap_is_refused_with_the_closest(sows, tap, closest, choices)
 
 
 def test_a_model_that_fits_passes():
-  taps.check_model(Net(), SHAPE, CLASSES, 'config.teacher.name')
+  check_evaluation(Net(), SHAPE, CLASSES, 'config.teacher.name')
 
 
 @pytest.mark.parametrize('fault, expected', [
-    ('wide', 'gives an array of shape (1, 9) for one of the 4x4x3 images; '
-             'logits of shape (1, 5) are needed'),
-    ('map', 'gives an array of shape (1, 4, 4, 3, 3) for one of the 4x4x3 images; '
-            'logits of shape (1, 5) are needed'),
+    ('wide', 'gives an array of shape (13, 9) for 13 of the 4x4x3 images; '
+             'logits of shape (13, 5) are needed'),
+    ('map', 'gives an array of shape (13, 4, 4, 3, 3) for 13 of the 4x4x3 images; '
+            'logits of shape (13, 5) are needed'),
     ('raises', 'cannot be applied to 4x4x3 images: first line'),
 ])
 def test_a_model_that_does_not_fit_is_refused(fault, expected):
-  found = message(taps.check_model, Broken(fault), SHAPE, CLASSES, 'config.teacher.name')
+  found = message(check_evaluation, Broken(fault), SHAPE, CLASSES, 'config.teacher.name')
   assert found == f'config.teacher.name: {expected}'
 
 
-def test_a_model_that_gives_more_than_logits_is_refused():
-  found = message(taps.check_model, Broken('pair'), SHAPE, CLASSES, 'config.student.name')
-  assert found.startswith('config.student.name: ')
-
-
 def test_a_model_that_fails_without_a_word_is_refused_with_the_kind_of_failure():
-  found = message(taps.check_model, Broken('asserts'), SHAPE, CLASSES, 'config.teacher.name')
+  found = message(check_evaluation, Broken('asserts'), SHAPE, CLASSES, 'config.teacher.name')
   assert found == 'config.teacher.name: cannot be applied to 4x4x3 images: AssertionError'
 
 
 def test_a_model_without_the_argument_train_is_refused():
-  found = message(taps.check_model, NoTrain(), SHAPE, CLASSES, 'config.student.name')
+  found = message(check_evaluation, NoTrain(), SHAPE, CLASSES, 'config.student.name')
   assert found.startswith('config.student.name: cannot be applied to 4x4x3 images: ')
   assert "'train'" in found

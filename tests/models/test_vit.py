@@ -8,7 +8,7 @@ import pytest
 from kdih import errors
 from kdih.config import fields
 from kdih.data.spec import DataSpec
-from kdih.models import registry, taps
+from kdih.models import model_checks, registry, taps
 from kdih.phases import networks
 from tests.helpers.model_checks import SMALLER, applied, close, random_images, shapes
 
@@ -114,7 +114,8 @@ def test_methods_take_its_taps_for_maps_or_say_why_not(roles, method, reason):
 @pytest.mark.parametrize(('height', 'width'), [(30, 32), (32, 30)])
 def test_images_that_do_not_fit_the_patches_are_refused(height, width):
   with pytest.raises(errors.ConfigError) as raised:
-    taps.check_model(registry.create('vit_tiny', 10), (height, width, 3), 10, 'config.student.name')
+    model_checks.check_evaluation(
+        registry.create('vit_tiny', 10), (height, width, 3), 10, 'config.student.name')
   assert str(raised.value) == (
       f'config.student.name: cannot be applied to {height}x{width}x3 images: height {height} and '
       f'width {width} are not both multiples of patch_size, 4')
