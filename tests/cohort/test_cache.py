@@ -1,6 +1,8 @@
 """What teachers say, computed once: tables, their files, and what is refused."""
 import threading
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,17 +10,27 @@ from kdih import errors, main
 from kdih.cohort.cache import lookup, store as store_lib
 from kdih.data import augment
 from kdih.data.spec import DataSpec
+from kdih.distillation.signal import SoftLabel, TeacherSignal
 from kdih.phases import cache_plan, networks
 from kdih.runtime import devices
 from kdih.training import state
+from kdih.training.task import Batch
 from tests.helpers.runs import read_config, tiny_command
 
 SUBSET = np.array([1, 2, 4, 7, 8, 9, 12, 13], np.int32)
 ROWS = np.random.default_rng(0).normal(size=(8, 9, 3)).astype(np.float16)
 PREPROCESS = augment.make_preprocess(mean=(0.5,), std=(0.5,), padding=1, padding_mode='zeros',
                                      flip=False)
+# The rows are soft labels of two classes: their mean, and its spread.
+LIKE = TeacherSignal(soft_label=SoftLabel(
+    jax.ShapeDtypeStruct((1, 2), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)))
 SHAPE, DTYPE = (5, 2, 3), np.dtype(np.float16)
 BLOCKS = ROWS[:5, :2].copy()
+
+
+def assert_rows(signal, rows):
+  np.testing.assert_array_equal(signal.soft_label.mean, rows[:, :2])
+  np.testing.assert_array_equal(signal.soft_label.spread, rows[:, 2])
 
 
 def expected(index, seed, step):
@@ -27,25 +39,36 @@ def expected(index, seed, step):
 
 
 def test_the_devices_find_the_rows_of_the_views_that_a_step_shows():
-  table = lookup.DeviceTable(ROWS, SUBSET, PREPROCESS)
-  assert table.resident['heard'].shape == (4, 2, 9, 3)
-  assert len({shard.device for shard in table.resident['heard'].addressable_shards}) == 4
+  table = lookup.DeviceTable(ROWS, LIKE, SUBSET, PREPROCESS)
+  assert table.resident['signals'].shape == (4, 2, 9, 3)
+  assert len({shard.device for shard in table.resident['signals'].addressable_shards}) == 4
 
   def step(state_, frozen, resident, feed):
-    found = table.look_up(resident, feed['index'], state.step_key(np.uint32(5), np.int32(2)))
-    return devices.gather(found['heard'])
+    zeros = jnp.zeros(2)
+    found = table.read((), resident, Batch(zeros, zeros, feed['index']),
+                       state.step_key(np.uint32(5), np.int32(2)))
+    return jax.tree.map(devices.gather, found)
 
   index = np.array([13, 1, 9, 4, 4, 12, 2, 8], np.int32)
   found = devices.pmap_step(step, resident_axes=table.axes)(
       (), (), table.resident, devices.shard({'index': index}))
-  np.testing.assert_array_equal(found, expected(index, 5, 2))
+  assert_rows(found, expected(index, 5, 2))
 
 
 def test_the_host_sends_the_rows_of_the_views_that_a_step_shows():
-  table = lookup.HostTable(ROWS, SUBSET, PREPROCESS)
+  table = lookup.HostTable(ROWS, LIKE, SUBSET, PREPROCESS)
   batches = [{'index': np.array([13, 1, 9], np.int32)}, {'index': np.array([4, 4, 12], np.int32)}]
   for step, fed in enumerate(table.feeds(iter(batches), 5, 30), 30):
-    np.testing.assert_array_equal(fed['heard'], expected(batches[step - 30]['index'], 5, step))
+    rows, index = expected(batches[step - 30]['index'], 5, step), fed['index']
+    np.testing.assert_array_equal(fed['signal'], rows)
+    assert_rows(table.read((), fed, Batch(index, index, index), None), rows)
+
+
+def test_a_table_tells_the_shapes_of_its_signals():
+  for kind in (lookup.DeviceTable, lookup.HostTable):
+    found = kind(ROWS, LIKE, SUBSET, PREPROCESS).blank((), 5, (8, 8, 1))
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, TeacherSignal(
+        soft_label=SoftLabel(jnp.zeros((5, 2)), jnp.zeros(5))))
 
 
 def store(folder, **identity):

@@ -15,6 +15,7 @@ from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
 from kdih.phases.student import run_student
 from kdih.runtime.workdir import Workdir
+from kdih.training.task import Moment, blank_batch
 from tests.helpers import frozen_nets
 from tests.helpers.model_checks import FAMILIES, random_images, random_variables, smaller
 from tests.helpers.runs import exported, read_config
@@ -149,8 +150,8 @@ class Begun(Experiment):
   """Ends where training would begin."""
   task = None
 
-  def train(self, phase, task, variables, train):
-    self.task = task
+  def train(self, phase, problem):
+    self.task = problem.task
     raise StopIteration
 
 
@@ -168,15 +169,14 @@ def test_what_trains_hears_the_folded_teacher_and_what_measures_the_teacher_itse
     run_heads(begun) if phase == 'heads' else run_student(begun, phase)
   task, images = begun.task, np.zeros((2, 8, 8, 1), np.float32)
   head = networks.initialise_heads(built, jax.random.key(0))
-  batch = {'image': images, 'label': np.zeros(2, np.int32), 'index': np.zeros(2, np.int32),
-           'epoch': 0.0, 'key': jax.random.key(0)}
+  batch, key = blank_batch(2, (8, 8, 1)), jax.random.key(0)
   student = networks.initialise(built.student, jax.random.key(0), (8, 8, 1))
   params = head['params'] if phase == 'heads' else {'student': student['params'], 'method': {}}
   kept = {} if phase == 'heads' else {'batch_stats': {'student': student['batch_stats']}}
 
   def loss(frozen):
-    taught = {**batch, 'taught': task.teach(frozen, batch)}
-    return task.loss(params, kept, frozen, taught, jax.random.key(0))[0]
+    signal = task.signals.read(frozen, {}, batch, key)
+    return task.loss(params, kept, frozen, batch, signal, Moment(0.0, key, key))[0]
 
   learning = norms_in(loss, task.frozen)
   own = 0 if phase == 'heads' else 2  # Of the student, that learns.

@@ -121,7 +121,7 @@ def test_what_teachers_say_is_computed_once_for_all_seeds_of_a_sweep(
   assert 'teacher: epoch' not in said and 'heads: epoch' not in said
   assert said.count('cache: 160 images x 9 views') == 2  # Of logits and of the mean soft label.
   assert said.count('of 160 images') == 1  # The teachers are asked once for both.
-  assert said.count('at: hears more of the teacher than config.compute.cache holds') == 2
+  assert said.count('at: reads more of the teacher than config.compute.cache holds') == 2
   assert_same(tmp_path / PAIR / 'seed30', finished, 1e-4)
   files = list(tmp_path.glob(f'{teacher}/cache/*/rows.bin'))
   assert len(files) == (2 if place == 'disk' else 0)
@@ -145,7 +145,7 @@ def test_heads_that_say_what_is_not_finite_fail_dih_and_not_kd(
     tmp_path, finished, digits_dir, capsys, monkeypatch):
   said = soft_label_mean.mean_soft_label
   monkeypatch.setattr(soft_label_mean, 'mean_soft_label', lambda *args: said(*args)._replace(
-      spread=jnp.full(args[0]['final'].shape[0], jnp.nan)))
+      spread=jnp.full(args[0].shape[0], jnp.nan)))
   with pytest.raises(errors.TrainingError, match='say what is not finite in float16'):
     run(tmp_path, finished, digits_dir, 'compute.cache=all_views')
   assert capsys.readouterr().err.count('x 9 views x 10 numbers') == 2  # With dih's, and again.

@@ -101,11 +101,11 @@ def own_method(weight=1.0, prepared=1.0, by_epoch=1.0):
     taught_by, prepares = 'teacher', True
 
     def prepare(self, lesson):
-      return prepared * losses.cross_entropy(lesson.student.logits, lesson.labels)
+      return {'ce': prepared * losses.cross_entropy(lesson.student.logits, lesson.labels)}
 
     def __call__(self, lesson):
       gap = lesson.student.logits - lesson.gather(lesson.teacher.logits)
-      return weight * (1 + by_epoch * lesson.epoch) * jnp.square(gap).mean(-1)
+      return {'gap': weight * (1 + by_epoch * lesson.epoch) * jnp.square(gap).mean(-1)}
 
   return Own(Context())
 

@@ -76,7 +76,7 @@ def test_a_teacher_with_its_own_normalisation_says_the_same_of_the_same_pixels(
   there = prepared(finished, digits_dir)
   logits = {}
   for experiment in (there, elsewhere):
-    task = teacher_task(experiment.networks.teacher)
+    task = teacher_task(experiment.networks.teacher, experiment.data.preprocess)
     logits[experiment], labels = experiment.predict(task, load_teacher(experiment)[0], 'test')
   np.testing.assert_allclose(logits[elsewhere]['teacher'], logits[there]['teacher'], atol=1e-5)
   results = [experiment.workdir.result('teacher') for experiment in (there, elsewhere)]

@@ -13,15 +13,16 @@ from kdih.cohort.members import make_teach
 from kdih.config import fields
 from kdih.data import augment
 from kdih.data.spec import DataSpec
+from kdih.distillation.signal import TeacherSignal
 from kdih.models import registry, taps
 from kdih.phases import networks, pipeline
 from kdih.phases.student import student_task
 from kdih.phases.teacher import teacher_task
 from kdih.runtime import devices
 from kdih.training import accumulate as accumulate_lib, state
-from kdih.training.step import make_train_step
-from kdih.training.task import Learning
-from tests.helpers.arrays import Arrays, fed
+from kdih.training.task import LiveSignals, Moment, blank_batch
+from tests.helpers import lessons
+from tests.helpers.arrays import Arrays, compiled_step, fed
 from tests.helpers.runs import read_config
 from tests.helpers.tiny_nets import NoTaps, TinyNet
 
@@ -44,12 +45,11 @@ class Normalised(nn.Module):
 def updated(task, variables, accumulate=1, remat=False, loader=None):
   """(state before, state after one update on `BATCH` images in order, metrics) in numpy."""
   loader, tx = loader or Arrays(BATCH), optax.sgd(0.1)
-  step = make_train_step(
-      learning=[Learning(task, tx)], gather=loader.gather, preprocess=PLAIN,
-      steps_per_epoch=1.0, accumulate=accumulate, remat=remat)
+  step = compiled_step(task, tx, loader, 1.0, accumulate=accumulate, remat=remat)
   before = jax.device_get(state.create(variables, tx, 3))
   feed = next(fed(iter([{'index': np.arange(BATCH, dtype=np.int32)}]), [1]))
-  (after,), (metrics,) = step((devices.replicate(before),), task.frozen, loader.resident, feed)
+  resident = {**loader.resident, **task.signals.resident}
+  after, metrics = step(devices.replicate(before), task.frozen, resident, feed)
   return before, *jax.device_get((after, metrics))
 
 
@@ -69,7 +69,7 @@ def initial(model):
 def test_without_batch_norm_parts_give_the_update_of_the_whole(parts):
   loader = Arrays(BATCH)
   before, after, metrics = updated(
-      teacher_task(NoTaps(10)), initial(NoTaps(10)), parts, loader=loader)
+      teacher_task(NoTaps(10), PLAIN), initial(NoTaps(10)), parts, loader=loader)
   images = ((loader.resident['image'] / 255.0 - 0.3) / 0.4).reshape(BATCH, -1)
   dense = before.params['Dense_0']
   kernel, bias = by_hand(dense, images, loader.resident['label'])
@@ -84,7 +84,7 @@ def test_without_batch_norm_parts_give_the_update_of_the_whole(parts):
 def test_a_batch_norm_sees_one_part_after_the_other():
   loader = Arrays(BATCH)
   model = Normalised(10)
-  before, after, _ = updated(teacher_task(model), initial(model), 2, loader=loader)
+  before, after, _ = updated(teacher_task(model, PLAIN), initial(model), 2, loader=loader)
   images = (loader.resident['image'] / 255.0 - 0.3) / 0.4
   # The first half of every device's share makes the first part.
   halves = images.reshape(DEVICES, 2, -1).transpose(1, 0, 2).reshape(2, -1)
@@ -94,13 +94,13 @@ def test_a_batch_norm_sees_one_part_after_the_other():
   found = after.collections['batch_stats']['BatchNorm_0']
   np.testing.assert_allclose(found['mean'], mean, rtol=1e-5)
   np.testing.assert_allclose(found['var'], variance, rtol=1e-5)
-  slopes = [by_hand(before.params['Dense_0'],
+  gradients = [by_hand(before.params['Dense_0'],
                     ((half - half.mean()) / np.sqrt(half.var() + 1e-5)).reshape(BATCH // 2, -1),
                     loader.resident['label'].reshape(DEVICES, 2, -1)[:, part].ravel())[0]
             for part, half in enumerate(halves)]
   np.testing.assert_allclose(
       after.params['Dense_0']['kernel'],
-      before.params['Dense_0']['kernel'] - 0.1 * np.mean(slopes, axis=0), atol=1e-6)
+      before.params['Dense_0']['kernel'] - 0.1 * np.mean(gradients, axis=0), atol=1e-6)
 
 
 @pytest.mark.slow
@@ -110,11 +110,12 @@ def test_a_memory_takes_in_every_image_of_every_part():
   method = built.methods['crd']
   frozen = {'teacher': initial(built.teacher), 'train_labels': jnp.arange(40) % 10}
   teach = make_teach('teacher', built.teacher, tuple(built.teacher_taps), built.heads, ())
-  task = student_task(built.student, tuple(built.student_taps), method, teach, frozen)
   variables = state.join(
       student=initial(built.student),
       method=networks.initialise_method(built, 'crd', jax.random.key(1), 40))
   for parts in (1, 2):
+    task = student_task(built.student, tuple(built.student_taps), method,
+                        LiveSignals(teach, parts), frozen, PLAIN)
     before, after, _ = updated(task, variables, parts)
     for side in ('student', 'teacher'):
       old, new = (s.collections['memory']['method'][f'{side}_bank'] for s in (before, after))
@@ -160,12 +161,13 @@ def kept(loss, params) -> int:
 def test_a_deep_model_keeps_less_where_it_computes_again():
   model = registry.create('resnet20', 10)
   variables = taps.abstract_variables(model, (32, 32, 3))
-  task, images = teacher_task(model), jnp.ones((4, 32, 32, 3))
+  task, batch = teacher_task(model, PLAIN), blank_batch(4, (32, 32, 3))
+  moment = Moment(jnp.zeros(()), jax.random.key(0), jax.random.key(0))
 
   def loss(params):
     collections = jax.tree.map(lambda x: jnp.ones(x.shape), variables['batch_stats'])
-    return task.loss(params, {'batch_stats': collections}, {},
-                     {'image': images, 'label': jnp.arange(4)}, jax.random.key(0))[0]
+    return lessons.mean(task.loss(
+        params, {'batch_stats': collections}, {}, batch, TeacherSignal(), moment)[0])
 
   everything, products = (kept(f, variables['params']) for f in (loss, accumulate_lib.frugal(loss)))
   assert products < everything / 3
@@ -175,6 +177,6 @@ def test_a_deep_model_keeps_less_where_it_computes_again():
 
 def test_computing_again_gives_the_same_gradients():
   model = TinyNet(10, axis_name=devices.AXIS)
-  task, variables = teacher_task(model), initial(model)
+  task, variables = teacher_task(model, PLAIN), initial(model)
   (_, plain, _), (_, again, _) = (updated(task, variables, remat=remat) for remat in (False, True))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, again)

@@ -16,9 +16,9 @@ from kdih.phases.student import with_teacher
 from kdih.phases.teacher import teacher_task
 from kdih.runtime import devices
 from kdih.training import evaluation, state
-from kdih.training.step import make_train_step
-from kdih.training.task import Learning, Task
-from tests.helpers.arrays import PREPROCESS, Arrays, fed
+from kdih.training.task import Batch, LiveSignals, Moment, Task
+from tests.helpers import lessons
+from tests.helpers.arrays import PREPROCESS, Arrays, compiled_step, fed
 from tests.helpers.runs import read_config
 from tests.helpers.tiny_nets import NoTaps
 
@@ -38,14 +38,17 @@ def frozen(built):
 
 
 def heads_task(built, frozen):
-  return heads_lib.heads_task(built.teacher, built.heads, frozen['teacher'], tuple(built.taps))
+  teach = heads_lib.features_at_taps(built, built.teacher)
+  return heads_lib.heads_task(
+      built, frozen['teacher'], PREPROCESS, LiveSignals(teach), frozen['teacher'])
 
 
 def student_task(built, frozen, name='dih'):
   method = built.methods[name]
   teach = make_teach(method.taught_by, built.teacher, tuple(built.teacher_taps), built.heads,
                      tuple(built.taps))
-  return student_lib.student_task(built.student, tuple(built.student_taps), method, teach, frozen)
+  return student_lib.student_task(built.student, tuple(built.student_taps), method,
+                                  LiveSignals(teach), frozen, PREPROCESS)
 
 
 def fresh_student(built, student=None):
@@ -56,12 +59,11 @@ def fresh_student(built, student=None):
 def train(task, variables, num_steps=3):
   """(state, metrics of the last step) after some steps on 64 images at once."""
   loader = Arrays(200)
-  step = make_train_step(learning=[Learning(task, SGD)], gather=loader.gather,
-                         preprocess=PREPROCESS, steps_per_epoch=3.0)
+  step = compiled_step(task, SGD, loader)
   current = devices.replicate(state.create(jax.tree.map(np.array, variables), SGD, 0))
   subset = np.arange(200, dtype=np.int32)
   for feed in fed(sampling.train_batches(subset, 64, 0, 0, num_steps), [1] * num_steps):
-    (current,), (metrics,) = step((current,), task.frozen, loader.resident, feed)
+    current, metrics = step(current, task.frozen, loader.resident, feed)
   return current, metrics
 
 
@@ -90,24 +92,30 @@ def test_no_gradient_and_no_optimizer_slot_of_the_backbone_exists(built, frozen)
 def test_the_heads_loss_is_the_sum_of_their_cross_entropies_and_each_learns_alone(built, frozen):
   """The gradient of one head must not depend on the others."""
   task, loader = heads_task(built, frozen), Arrays(32)
-  batch = {'image': PREPROCESS(loader.resident['image'], np.arange(32), None),
-           'label': jnp.asarray(loader.resident['label'])}
+  index = np.arange(32, dtype=np.int32)
+  batch = Batch(PREPROCESS(loader.resident['image'], index, None),
+                jnp.asarray(loader.resident['label']), index)
 
   def loss(params):
-    return task.loss(params, {}, task.frozen, batch, jax.random.key(0))[0]
+    key = jax.random.key(0)
+    signal = task.signals.read(task.frozen, {}, batch, key)
+    terms, _ = task.loss(params, {}, task.frozen, batch, signal, Moment(0.0, key, key))
+    return lessons.mean(terms), terms
 
   params = frozen['heads']['params']
-  total, gradients = jax.value_and_grad(loss)(params)
+  (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(params)
   features = taps.observe(
-      built.teacher, frozen['teacher'], batch['image'], tuple(built.taps))[0].features
+      built.teacher, frozen['teacher'], batch.images, tuple(built.taps))[0].features
   losses = []
   for tap, feature in features.items():
     logits = np.asarray(feature).reshape(32, -1) @ params[tap]['kernel'] + params[tap]['bias'][None]
     probabilities = np.asarray(jax.nn.softmax(logits))
-    losses.append(-np.log(probabilities[np.arange(32), batch['label']]).mean())
-    error = probabilities - np.eye(10)[np.asarray(batch['label'])]
+    losses.append(-np.log(probabilities[np.arange(32), batch.labels]).mean())
+    assert terms[f'ce/{tap}'].mean() == pytest.approx(losses[-1], rel=1e-6)
+    error = probabilities - np.eye(10)[np.asarray(batch.labels)]
     expected = np.asarray(feature).reshape(32, -1).T @ error / 32
     np.testing.assert_allclose(gradients[tap]['kernel'], expected, atol=1e-6)
+  assert len(terms) == len(losses)
   assert float(total) == pytest.approx(sum(losses), rel=1e-6)
 
 
@@ -126,12 +134,11 @@ def test_a_student_learns_and_its_teachers_do_not(built, frozen, method):
 
 def test_the_buffers_of_the_state_are_donated(built, frozen):
   task, loader = student_task(built, frozen), Arrays(64)
-  step = make_train_step(learning=[Learning(task, SGD)], gather=loader.gather,
-                         preprocess=PREPROCESS, steps_per_epoch=3.0)
+  step = compiled_step(task, SGD, loader)
   variables = fresh_student(built)
   before = devices.replicate(state.create(variables, SGD, 0))
   feed = next(fed(sampling.train_batches(np.arange(64, dtype=np.int32), 64, 0, 0, 1), [1]))
-  step((before,), task.frozen, loader.resident, feed)
+  step(before, task.frozen, loader.resident, feed)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
 
@@ -142,12 +149,11 @@ def test_every_device_ends_with_the_same_state_and_metrics(built, frozen, sync):
   student = built.student.clone(axis_name=devices.AXIS if sync else None)
   task = student_task(dataclasses.replace(built, student=student), frozen)
   loader = Arrays(64)
-  step = make_train_step(learning=[Learning(task, SGD)], gather=loader.gather,
-                         preprocess=PREPROCESS, steps_per_epoch=3.0)
+  step = compiled_step(task, SGD, loader)
   spoken = jax.pmap(step.__wrapped__, axis_name=devices.AXIS, in_axes=(None, None, None, 0))
   initial = state.create(fresh_student(built, student), SGD, 0)
   feed = next(fed(sampling.train_batches(np.arange(64, dtype=np.int32), 64, 0, 0, 1), [1]))
-  new, metrics = spoken((initial,), task.frozen, loader.resident, feed)
+  new, metrics = spoken(initial, task.frozen, loader.resident, feed)
   for leaf in jax.tree.leaves((new, metrics)):
     assert leaf.shape[0] == 4
     np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
@@ -168,7 +174,7 @@ def test_the_teacher_runs_in_evaluation_mode_under_every_method(built, frozen):
 def test_evaluation_counts_every_example_once(count):
   """Against numpy, on numbers of images that divide by neither batch nor devices."""
   loader = Arrays(count)
-  task = teacher_task(NoTaps(num_classes=10))
+  task = teacher_task(NoTaps(num_classes=10), PREPROCESS)
   variables = networks.initialise(NoTaps(num_classes=10), jax.random.key(0), (8, 8, 1))
   evaluator = evaluation.Evaluator(
       task=task, loader=loader, subset=np.arange(count, dtype=np.int32), preprocess=PREPROCESS,
@@ -190,7 +196,8 @@ def test_agreement_is_the_share_of_same_first_choices():
   loader = Arrays(30)
   model = NoTaps(num_classes=10)
   base = Task(
-      lambda *_: None, lambda v, _, x: {'student': model.apply(v, x, train=False)}, {})
+      lambda *_: None, lambda v, _, x: {'student': model.apply(v, x, train=False)}, {},
+      PREPROCESS)
   first, second = (networks.initialise(model, jax.random.key(seed), (8, 8, 1)) for seed in (0, 1))
   compared = with_teacher(base, model, second)
   evaluator = evaluation.Evaluator(
@@ -205,7 +212,7 @@ def test_agreement_is_the_share_of_same_first_choices():
 
 def test_few_classes_have_no_top5():
   evaluator = evaluation.Evaluator(
-      task=teacher_task(NoTaps(num_classes=5)), loader=Arrays(8, classes=5),
+      task=teacher_task(NoTaps(num_classes=5), PREPROCESS), loader=Arrays(8, classes=5),
       subset=np.arange(8, dtype=np.int32), preprocess=PREPROCESS, batch_size=8, num_classes=5)
   variables = networks.initialise(NoTaps(num_classes=5), jax.random.key(0), (8, 8, 1))
   assert 'top5' not in evaluator(variables, {})['teacher']

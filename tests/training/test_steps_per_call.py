@@ -14,9 +14,7 @@ from kdih.phases import networks
 from kdih.phases.teacher import teacher_task
 from kdih.runtime import devices, preemption
 from kdih.training import metric_log, state, steps_per_call
-from kdih.training.step import make_train_step
-from kdih.training.task import Learning
-from tests.helpers.arrays import PREPROCESS, Arrays, fed
+from tests.helpers.arrays import PREPROCESS, Arrays, compiled_step, fed
 from tests.helpers.runs import exported, read_config
 from tests.helpers.tiny_nets import NoTaps, TinyNet
 
@@ -66,13 +64,11 @@ def test_feeds_go_to_their_devices_ahead_and_keep_their_order(number):
 def once(seed, order_seed):
   """The variables after a batch, of a classifier that starts from the same ones."""
   loader, model, tx = Arrays(32), NoTaps(10), optax.sgd(0.1)
-  step = make_train_step(
-      learning=[Learning(teacher_task(model), tx)], gather=loader.gather,
-      preprocess=PREPROCESS, steps_per_epoch=1.0)
+  step = compiled_step(teacher_task(model, PREPROCESS), tx, loader, 1.0)
   current = devices.replicate(state.create(
       networks.initialise(model, jax.random.key(0), (8, 8, 1)), tx, seed, order_seed))
   feed = next(fed(iter([{'index': np.arange(32, dtype=np.int32)}]), [1]))
-  (after,), _ = step((current,), {}, loader.resident, feed)
+  after, _ = step(current, {}, loader.resident, feed)
   return np.asarray(after.params['Dense_0']['kernel'])
 
 
@@ -101,15 +97,13 @@ def test_the_seed_of_the_order_chooses_the_batches(
 def trained(model, sizes, count=96):
   """(state in numpy, losses) after calls of such sizes, from the same variables."""
   loader, tx = Arrays(count), optax.sgd(0.1, momentum=0.9)
-  step = make_train_step(
-      learning=[Learning(teacher_task(model), tx)], gather=loader.gather,
-      preprocess=PREPROCESS, steps_per_epoch=3.0)
+  step = compiled_step(teacher_task(model, PREPROCESS), tx, loader)
   current = devices.replicate(state.create(
       networks.initialise(model, jax.random.key(0), (8, 8, 1)), tx, 5))
   batches = sampling.train_batches(np.arange(count, dtype=np.int32), 32, 5, 0, sum(sizes))
   losses = []
   for feed in fed(batches, sizes):
-    (current,), (metrics,) = step((current,), {}, loader.resident, feed)
+    current, metrics = step(current, {}, loader.resident, feed)
     losses.extend(np.asarray(metrics['loss']))
   return jax.device_get(current), losses
 

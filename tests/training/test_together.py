@@ -16,9 +16,9 @@ from kdih.phases import networks
 from kdih.phases.teacher import teacher_task
 from kdih.runtime import devices, preemption
 from kdih.sweep import plan
-from kdih.training import checkpoints, groups, metric_log, state as state_lib
-from kdih.training.step import make_train_step
-from kdih.training.task import Learning
+from kdih.training import checkpoints, metric_log, state as state_lib
+from kdih.training.step import compile_train_step, make_train_step
+from kdih.training.together import Students
 from tests.helpers import sweeps
 from tests.helpers.arrays import PREPROCESS, Arrays, fed
 from tests.helpers.runs import exported, read_config
@@ -31,33 +31,42 @@ TOGETHER = ('--seeds=1,2,3', '--config.data.order_seed=4', '--config.student.tra
 
 @functools.cache
 def compiled(model, rates, way):
-  """(loader, optimizer, step), of a student for each learning rate."""
-  loader, task = Arrays(64), teacher_task(model)
-  learning = {rate: Learning(task, optax.sgd(rate, momentum=0.9)) for rate in rates}
-  return loader, learning[rates[0]].tx, make_train_step(
-      learning=[learning[rate] for rate in rates], gather=loader.gather, preprocess=PREPROCESS,
-      steps_per_epoch=2.0, together_by=way, accumulate=2)
+  """(loader, students, step), of a student for each learning rate; alone where `way` is None."""
+  loader, task = Arrays(64), teacher_task(model, PREPROCESS)
+  steps = {rate: make_train_step(task, optax.sgd(rate, momentum=0.9), steps_per_epoch=2.0,
+                                 accumulate=2) for rate in rates}
+  if way is None:
+    rate, = rates
+    return loader, None, compile_train_step(steps[rate], task, loader)
+  students = Students([steps[rate] for rate in rates], way)
+  return loader, students, compile_train_step(
+      students.train_step, task, loader, students.first)
 
 
 def trained(model, seeds, way, rates=None):
-  """The states, in numpy, of students that see the same two batches; and their losses."""
-  loader, tx, step = compiled(model, rates or (0.1,) * len(seeds), way)
-  states = devices.replicate(tuple(state_lib.create(
-      networks.initialise(model, jax.random.key(seed), (8, 8, 1)), tx, seed, 9) for seed in seeds))
+  """The states, in numpy, of students that see the same two batches; and their metrics."""
+  loader, students, step = compiled(model, rates or (0.1,) * len(seeds), way)
+  tx = optax.sgd(0.1, momentum=0.9)
+  each = [state_lib.create(networks.initialise(model, jax.random.key(seed), (8, 8, 1)), tx, seed, 9)
+          for seed in seeds]
   batches = sampling.train_batches(np.arange(64, dtype=np.int32), 32, 9, 0, 2)
-  states, metrics = step(states, {}, loader.resident, next(fed(batches, [2])))
-  return jax.device_get(states), [np.asarray(values['loss']) for values in metrics]
+  states, metrics = step(devices.replicate(students.join(each) if students else each[0]), {},
+                         loader.resident, next(fed(batches, [2])))
+  return jax.device_get((students.split(states), metrics) if students else (states, metrics))
 
 
 @pytest.mark.parametrize('model', [
     NoTaps(10), pytest.param(TinyNet(10, axis_name=devices.AXIS), marks=pytest.mark.slow)])
 @pytest.mark.parametrize('way', ['unrolled', pytest.param('vmap', marks=pytest.mark.slow)])
 def test_students_that_learn_together_are_those_that_learn_alone(model, way):
-  together, losses = trained(model, SEEDS, way)
-  assert len(losses) == 3 and all(values.shape == (2,) for values in losses)
-  for seed, one, values in zip(SEEDS, together, losses, strict=True):
-    (alone,), (same,) = trained(model, (seed,), 'unrolled')
-    np.testing.assert_allclose(values, same, rtol=1e-5)
+  together, metrics = trained(model, SEEDS, way)
+  assert len(metrics) == 3
+  for seed, one, values in zip(SEEDS, together, metrics, strict=True):
+    alone, same = trained(model, (seed,), None)
+    assert values.keys() == same.keys() == {'loss', 'ce', 'top1'}
+    for name, numbers in values.items():
+      assert numbers.shape == (2,)
+      np.testing.assert_allclose(numbers, same[name], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), one, alone)
     assert int(one.step) == 2 and int(one.seed) == seed
 
@@ -69,27 +78,35 @@ def test_each_learns_at_its_own_rate(way):
   rates, model = (0.1, 0.1, 0.02), NoTaps(10)
   together, _ = trained(model, SEEDS, way, rates)
   for seed, rate, one in zip(SEEDS, rates, together, strict=True):
-    (alone,), _ = trained(model, (seed,), 'unrolled', (rate,))
+    alone, _ = trained(model, (seed,), None, (rate,))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, alone)
 
 
 def test_a_cpu_unrolls(monkeypatch):
   one, other = object(), object()
-  assert groups.group('auto', [one, one, other])[0].sizes == (1, 1, 1)
+  assert Students([one, one, other], 'auto').sizes == (1, 1, 1)
   monkeypatch.setattr(devices, 'on_cpu', lambda: False)
-  grouped, kinds = groups.group('auto', [one, one, other])
-  assert grouped.sizes == (2, 1) and kinds == [one, other]
-  assert groups.group('unrolled', [one, one, other])[0].sizes == (1, 1, 1)
+  assert Students([one, one, other], 'auto').sizes == (2, 1)
+  assert Students([one, other, one], 'auto').sizes == (1, 1, 1)  # Not one after the other.
+  assert Students([one, one, other], 'unrolled').sizes == (1, 1, 1)
 
 
 def test_students_are_stacked_and_come_apart_again():
-  students = [{'w': np.full(3, number)} for number in range(4)]
-  grouped = groups.Each((2, 1, 1))
-  joined = grouped.join(students)
+  def times(factor):
+    def step(state, frozen, batch, signal):
+      w = factor * state['w'] + frozen + batch + signal
+      return {'w': w}, {'loss': w.sum()}
+
+    return step
+
+  one, ten, hundred = times(1), times(10), times(100)
+  students = Students([one, one, ten, hundred], 'vmap')
+  joined = students.join([{'w': np.full(3, number)} for number in range(4)])
   assert [tree['w'].shape for tree in joined] == [(2, 3), (3,), (3,)]
-  doubled, = grouped([lambda tree, times=times: (tree['w'] * times,) for times in (1, 10, 100)])(
-      joined)
-  assert [int(w[0]) for w in grouped.split(doubled)] == [0, 1, 20, 300]
+  assert int(students.first(joined)['w'][0]) == 0
+  states, metrics = students.train_step(joined, 0.25, 0.5, 1)
+  assert [float(tree['w'][0]) for tree in students.split(states)] == [1.75, 2.75, 21.75, 301.75]
+  assert [float(of_one['loss']) for of_one in metrics] == [5.25, 8.25, 65.25, 905.25]
 
 
 def test_seeds_that_see_other_batches_are_not_trained_together():
