@@ -20,6 +20,7 @@ from kdih.distillation.signal import TeacherSignal
 from kdih.models import model_checks, registry, taps as taps_lib
 from kdih.models.taps import Output, Shapes, Variables
 from kdih.runtime import devices
+from kdih.training.step import METRICS
 
 if TYPE_CHECKING:
   import ml_collections
@@ -299,8 +300,10 @@ def _after_a_step(
     def apply(rngs):
       streams.update(rngs)
       lesson = blank_lesson(built, method, num_examples=2)
-      return method.apply(variables, lesson, mutable=taps_lib.changing(variables), rngs=rngs,
-                          method=which)
+      terms, changed = method.apply(
+          variables, lesson, mutable=taps_lib.changing(variables), rngs=rngs, method=which)
+      _check_terms(terms, f'config.methods.{name}')
+      return terms, changed
 
     return {**variables, **taps_lib.with_streams(apply, jax.random.key(0))[1]}
 
@@ -308,6 +311,19 @@ def _after_a_step(
     _, variables = jax.make_jaxpr(functools.partial(step, which), axis_env=[(devices.AXIS, 1)],
                                   return_shape=True)(variables)
   return variables, tuple(streams)
+
+
+def _check_terms(terms: Any, setting: str) -> None:
+  """Raises ConfigError unless a method returns the terms of its loss by name."""
+  if not isinstance(terms, dict) or not terms:
+    raise errors.ConfigError(
+        f"{setting}: its class returns no terms of a loss; return a dict such as {{'ce': ..., "
+        "'kl': ...}, whose sum is the loss")
+  for name in METRICS:
+    if name in terms:
+      raise errors.ConfigError(
+          f'{setting}: its class names a term of the loss {name!r}, as a metric of every step is '
+          'named; choose another name')
 
 
 def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:

@@ -16,7 +16,8 @@ from kdih.training.state import TrainState, step_key
 from kdih.training.task import Batch, Moment, Task
 
 Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
-Metrics = dict[str, jax.Array]  # 'loss', its terms by name, and 'top1': scalars.
+METRICS = ('loss', 'top1')  # Of every step, beside the terms of its loss.
+Metrics = dict[str, jax.Array]  # `METRICS` and the terms by name: scalars.
 TrainStep = Callable[[Any, Any, Batch, TeacherSignal], tuple[Any, Any]]
 
 

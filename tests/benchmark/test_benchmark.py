@@ -58,6 +58,9 @@ def test_none_of_it_imports_tensorflow_or_ml_collections():
 for module in pkgutil.iter_modules(kdih.benchmark.__path__):
   if module.name != 'peer':  # It needs PyTorch.
     importlib.import_module(f'kdih.benchmark.{module.name}')
+import launch.studies.scaling.problem  # It stands on the same construction.
+for module in ('problem', 'networks', 'teacher', 'heads', 'student'):
+  importlib.import_module(f'kdih.phases.{module}')
 """
   subprocess.run([sys.executable, '-c', BLOCKED + body], check=True)
 

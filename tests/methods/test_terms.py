@@ -1,10 +1,14 @@
 """The terms of the losses by their names: what they are, and what a run tells of them."""
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from kdih import errors
 from kdih.config import fields
 from kdih.data.spec import DataSpec
+from kdih.distillation import method as method_lib
 from kdih.phases import networks
 from kdih.training import metric_log
 from tests.helpers import method_terms
@@ -74,3 +78,18 @@ def test_every_phase_logs_its_terms_and_they_add_up_to_the_loss(finished, phase,
     parts = [line[f'train/{term}'] for term in terms]
     assert np.isfinite(parts).all() and min(parts) > 0
     assert sum(parts) == pytest.approx(line['train/loss'], rel=1e-5)
+
+
+@pytest.mark.parametrize(('returned', 'says'), [
+    (np.zeros(2), "returns no terms of a loss; return a dict such as {'ce'"), ({}, 'no terms'),
+    ({'ce': np.zeros(2), 'top1': np.zeros(2)}, "names a term of the loss 'top1'")])
+def test_a_method_of_ones_own_that_names_no_terms_gets_a_line(built, returned, says):
+  class Own(method_lib.Method):
+    def __call__(self, lesson):
+      return returned
+
+  config = read_config('unused', 'unused')
+  own = dataclasses.replace(built, methods={'own': Own(method_lib.Context())})
+  with pytest.raises(errors.ConfigError, match='^config.methods.own: ') as raised:
+    networks._check_pair(config, own, 'own')
+  assert says in str(raised.value)
