@@ -17,8 +17,8 @@ class Lesson:
     labels: int32 [batch].
     student: what learns, in training mode.
     teacher: what the frozen teachers say, in evaluation mode, without gradients.
-    weights: {rule: [members]}, of mean 1; see `kdih.cohort.member_weights`. Empty unless taught by
-      the cohort.
+    weights: {rule: [members]}, of mean 1 over all members; see `kdih.cohort.member_weights`. Empty
+      unless taught by the cohort.
     index: int32 [batch], the images' numbers in the train split.
     train_labels: int32 [size of the train split], -1 for images that are not trained with; None
       unless the method `needs_train_labels`.

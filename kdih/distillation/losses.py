@@ -91,14 +91,18 @@ def kd_terms(
 
 
 def soft_label_kl(student: jax.Array, label: SoftLabel, temperature: float) -> jax.Array:
-  """T^2 sum_b c_b KL(p_b || p_T(z)) / sum_b c_b, [batch], of members that share a temperature.
+  """T^2 sum_b c_b KL(p_b || p_T(z)) / C, [batch], of members that share a temperature T.
 
-  As sum_b c_b KL(p_b || q) = C [KL(mean || q) + spread], with C = sum_b c_b: one softmax of the
-  student and one KL for the whole cohort, with the same value and gradient.
+  With C = sum_b c_b, their mean soft label m = sum_b c_b p_b / C and q = p_T(z),
+
+      sum_b c_b KL(p_b || q) / C = KL(m || q) + sum_b c_b KL(p_b || m) / C
+
+  so that one softmax of the student and one KL serve the whole cohort. The last term, the spread,
+  does not depend on the student: it keeps the value, and the gradient is the same without.
 
   Args:
     student: z.
-    label: of the members' p_b, weighted by c_b; see `kdih.cohort.soft_label_mean`.
+    label: m and the spread, from `kdih.cohort.soft_label_mean.mean_soft_label`.
     temperature: T.
   """
   log_student = jax.nn.log_softmax(student / temperature)

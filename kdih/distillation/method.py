@@ -9,8 +9,9 @@ from kdih.distillation import losses, options
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.signal import Summary
 
-# A loss by its terms, such as 'ce' and 'kl', weighted: their sum is the loss. Each is [batch], or a
-# scalar where it couples the images of a batch; every one is logged under its name.
+# A loss by its terms, such as 'ce' and 'kl', weighted. Each is [batch], or a scalar where it
+# couples the images of a batch. The step takes the mean of each over the batch; their sum is the
+# loss. Every one is logged under its name.
 Terms = dict[str, jax.Array]
 
 STUDENT = 'student'  # As the name of a model: one like the student.

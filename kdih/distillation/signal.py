@@ -11,7 +11,7 @@ from kdih.models.taps import Features
 
 
 class SoftLabel(NamedTuple):
-  """What a cohort of one temperature says in all, for each image.
+  """The mean soft label of members that share a temperature, for each image.
 
   Attributes:
     mean: the weighted mean of the members' soft labels, [batch, classes].

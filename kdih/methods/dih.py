@@ -12,7 +12,7 @@ from kdih.config.values import Choice
 from kdih.distillation import losses, method, options
 from kdih.distillation.signal import SoftLabel, Summary, TeacherSignal
 
-_FINAL = -1  # The place of the teacher's own classifier among the members.
+_LAST = -1  # The place of the teacher's own classifier among the members.
 
 
 class _Branch(NamedTuple):
@@ -22,7 +22,7 @@ class _Branch(NamedTuple):
     member: its place in the cohort.
     alpha: alpha_b.
     temperature: T_b.
-    share: alpha_b times the member's weight, by which its KL counts.
+    share: alpha_b w_b, by which its KL counts.
   """
 
   member: int
@@ -34,24 +34,33 @@ class _Branch(NamedTuple):
 class Method(method.Method):
   """The heads and the teacher's own classifier teach together (DIH, section 3).
 
+  For each image, with the logits t_b of the members b of the cohort, the student's z, the label y
+  and p_T(z) = softmax(z / T), the paper's loss is
+
       L = sum_b [(1 - alpha_b) CE(z, y) + alpha_b T_b^2 KL(p_T(t_b) || p_T(z))]
 
-  over the members b of the cohort, with their logits t_b, the student's z, the labels y and
-  p_T(z) = softmax(z / T). Of members that share a temperature the sum of the KLs is that to their
-  mean soft label, see `losses.soft_label_kl`; `config.compute.mean_soft_label` turns that off.
+  and with every option, over the n members whose alpha_b is above 0,
+
+      L = e sum_b (1 - alpha_b) CE(z, y) + g sum_b alpha_b w_b T_b^2 KL(p_T(S t_b) || p_T(S z))
+
+  where e = 1, or 1 / n by `reduction` or `cross_entropy`; g = gain, or gain / n by `reduction`; the
+  w_b are the members' weights, and S standardises logits or leaves them as they are. Where the
+  members share a temperature, the sum over b of the KLs is computed from their mean soft label, to
+  the same value and gradient; see `losses.soft_label_kl`. `config.compute.mean_soft_label` turns
+  that off. The defaults of the options are in `kdih.config.method_presets`.
 
   Attributes:
     alpha: weight of the teachers, in [0, 1]: one number, or one per member (heads in tap order,
-      then the teacher). A member of 0 is left out.
+      then the teacher). A member of 0 is left out of both sums, and of n.
     temperature: T, likewise.
-    reduction: 'sum' (the paper) or 'mean' over the members.
-    cross_entropy: 'per_branch', (1 - alpha_b) CE of every member (the paper's formula), or 'once',
-      the mean of these (its figure).
+    reduction: over the members: 'sum' (the paper) or 'mean'.
+    cross_entropy: 'per_branch', one of every member (the paper's formula), or 'once', their mean
+      (the paper's figure). The reduction 'mean' makes it the mean anyway.
     members: 'cohort', or 'teacher' for the control in which the teacher takes every head's place.
-    weights: of the members' KLs: 'equal', by 'accuracy' on the validation split, or 'learnt' there;
-      see `kdih.cohort.member_weights.weigh`.
-    gain: how much more every KL counts; 1 but where a recipe has weights that do not add to 1.
-    standardise: show the KL standardised logits, see `losses.standardise`.
+    weights: w_b: 'equal', all 1; or fitted to the validation split after the heads are trained, by
+      'accuracy' or 'learnt'; see `kdih.cohort.member_weights.weigh`.
+    gain: factor of the KL term; not 1 only in recipes such as 0.1 CE + 9 KL.
+    standardise: standardise the logits for the KL; see `losses.standardise`.
   """
 
   taught_by = 'cohort'
@@ -87,7 +96,8 @@ class Method(method.Method):
           self._shown(z), self._shown(teacher.members[:, branch.member]), branch.temperature)
                for branch in branches)
     else:
-      label = teacher.soft_label or self._soft_label(teacher, lesson.weights)
+      label = (self._soft_label(teacher, lesson.weights) if teacher.soft_label is None
+               else teacher.soft_label)
       kl = sum(branch.share for branch in branches) * losses.soft_label_kl(
           self._shown(z), label, temperature)
     return {'ce': ce_weight * losses.cross_entropy(z, y), 'kl': kl_weight * kl}
@@ -99,9 +109,9 @@ class Method(method.Method):
       return Summary('the logits of all members',
                      lambda signal, weights: TeacherSignal(members=signal.members))
     alphas = self._per_member('alpha')
-    shares = tuple(alpha / max(alphas) for alpha in alphas)
+    ratios = tuple(alpha / max(alphas) for alpha in alphas)  # The mean depends on these alone.
     return Summary(
-        f'the mean soft label ({self.members}, shares {shares}, temperature '
+        f'the mean soft label ({self.members}, shares {ratios}, temperature '
         f'{self._shared_temperature()}, weights {self.weights}, standardise {self.standardise})',
         lambda signal, weights: TeacherSignal(soft_label=self._soft_label(signal, weights)))
 
@@ -110,16 +120,16 @@ class Method(method.Method):
     """Returns the branches of the members that teach, those with an alpha above 0."""
     alphas, temperatures = self._per_member('alpha'), self._per_member('temperature')
     if self.weights == 'equal':
-      counts = [1.0] * len(alphas)
+      w = [1.0] * len(alphas)
     elif self.weights in weights:
-      counts = list(weights[self.weights])
+      w = list(weights[self.weights])
     else:
       raise ValueError('weights of members come from the validation split and there is none; set '
                        'config.data.validation_fraction above 0, or weights to equal')
-    return [_Branch(_FINAL if self.members == 'teacher' else member, alpha, temperature,
-                    alpha * count)
-            for member, (alpha, temperature, count)
-            in enumerate(zip(alphas, temperatures, counts, strict=True)) if alpha > 0]
+    return [_Branch(_LAST if self.members == 'teacher' else member, alpha, temperature,
+                    alpha * w_b)
+            for member, (alpha, temperature, w_b)
+            in enumerate(zip(alphas, temperatures, w, strict=True)) if alpha > 0]
 
   @nn.nowrap
   def _soft_label(self, teacher: TeacherSignal, weights: Mapping[str, jax.Array]) -> SoftLabel:
@@ -131,7 +141,10 @@ class Method(method.Method):
 
   @nn.nowrap
   def _shared_temperature(self) -> float | None:
-    """Returns that of all who teach, where their mean soft label is to teach in their place."""
+    """Returns the temperature that all who teach have in common, to teach by their mean soft label.
+
+    None where there are several, or where `config.compute.mean_soft_label` is off.
+    """
     found = {temperature for alpha, temperature in zip(
         self._per_member('alpha'), self._per_member('temperature'), strict=True) if alpha > 0}
     return found.pop() if self.context.mean_soft_label and len(found) == 1 else None

@@ -101,7 +101,8 @@ def _of_method(built: Networks, name: str) -> str:
 
 
 def _without_switches(method: Method) -> Method:
-  """Returns the method, and those that it is made of, with the defaults of `config.compute`."""
+  """Returns the method, and those that it is made of, as without `config.compute.mean_soft_label`'s
+  switch, which changes the program and no number but by rounding."""
   def part(name: str) -> Method:
     return _without_switches(method.context.method(name))
 

@@ -165,8 +165,9 @@ class Experiment:
   ) -> dict[str, dict[str, Any]]:
     """Returns {classifier: {'val', 'test_last', 'test_best_val': {'top1', 'top5', 'loss'}}}.
 
-    `val` is that of the best checkpoint, None without a validation split. Here, and nowhere
-    else, the test split is read; `test_task` may predict more there than `task` does.
+    `val` is that of the best checkpoint, None without a validation split. The test split is read
+    at the end of a phase alone, here and by `predict`; `test_task` may predict more there than
+    `task` does.
     """
     everything = np.arange(self.data.splits.size('test'), dtype=np.int32)
     validate, test = self._validator(task), self._evaluator(test_task or task, 'test', everything)
@@ -178,7 +179,7 @@ class Experiment:
 
 
 def _averages(metrics: Metrics) -> dict[str, float]:
-  """Returns the mean over what is learnt; the cohort's other members do not change."""
+  """Returns the mean over what is trained, without the teacher and the mean of the cohort."""
   learnt = [values for name, values in metrics.items() if name not in (FINAL, MEAN)]
   return {key: sum(values[key] for values in learnt) / len(learnt)
           for key in ('top1', 'loss')}

@@ -36,10 +36,10 @@ def heads_task(
 
   Args:
     built: the networks.
-    teacher_variables: those of the teacher.
+    teacher_variables: those of the teacher, for `predict`.
     preprocess: shows the images.
     signals: give the features at the taps.
-    backbone: the variables that live signals read.
+    backbone: the same variables made quick, which live signals read; see `prepare_teacher`.
   """
   def loss(params, collections, frozen, batch, signal, moment):
     del frozen, moment

@@ -37,7 +37,8 @@ class TrainingData:
     train_subset: int32, the images of the train split to train with, sorted.
     validation_subset: those to validate with.
     preprocess: how teacher and heads see them.
-    student_preprocess: how students see them: the same, or a few views of each.
+    student_preprocess: how students see them, and heads that learn from a cache: the same, or a few
+      fixed views of each.
   """
 
   def __init__(self, config: 'ml_collections.ConfigDict', splits: Splits):
@@ -67,8 +68,8 @@ class Problem:
   Attributes:
     config: of the run.
     task: what is learnt.
-    variables: before the first step. Shapes will do, here and for what is frozen, where nothing is
-      computed.
+    variables: before the first step. Shapes suffice to trace and to compile, and likewise for the
+      task's frozen variables.
     train: how it is trained, such as `config.student.train`.
     data: what it is trained on.
     image_shape: of one of them.

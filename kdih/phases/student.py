@@ -34,8 +34,9 @@ class Teacher:
   Attributes:
     module: of it.
     taps: those that methods read.
-    frozen: variables {'teacher', 'heads', 'weights'}, as far as the method is taught by them.
-    cached_with: methods whose cache is made in one, the one that is taught first.
+    frozen: variables {'teacher', 'heads', 'weights'}, as far as the method, or one of those that
+      share its cache, is taught by them.
+    cached_with: the method, and others whose caches are made in the same pass over the images.
   """
 
   module: nn.Module
@@ -303,7 +304,7 @@ def _problem(
     make_table = functools.partial(
         cache_plan.table, experiment, teacher.cached_with, teacher.module, teacher.frozen)
   elif config.compute.cache != 'none' and built.methods[name].taught_by != 'labels':
-    say(f'{name}: reads more of the teacher than config.compute.cache holds, and does without it')
+    say(f'{name}: is taught without config.compute.cache, which does not hold what it reads')
   return student_problem(config, built, experiment.data, variables, name, teacher,
                          student=assistant, make_table=make_table, preparing=preparing)
 
