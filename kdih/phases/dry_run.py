@@ -28,6 +28,9 @@ if TYPE_CHECKING:
   import ml_collections
 
 _CALLS = 8  # Of a compiled step, of which all but the first are timed.
+# By whose speed a kind of entry is scaled: by the first of these that was measured.
+_LIKE = {'teacher': ('teacher', 'student', 'heads'), 'heads': ('heads', 'teacher', 'student'),
+         'student': ('student', 'teacher', 'heads'), 'cache': ('teacher', 'student', 'heads')}
 _LONG_ENOUGH = 3.0  # Seconds; no further call is timed after them.
 
 
@@ -354,10 +357,11 @@ def _estimate(entry: Entry, entries: Sequence[Entry]) -> _Estimate:
 
 
 def _nearest(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
-  """Returns the measured entry that has most nearly its FLOPs, of its kind if there is one."""
-  def distance(other: Entry) -> tuple[bool, float]:
-    ratio = max(entry.cost.flops, 1) / max(other.cost.flops, 1)
-    return other.kind != entry.kind, abs(math.log(ratio))
+  """Returns the measured entry that tells most of one that is not: of like kind, and FLOPs."""
+  def distance(other: Entry) -> tuple[int, float]:
+    flops = entry.cost.flops or entry.other_flops
+    return (_LIKE[entry.kind].index(other.kind),
+            abs(math.log(max(flops, 1) / max(other.cost.flops, 1))))
 
   return min((other for other in entries if other.measured), key=distance, default=None)
 

@@ -20,7 +20,8 @@ def need(phase, *overrides):
   step, = run.steps(phase)
   problem = step.problem()
   asked, signal = step_cost.of_signal(problem)
-  return memory.least(run, step, problem, asked + step_cost.of_loss(problem, signal, gradient=False))
+  loss = step_cost.of_loss(problem, signal, gradient=False)
+  return memory.least(run, step, problem, asked + loss)
 
 
 @pytest.mark.parametrize('optimizer, copies, counters', [('sgd', 3, 1), ('adamw', 4, 2)])
@@ -82,6 +83,7 @@ def sixteen_gigabytes(monkeypatch):
 def test_heads_of_too_many_classes_are_refused_before_the_teacher_is_trained(
     tmp_path, capsys, sixteen_gigabytes):
   ManyClasses(data_dir=str(tmp_path / 'data')).download_and_prepare(file_format='array_record')
+  capsys.readouterr()
   options = ('--config.data.name=many_classes', '--config.data.train_split=train',
              '--config.data.test_split=test', '--config.teacher.name=resnet8',
              '--config.student.methods=ce')
@@ -112,7 +114,7 @@ def test_too_many_negatives_are_refused(
 def test_a_sweep_refuses_what_does_not_fit(tmp_path, digits_dir, capsys, monkeypatch):
   from kdih.sweep import __main__ as sweep
 
-  monkeypatch.setattr(memory, 'of_device', lambda: 20_000)
+  monkeypatch.setattr(memory, 'of_device', lambda: 10_000)
   assert sweep.main(tiny_command(tmp_path / 'w', digits_dir, '--methods=ce')) == 2
   assert 'kdih: student/ce: training takes at least ' in capsys.readouterr().err
   assert not (tmp_path / 'w').exists()
