@@ -42,7 +42,7 @@ class Planned:
     config: of its run.
     built: the networks of the run.
     phases: 'teacher', 'heads' or 'student/NAME'; several of students alone.
-    pair: teacher and student in a sweep, under which the phases are listed.
+    pair: whose phase it is in a sweep, under which it is listed: 'TEACHER -> STUDENT', 'TEACHER'.
     runs: how often there is such a phase, as with several seeds.
   """
 
@@ -434,10 +434,11 @@ def _explanation(
       yield (f'{len(measured)} of {len(steps)} steps were compiled and timed here. ~ marks what is '
              'scaled by FLOPs from the nearest of them.')
     compiling = sum(_estimate(entry, entries).compiling or 0 for entry in steps)
-    yield ('In all: with evaluations, scaled by FLOPs. Without compiling, '
-           f'{_marked("~", compiling)} where no earlier run has compiled the same;')
-    yield ('without preparing and reading the data, checkpoints, and the evaluation of a teacher '
-           'or heads that exist.')
+    yield ('In all: with evaluations, scaled by FLOPs; without compiling, for the steps alone '
+           f'{_marked("~", compiling)} where no earlier')
+    yield ('run has compiled the same; without the start, preparing and reading the data, '
+           'checkpoints, and the evaluation')
+    yield 'of a teacher or heads that exist.'
   if not images:
     yield (f'{planned[0].built.spec.name} is not prepared, and how many images it has is not '
            'known: an epoch is as many steps as')

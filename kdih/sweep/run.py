@@ -393,7 +393,9 @@ def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
     runs, _ = found.get((pair.teacher, pair.student, phases), (0, pair))
     found[pair.teacher, pair.student, phases] = runs + 1, pair
   planned = [
-      dry_run.Planned(pair.config, sweep.networks(pair), phases, f'{teacher} -> {student}', runs)
+      dry_run.Planned(
+          pair.config, sweep.networks(pair), phases,
+          f'{teacher} -> {student}' if phases[0].startswith('student/') else teacher, runs)
       for (teacher, student, phases), (runs, pair) in found.items()]
   text = dry_run.describe(planned, images, config.dry_run_seconds)
   return '\n'.join([*(f'left out: {reason}' for reason in sweep.left_out.values()), text])
