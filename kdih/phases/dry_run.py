@@ -84,7 +84,7 @@ class Entry:
     steps: updates; None where the number of images, on which it depends, is not known.
     length: the same as the config says it.
     problems: makes the training problem of each student that learns in it.
-    telling: whether it is taught by all of the cohort, and so tells most of other students.
+    asks: see `Step`.
     measured: None where it is scaled from others.
     failed: why it could not be measured.
   """
@@ -100,7 +100,7 @@ class Entry:
   steps: int | None = 0
   length: str = ''
   problems: Callable[[], list[Problem]] | None = None
-  telling: bool = False
+  asks: Hashable = None
   measured: Measured | None = None
   failed: str = ''
 
@@ -198,7 +198,7 @@ class _Plan:
         several * self._evaluated(planned, problem, step),
         several * model_cost.count_parameters(problem.variables['params']),
         problem.schedule(step.phase).total_steps if known else None,
-        f'{train.length:g} {train.unit}', problems, step.asks == 'cohort')
+        f'{train.length:g} {train.unit}', problems, step.asks)
 
   def _once(self, key: Hashable, find: Callable[[], Cost]) -> Cost:
     """Returns what several phases share, which is traced for the first of them."""
@@ -285,7 +285,7 @@ def _by_importance(entries: Sequence[Entry]) -> list[Entry]:
     by_kind: dict[str, list[Entry]] = {}
     for entry in of_pair:
       by_kind.setdefault(entry.kind, []).append(entry)
-    first += [max(alike, key=lambda entry: (entry.telling, entry.cost.flops))
+    first += [max(alike, key=lambda entry: (entry.asks == 'cohort', entry.cost.flops))
               for alike in by_kind.values()]
   chosen = {id(entry) for entry in first}
   return first + [entry for entry in trained if id(entry) not in chosen]
@@ -357,10 +357,13 @@ def _estimate(entry: Entry, entries: Sequence[Entry]) -> _Estimate:
 
 
 def _nearest(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
-  """Returns the measured entry that tells most of one that is not: of like kind, and FLOPs."""
-  def distance(other: Entry) -> tuple[int, float]:
+  """Returns the measured entry that tells most of one that is not.
+
+  It is of like kind, as much taught by a teacher that is asked, and has most nearly its FLOPs.
+  """
+  def distance(other: Entry) -> tuple[int, bool, float]:
     flops = entry.cost.flops or entry.other_flops
-    return (_LIKE[entry.kind].index(other.kind),
+    return (_LIKE[entry.kind].index(other.kind), (entry.asks is None) != (other.asks is None),
             abs(math.log(max(flops, 1) / max(other.cost.flops, 1))))
 
   return min((other for other in entries if other.measured), key=distance, default=None)
