@@ -83,7 +83,7 @@ def _checked(
   workdir = Workdir(path)
   accepted = resume.check_config(workdir, resolved(config))
   check_devices(config)
-  builder = datasets.open_builder(config.data)
+  builder = datasets.open_builder(config.data, stage=not config.dry_run)
   built = networks.build(config, datasets.describe(builder, config.data))
   _check_phases(config, built, workdir)
   check_existing(config, built, workdir)

@@ -50,7 +50,7 @@ class _Sweep:
     checks.check(config)
     check_shared(path)
     self.config, self.path = config, epath.Path(path)
-    self.builder = datasets.open_builder(config.data)
+    self.builder = datasets.open_builder(config.data, stage=not config.dry_run)
     spec = datasets.describe(self.builder, config.data)
     self.left_out: dict[str, str] = {}
     self.pairs: list[plan.Pair] = []

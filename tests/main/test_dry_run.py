@@ -85,6 +85,13 @@ def test_of_a_data_set_of_unknown_size_steps_are_known_and_epochs_are_not(tmp_pa
   assert 'an epoch is as many steps as' in out and list(tmp_path.iterdir()) == []
 
 
+def test_a_data_set_on_an_object_store_is_not_copied(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert run(tmp_path / 'w', 'gs://nowhere/tfds', '--dry_run_seconds=0') == 0
+  assert list(by_phase(capsys.readouterr().out)) == PHASES
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_finished_is_left_out(finished, digits_dir, capsys):
   assert run(finished, digits_dir, '--dry_run_seconds=0',
              '--config.student.methods=ce,at') == 0
