@@ -4,9 +4,11 @@
   python -m kdih.main --config=configs/cifar100.py:runlocal --workdir=runs/smoke
   python -m kdih.main --config=configs/cifar100.py --workdir=runs/cifar100 \\
       --config.seed=50 --config.student.methods=kd,dih
+  python -m kdih.main --config=configs/cifar100.py --workdir=runs/cifar100 --dry_run
 
-The same command goes on with a run that was cut off. Exit codes: 0 done, 1 training failed,
-2 a setting is wrong, 75 asked to stop by SIGTERM, and saved: start it again, 130 interrupted.
+The last one says what it will take, and trains nothing. The same command goes on with a run that
+was cut off. Exit codes: 0 done, 1 training failed, 2 a setting is wrong, 75 asked to stop by
+SIGTERM, and saved: start it again, 130 interrupted.
 """
 import functools
 import sys
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
   from etils import epath
 
 _SHORT = {  # Flags, and the fields that they set.
-    'accept': 'accept',
+    **{name: name for name in ('accept', 'dry_run', 'dry_run_seconds')},
     **{name: f'distributed.{name}' for name in ('coordinator', 'num_processes', 'process_id')},
 }
 
@@ -54,12 +56,18 @@ def _run(argv: list[str]) -> int:
   environment.set_environment(config)
   # These take seconds; the settings are read first.
   from kdih.config import checks
+  from kdih.phases import pipeline
   from kdih.report import run_report
   from kdih.runtime import preemption
 
   checks.check(config)
   processes.join(config.distributed)
   preemption.listen()
+  if config.dry_run:
+    said = pipeline.estimate(config, workdir)
+    if processes.is_first():
+      print(said)
+    return 0
   results = run(config, workdir)
   if processes.is_first():
     print(run_report.table(results))

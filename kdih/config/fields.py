@@ -136,6 +136,14 @@ FIELDS: dict[str, Field] = {
     'log_every_steps': Field(
         default=50, kind=_COUNT, **_ANY_TIME,
         doc='Steps between two progress lines. The loss is checked for NaN at each.'),
+    'dry_run': Field(
+        default=False, kind=Flag(), **_ANY_TIME,
+        doc='Say what it will take, and train nothing: time and memory of each phase, from a few '
+            'steps on made images. The data set need not be there, and nothing is written.'),
+    'dry_run_seconds': Field(
+        default=120, kind=Whole(0, 1_000_000), **_ANY_TIME,
+        doc='After so long, `dry_run` measures no further step, and scales those that are left. '
+            'The first is measured in any case, unless this is 0.'),
 
     'compute.steps_per_call': Field(
         default=0, kind=Whole(0, 100_000), **_ANY_TIME,
@@ -330,10 +338,9 @@ FIELDS: dict[str, Field] = {
     'sweep.together_by': Field(
         default='auto', kind=Choice(choices.TOGETHER_BY), **_ANY_TIME,
         doc='How; `auto` chooses for the device.'),
-    'sweep.dry_run': Field(
-        default=False, kind=Flag(), **_ANY_TIME,
-        doc='Say what it would cost, and train nothing.'),
 }
+# Fields of earlier versions, that may still stand in their manifests and changed no number.
+RETIRED = ('sweep.dry_run',)
 TRAININGS = ('teacher.train', 'heads.train', 'student.train', 'student.prepare')
 
 

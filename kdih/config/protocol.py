@@ -57,6 +57,8 @@ def _compared(
             **dict(flat({name: value for name, value in config.items() if name != 'methods'}))}
   found: Flat = {}
   for name, value in sorted(values.items()):
+    if name in fields_lib.RETIRED:
+      continue
     field = field_of(fields_lib.FIELDS, name)
     if field is None:  # Of a later version, or a user's own.
       found[name] = value

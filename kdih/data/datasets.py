@@ -17,8 +17,14 @@ from kdih.runtime.files import is_remote
 from kdih.runtime.progress import say
 
 
-def open_builder(data: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
+def open_builder(
+    data: ml_collections.ConfigDict, *, stage: bool = True
+) -> tfds.core.DatasetBuilder:
   """Returns the TFDS builder that `config.data` names; nothing is downloaded or written.
+
+  Args:
+    data: `config.data`.
+    stage: whether a data set on an object store is copied to the local disk first, all the same.
 
   Raises:
     ConfigError: there is no such data set, or its folder does not serve.
@@ -34,7 +40,8 @@ def open_builder(data: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
                              f'{data.name!r} does not read; set config.data.name=image_folder')
   data_dir = data.data_dir or None
   if is_remote(data.data_dir):
-    data_dir = staging.staged(data.data_dir, data.name)
+    data_dir = (staging.staged(data.data_dir, data.name) if stage
+                else str(staging.folder(data.data_dir)))
   try:
     return tfds.builder(data.name, data_dir=data_dir, try_gcs=False)
   except tfds.core.registered.DatasetNotFoundError:

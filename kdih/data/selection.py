@@ -15,14 +15,15 @@ Infos = Mapping[str, tfds.core.SplitInfo]  # Of a data set, by the names of its 
 _KNOWN = {'digits': {'train': 1438, 'test': 359},
           'cifar10': {'train': 50000, 'test': 10000},
           'cifar100': {'train': 50000, 'test': 10000},
-          'tiny_imagenet': {'train': 100000, 'validation': 10000}}
+          'tiny_imagenet': {'train': 100000, 'validation': 10000},
+          'imagenet2012': {'train': 1281167, 'validation': 50000, 'test': 100000}}
 
 
 def known(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> Infos:
   """Returns what is known of the data set's splits, be it prepared or not; {} if nothing."""
   if builder.info.splits:
     return builder.info.splits
-  sizes: Mapping[str, int] = _KNOWN.get(data.name, {})
+  sizes: Mapping[str, int] = _KNOWN.get(builder.name, {})
   if isinstance(builder, ImageFolder):
     sizes = collections.Counter(name.partition('/')[0] for name in builder.sizes())
   return {name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)

@@ -33,11 +33,14 @@ class Splits:
     sources: the 'train' and 'test' split.
     loader: how they are read, one of `choices.LOADERS`.
     classes: their names, in order; () where these are unknown.
+    quiet: whether nothing is said of what is read.
   """
 
   def __init__(
-      self, sources: Mapping[str, Examples], loader: str, classes: tuple[str, ...] = ()):
+      self, sources: Mapping[str, Examples], loader: str, classes: tuple[str, ...] = (), *,
+      quiet: bool = False):
     self.classes = classes
+    self._quiet = quiet
     self._sources = sources
     self._loader = loader
     self._loaders: dict[str, Loader] = {}
@@ -76,15 +79,15 @@ class Splits:
   def loader(self, split: str) -> Loader:
     """Returns the loader of a split."""
     if split not in self._loaders:
-      say(f'data: {self.size(split):,} images of the {split} split, {self._loader} loader')
+      if not self._quiet:
+        say(f'data: {self.size(split):,} images of the {split} split, {self._loader} loader')
       self._loaders[split] = loaders.make_loader(self._loader, self._sources[split])
     return self._loaders[split]
 
   def labels(self, split: str) -> np.ndarray:
     """Returns int32 labels of all images of a split."""
-    resident = self.loader(split).resident
-    if 'label' in resident:
-      return devices.to_host(resident['label'])
+    if split in self._loaders and 'label' in self._loaders[split].resident:
+      return devices.to_host(self._loaders[split].resident['label'])
     return self._sources[split].labels()
 
 

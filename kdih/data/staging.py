@@ -11,6 +11,12 @@ from kdih import errors
 from kdih.runtime.progress import say
 
 
+def folder(data_dir: str) -> epath.Path:
+  """Returns the local folder for copies of the data sets in `data_dir`; it may not be there yet."""
+  digest = hashlib.sha256(data_dir.encode()).hexdigest()[:12]
+  return epath.Path('~/.cache/kdih/data').expanduser() / digest
+
+
 def staged(data_dir: str, name: str) -> str:
   """The local folder that holds a copy of a data set, as TFDS keeps it in `data_dir`.
 
@@ -23,8 +29,7 @@ def staged(data_dir: str, name: str) -> str:
   """
   dataset = name.replace(':', '/').partition('/')[0]
   source = epath.Path(data_dir) / dataset
-  digest = hashlib.sha256(data_dir.encode()).hexdigest()[:12]
-  cache = epath.Path('~/.cache/kdih/data').expanduser() / digest
+  cache = folder(data_dir)
   cache.mkdir(parents=True, exist_ok=True)
   with filelock.FileLock(cache / '.lock'):
     if not (cache / dataset).exists():

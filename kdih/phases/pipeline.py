@@ -2,12 +2,23 @@
 import dataclasses
 
 import ml_collections
+import tensorflow_datasets as tfds
 from etils import epath
 
 from kdih import errors
 from kdih.config import checks
-from kdih.data import datasets, duplicates, identity as data_identity, source
-from kdih.phases import cache_plan, exported_variables, identity, networks, resume
+from kdih.data import datasets, duplicates, identity as data_identity, sizes, source
+from kdih.data.made import made_splits
+from kdih.phases import (
+    cache_plan,
+    dry_run,
+    exported_variables,
+    identity,
+    memory,
+    networks,
+    resume,
+)
+from kdih.phases.blank import BlankRun
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
 from kdih.phases.networks import Networks
@@ -28,23 +39,55 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
     ConfigError: a setting is wrong.
     DataError: the data set cannot be read.
   """
-  checks.check(config)
-  workdir, fields = Workdir(path), resolved(config)
-  accepted = resume.check_config(workdir, fields)
-  check_devices(config)
-  builder = datasets.open_builder(config.data)
-  built = networks.build(config, datasets.describe(builder, config.data))
-  _check_phases(config, built, workdir)
-  check_existing(config, built, workdir)
+  workdir, builder, built, accepted = _checked(config, path)
   splits = source.open_splits(builder, config.data)
   now = identity.collect(built, workdir, data_identity.identify(builder, config.data, splits))
-  accepted += resume.check(workdir, now, fields)
-  if _left(config, built, workdir):
+  accepted += resume.check(workdir, now, resolved(config))
+  if left := _left(config, built, workdir):
     cache_plan.check(config, built, workdir.path, splits.size('train'))
+    memory.check(BlankRun(config, built, made_splits(
+        built.spec, splits.size('train'), splits.size('test')), shapes=True), left)
     splits.check()
     duplicates.say_shared(builder, config.data)
   return Experiment(config, built, workdir, splits,
                     identity=dataclasses.replace(now, accepted=tuple(accepted)))
+
+
+def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
+  """Returns what the run of `config` in the workdir `path` will take, as text; see `dry_run`.
+
+  Nothing is downloaded, trained or written, and the data set need not be there.
+
+  Raises:
+    ConfigError: a setting is wrong.
+  """
+  workdir, builder, built, _ = _checked(config, path)
+  images = sizes.known(builder, config.data)
+  left = _left(config, built, workdir)
+  if left:
+    cache_plan.check(
+        config, built, workdir.path, images.get('train', 0) + images.get('validation', 0))
+  planned = [dry_run.Planned(config, built, (phase,)) for phase in left]
+  return dry_run.describe(planned, images, config.dry_run_seconds)
+
+
+def _checked(
+    config: ml_collections.ConfigDict, path: epath.PathLike
+) -> tuple[Workdir, tfds.core.DatasetBuilder, Networks, list[str]]:
+  """Checks all that can be without the images.
+
+  Returns:
+    The workdir, the data set, the networks, and the differences to earlier runs that are accepted.
+  """
+  checks.check(config)
+  workdir = Workdir(path)
+  accepted = resume.check_config(workdir, resolved(config))
+  check_devices(config)
+  builder = datasets.open_builder(config.data, stage=not config.dry_run)
+  built = networks.build(config, datasets.describe(builder, config.data))
+  _check_phases(config, built, workdir)
+  check_existing(config, built, workdir)
+  return workdir, builder, built, accepted
 
 
 def run(experiment: Experiment) -> None:
@@ -59,24 +102,37 @@ def run(experiment: Experiment) -> None:
   config = experiment.config
   experiment.open()
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
-  for phase in config.phases:
+  for phase in _phases(config, experiment.networks):
+    run_phase(experiment, phase)
+    if phase in ('teacher', 'heads'):
+      experiment.open()  # Who teaches is a part of what students are made of.
+
+
+def run_phase(experiment: Experiment, phase: str) -> None:
+  """Runs the phase 'teacher', 'heads' or 'student/NAME', unless it is finished.
+
+  Raises:
+    TrainingError, PreemptedError: see `run`; the former also where memory runs out.
+  """
+  with memory.told_in_a_line(phase):
     if phase == 'teacher':
       run_teacher(experiment)
-      experiment.open()  # Who teaches is a part of what students are made of.
     elif phase == 'heads':
       run_heads(experiment)
-      experiment.open()
     else:
-      for name in experiment.networks.methods:
-        run_student(experiment, name)
+      run_student(experiment, phase.removeprefix('student/'))
 
 
-def _left(config: ml_collections.ConfigDict, built: Networks, workdir: Workdir) -> bool:
-  """Returns whether there is a phase that has not ended yet."""
+def _phases(config: ml_collections.ConfigDict, built: Networks) -> list[str]:
+  """Returns the names of all phases, in their order."""
   students = [f'student/{name}' for name in built.methods]
-  folders = [folder for phase in config.phases
-             for folder in (students if phase == 'student' else [phase])]
-  return not all(workdir.result(folder) for folder in folders)
+  return [name for phase in config.phases
+          for name in (students if phase == 'student' else [phase])]
+
+
+def _left(config: ml_collections.ConfigDict, built: Networks, workdir: Workdir) -> list[str]:
+  """Returns those that have not ended yet."""
+  return [phase for phase in _phases(config, built) if not workdir.result(phase)]
 
 
 def check_devices(config: ml_collections.ConfigDict) -> None:

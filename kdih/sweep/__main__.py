@@ -15,9 +15,11 @@ from kdih.config import flags
 from kdih.runtime import environment, program
 
 # Flags, and the fields that they set.
-_SHORT = {'accept': 'accept', **{name: f'sweep.{name}' for name in (
-    'methods', 'students', 'pairs', 'seeds', 'alphas', 'learning_rates', 'together', 'together_by',
-    'dry_run')}}
+_SHORT = {
+    **{name: name for name in ('accept', 'dry_run', 'dry_run_seconds')},
+    **{name: f'sweep.{name}' for name in (
+        'methods', 'students', 'pairs', 'seeds', 'alphas', 'learning_rates', 'together',
+        'together_by')}}
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +34,7 @@ def _run(argv: list[str]) -> int:
   from kdih.sweep.run import estimate, run
 
   preemption.listen()
-  if config.sweep.dry_run:
+  if config.dry_run:
     print(estimate(config, workdir))
     return 0
   failures = run(config, workdir)

@@ -14,20 +14,20 @@ from etils import epath
 from kdih import errors
 from kdih.config import checks, protocol
 from kdih.data import datasets, duplicates, identity as data_identity, sizes, source
+from kdih.data.made import made_splits
 from kdih.data.spec import DataSpec
 from kdih.data.splits import Splits
-from kdih.phases import cache_plan, identity, networks, pipeline, resume
+from kdih.phases import cache_plan, dry_run, identity, memory, networks, pipeline, resume
+from kdih.phases.blank import BlankRun
 from kdih.phases.experiment import Experiment
-from kdih.phases.heads import run_heads
 from kdih.phases.identity import Identity
 from kdih.phases.networks import Networks
-from kdih.phases.student import run_student, train_together
-from kdih.phases.teacher import run_teacher
+from kdih.phases.student import train_together
 from kdih.runtime import environment
 from kdih.runtime.files import damaged, folder_name, read_json, write_json
 from kdih.runtime.progress import say
 from kdih.runtime.workdir import Workdir, check_shared, resolved
-from kdih.sweep import estimate as estimate_lib, plan
+from kdih.sweep import plan
 from kdih.sweep.plan import Job
 
 _PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
@@ -50,7 +50,7 @@ class _Sweep:
     checks.check(config)
     check_shared(path)
     self.config, self.path = config, epath.Path(path)
-    self.builder = datasets.open_builder(config.data)
+    self.builder = datasets.open_builder(config.data, stage=not config.dry_run)
     spec = datasets.describe(self.builder, config.data)
     self.left_out: dict[str, str] = {}
     self.pairs: list[plan.Pair] = []
@@ -154,6 +154,24 @@ class _Sweep:
       config = plan.changed(pair.config, phases=(*left, 'student'))
       cache_plan.check(config, self.networks(pair), self.teachers(pair).path, num_examples)
 
+  def check_memory(self, splits: Splits) -> None:
+    """Raises ConfigError where what is left to do cannot possibly fit into a device."""
+    left: dict[tuple[str, str], dict[str, plan.Pair]] = {}
+    for jobs in self.jobs_left():
+      for job in jobs:
+        left.setdefault((job.pair.teacher, job.pair.student), {})[job.phase] = job.pair
+    for phases in left.values():
+      pair = next(iter(phases.values()))
+      built = self.networks(pair)
+      memory.check(BlankRun(pair.config, built, made_splits(
+          built.spec, splits.size('train'), splits.size('test')), shapes=True), phases)
+
+  def jobs_left(self) -> list[_Jobs]:
+    """Returns what has not been done yet."""
+    left = (tuple(job for job in jobs if not job.workdir.result(job.phase))
+            for jobs in self.jobs())
+    return [jobs for jobs in left if jobs]
+
   def jobs(self) -> list[_Jobs]:
     """Returns all there is to do: first teachers and heads, as far as methods ask for them."""
     teaching = {job.name: job for pair in self.pairs for job in self._teaching(pair)}
@@ -243,6 +261,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   splits = source.open_splits(sweep.builder, config.data)
   sweep.identify(splits)
   sweep.check_cache(splits.size('train'))
+  sweep.check_memory(splits)
   _write_sweep(sweep)
   sweep.record_accepted(splits)
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
@@ -341,12 +360,7 @@ def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
   try:
     experiment = _open(sweep, job, splits)
     failure.unlink(missing_ok=True)
-    if job.phase == 'teacher':
-      run_teacher(experiment)
-    elif job.phase == 'heads':
-      run_heads(experiment)
-    else:
-      run_student(experiment, job.phase.removeprefix('student/'))
+    pipeline.run_phase(experiment, job.phase)
   except errors.PreemptedError:
     raise
   except Exception as error:  # Whatever happens to one job must not end the others.
@@ -368,10 +382,20 @@ def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:
 
 
 def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
-  """Returns what the sweep would cost, as text; nothing is trained or written."""
+  """Returns what the sweep will take, as text, see `dry_run`; nothing is trained or written."""
   sweep = _Sweep(config, path)
   images = sizes.known(sweep.builder, config.data)
   sweep.check_cache(images.get('train', 0) + images.get('validation', 0))
-  table = estimate_lib.describe(sweep.pairs, [sweep.networks(pair) for pair in sweep.pairs],
-                                sweep.runs, images)
-  return '\n'.join([*(f'left out: {reason}' for reason in sweep.left_out.values()), table])
+  # What is alike but for the seed is several runs of one.
+  found: dict[tuple[str, str, tuple[str, ...]], tuple[int, plan.Pair]] = {}
+  for jobs in sweep.jobs_left():
+    pair, phases = jobs[0].pair, tuple(job.phase for job in jobs)
+    runs, _ = found.get((pair.teacher, pair.student, phases), (0, pair))
+    found[pair.teacher, pair.student, phases] = runs + 1, pair
+  planned = [
+      dry_run.Planned(
+          pair.config, sweep.networks(pair), phases,
+          f'{teacher} -> {student}' if phases[0].startswith('student/') else teacher, runs)
+      for (teacher, student, phases), (runs, pair) in found.items()]
+  text = dry_run.describe(planned, images, config.dry_run_seconds)
+  return '\n'.join([*(f'left out: {reason}' for reason in sweep.left_out.values()), text])

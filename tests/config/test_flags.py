@@ -93,7 +93,7 @@ def test_the_text_of_a_value_is_read_back_as_that_value(name, data):
     ('--learning_rates=1e-2', 'sweep.learning_rates', (0.01,)),
     ('--together', 'sweep.together', True),
     ('--together=false', 'sweep.together', False),
-    (['--dry_run', '--seeds=1'], 'sweep.dry_run', True),
+    (['--dry_run', '--seeds=1'], 'dry_run', True),
     ('--accept=versions,data', 'accept', ('versions', 'data'))])
 def test_a_value_arrives(arguments, name, value):
   several = [arguments] if isinstance(arguments, str) else arguments

@@ -190,3 +190,10 @@ def test_nothing_is_changed_by_comparing():
   compared(CONFIG)
   assert json.dumps(CONFIG) == before
   assert nested({'a.b': 1, 'a.c': 2, 'd': 3}) == {'a': {'b': 1, 'c': 2}, 'd': 3}
+
+
+def test_what_an_earlier_version_kept_in_manifests_is_not_compared():
+  before = json.loads(json.dumps(CONFIG))
+  before['sweep']['dry_run'] = True
+  for compared in (protocol.fixed, protocol.averaged, protocol.swept):
+    assert compared(before) == compared(CONFIG)

@@ -47,3 +47,17 @@ class Diverging(nn.Module):
     x = nn.Dense(self.num_classes)(images.reshape(images.shape[0], -1))
     self.sow('intermediates', 'stage1', x)
     return jnp.exp(x + 1000)
+
+
+class Enormous(nn.Module):
+  """To be trained, it asks for more memory than any machine has."""
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, images, train: bool):
+    x = images.reshape(images.shape[0], -1)
+    self.sow('intermediates', 'stage1', x)
+    logits = nn.Dense(self.num_classes)(x)
+    if train:
+      logits += jnp.abs(jnp.fft.fft(jnp.broadcast_to(logits.mean(), (2**20, 2**25)))).max()
+    return logits

@@ -1,70 +1,110 @@
-"""What a sweep would cost, by `--dry_run`: numbers worked out by hand, and nothing written."""
-import functools
+"""What a sweep will take, by `--dry_run`: what pairs, methods and seeds multiply."""
 import re
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from kdih.config import checks, flags
-from kdih.data.spec import DataSpec
-from kdih.models import cost, registry, taps
-from kdih.phases import networks
-from kdih.sweep import __main__ as sweep, estimate, plan
-from tests.helpers.runs import ROOT, read_config, tiny_command
-from tests.helpers.sweeps import NETS
-from tests.helpers.tiny_nets import TinyNet
+from kdih.models import registry
+from kdih.sweep import __main__ as sweep, plan
+from tests.helpers.dry_runs import by_phase, clock, measured, rows  # noqa: F401
+from tests.helpers.runs import ROOT, tiny_command
+from tests.helpers.sweeps import NETS, PAIR
+from tests.phases.test_step_cost import CONV1, FORWARD
 
-SIZES = {'train': 160, 'validation': 40, 'test': 50}
-PASSES = 6 * 4  # Steps of a phase of the tiny config, on four devices.
-# FLOPs of eight means over four positions, and of what makes of their 8 numbers 10.
-CLASSIFIER = 8 * (4 * 8 + 2 * 8 * 10 + 10)
-TOGETHER = ('sweep.seeds=(1,2,3)', 'data.order_seed=0')
-UNFOLDED = 'compute.fold_batch_norm=False'
+TOGETHER = ('--seeds=1,2,3', '--config.data.order_seed=0')
 
 
 def dry_run(workdir, data_dir, *overrides) -> int:
   return sweep.main(tiny_command(workdir, data_dir, '--dry_run', *overrides))
 
 
-def costs(text: str) -> list[tuple[str, ...]]:
-  """Name, parameters, FLOPs, and number of runs of every phase."""
-  return re.findall(r'^  (\S.*?) +([\d,]+) parameters +(\S+) FLOPs .* x (\d+)$', text, re.MULTILINE)
-
-
-@pytest.mark.slow
-def test_a_dry_run_tells_the_costs_and_writes_nothing(tmp_path, digits_dir, capsys):
-  workdir = tmp_path / 'w'
-  assert dry_run(workdir, digits_dir, '--methods=ce,dml', '--seeds=1,2') == 0
-  text = capsys.readouterr().out
-  # Two convolutions with bias and norm, 4 and 8 wide: 36 + 4 + 8, 288 + 8 + 16; then 80 + 10.
-  assert re.search(rf'teacher +{NETS}:TinyNet: 450 parameters', text)
-  ce, dml = costs(text)
-  # Half as wide: 18 + 2 + 4, 72 + 4 + 8; then 40 + 10.
-  assert ce[:2] == ('student ce', '158') and dml[:2] == ('student dml', '316')  # With a peer.
-  assert float(dml[2]) / float(ce[2]) == pytest.approx(2, rel=0.3)
-  assert ce[3] == dml[3] == '2'
-  # The same is said of what has not been prepared, at once and without a network.
-  assert dry_run(workdir, tmp_path / 'none', '--methods=ce,dml', '--seeds=1,2') == 0
-  assert costs(capsys.readouterr().out) == [ce, dml]
+def told(tmp_path, capsys, *overrides) -> str:
+  """What a dry run prints, without data; it writes nothing."""
+  assert dry_run(tmp_path / 'w', tmp_path / 'none', *overrides) == 0
   assert list(tmp_path.iterdir()) == []
+  return capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_teacher_of_several_pairs_is_counted_once(tmp_path, digits_dir, capsys):
-  assert dry_run(tmp_path / 'w', digits_dir, '--methods=ce,dih', '--seeds=1',
-                 f'--students={NETS}:TinyNet,{NETS}:NoTaps') == 0
-  assert [name for name, *_ in costs(capsys.readouterr().out)] == [
-      'teacher', 'heads', 'student ce', 'student dih', 'student ce', 'student dih']
+def test_a_dry_run_measures_and_writes_nothing(tmp_path, capsys):
+  out = told(tmp_path, capsys, '--methods=ce,dml', '--seeds=1,2', '--dry_run_seconds=600')
+  ce, dml = rows(out)
+  assert (ce.phase, ce.parameters, ce.runs) == ('student/ce', '158', 'x 2')
+  assert (dml.phase, dml.parameters, dml.runs) == ('student/dml', '316', 'x 2')  # With a peer.
+  assert '~' not in out.split('In all:')[0]
 
 
-def test_what_is_not_known_before_a_data_set_is_prepared_is_not_guessed(tmp_path, capsys):
-  assert dry_run(tmp_path / 'w', tmp_path / 'none', '--methods=ce',
-                 '--config.data.name=fashion_mnist') == 0
-  text = capsys.readouterr().out
-  assert 'images (28, 28, 1), 10 classes' in text and ': 158 parameters' in text
-  assert 'how long it takes is not known before fashion_mnist is prepared' in text
-  assert costs(text) == [] and list(tmp_path.iterdir()) == []
+def test_a_teacher_of_several_pairs_is_counted_once(tmp_path, capsys):
+  out = told(tmp_path, capsys, '--methods=ce,dih', '--seeds=1', '--dry_run_seconds=0',
+             f'--students={NETS}:TinyNet,{NETS}:NoTaps')
+  assert [row.phase for row in rows(out)] == [
+      'teacher', 'heads', 'student/ce', 'student/dih', 'student/ce', 'student/dih']
+  assert re.findall(r'^(\S+) -> (\S+):$', out, re.MULTILINE) == [
+      (f'{NETS}:TinyNet', f'{NETS}:{student}') for student in ('TinyNet', 'NoTaps')]
+
+
+@pytest.mark.usefixtures('clock')
+def test_the_most_telling_steps_of_each_pair_come_first(tmp_path, capsys):
+  assert dry_run(tmp_path / 'w', tmp_path / 'none', '--methods=ce,kd,dih', '--seeds=1,2',
+                 f'--students={NETS}:TinyNet,{NETS}:NoTaps', '--dry_run_seconds=270') == 0
+  out, err = capsys.readouterr()
+  teacher = f'{NETS}:TinyNet'
+  assert measured(err)[:4] == [
+      f'{teacher}, teacher', f'{teacher}, heads', f'{teacher} -> {NETS}:TinyNet, student/dih',
+      f'{teacher} -> {NETS}:NoTaps, student/dih']
+  assert len(measured(err)) < 8 and sum('~' in row.step for row in rows(out)) == (
+      8 - len(measured(err)))
+  # Phases, and all of their runs: half a second for each of the steps that were measured.
+  total = re.search(r'^in all: ~([\d.]+) s$', out, re.MULTILINE)
+  assert total and float(total[1]) > 6 * 0.5 * (1 + 1 + 2 + 2)
+
+
+@pytest.mark.usefixtures('clock')
+def test_seeds_together_ask_the_teacher_once(tmp_path, capsys):
+  options = ('--methods=kd', *TOGETHER, '--config.compute.fold_batch_norm=False')
+  alone = by_phase(told(tmp_path, capsys, *options))
+  together = by_phase(told(tmp_path, capsys, *options, '--together'))
+  one, several = alone['student/kd'], together['student/kd, 3 together']
+  assert (one.runs, several.runs) == ('x 3', 'x 1')
+  assert (one.parameters, several.parameters) == ('158', '474')
+  # The teacher's step is measured; a student's is half as wide, its images need no gradient.
+  first = 2 * 9 * 2 * 16
+  learnt = 3 * (first + 2 * 9 * 2 * 4 * 4 + 2 * 4 * 10) - first
+  for row, students in ((one, 1), (several, 3)):
+    milliseconds = 500 * (FORWARD + students * learnt) / (3 * FORWARD - CONV1)
+    assert row.step == f'~{milliseconds:.1f} ms'
+
+
+def test_variants_together_are_one_program(tmp_path, capsys):
+  out = told(tmp_path, capsys, '--methods=kd', '--seeds=1', '--alphas=0.1,0.5', '--together',
+             '--learning_rates=0.1,0.2', '--dry_run_seconds=0')
+  assert list(by_phase(out)) == ['teacher', 'student/kd, 4 together']
+
+
+def test_chains_are_not_trained_together(tmp_path, capsys):
+  alone, together = (
+      rows(told(tmp_path, capsys, '--methods=takd', *TOGETHER, '--dry_run_seconds=0', *more))
+      for more in ((), ('--together',)))
+  assert alone == together and alone[-1].runs == 'x 3'
+
+
+def test_the_cache_of_each_teacher_is_made_once(tmp_path, capsys):
+  pairs = ','.join(f'{NETS}:{teacher}:{NETS}:{student}' for teacher, student in (
+      ('TinyNet', 'TinyNet'), ('Diverging', 'NoTaps'), ('TinyNet', 'NoTaps')))
+  out = told(tmp_path, capsys, '--methods=kd,dkd', f'--pairs={pairs}', '--dry_run_seconds=0',
+             '--config.compute.cache=all_views')
+  assert [row.phase for row in rows(out)].count('cache for student/kd') == 2
+  assert all(row.runs == 'x 1' for row in rows(out) if row.phase.startswith('cache'))
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_left_out(tmp_path, digits_dir, capsys):
+  command = ('--methods=ce', '--seeds=1')
+  assert sweep.main(tiny_command(tmp_path / 'w', digits_dir, *command)) == 0
+  capsys.readouterr()
+  assert dry_run(tmp_path / 'w', digits_dir, *command) == 0
+  assert 'nothing is left to do' in capsys.readouterr().out
+  assert (tmp_path / 'w' / PAIR / 'seed1/student/ce/result.json').exists()
 
 
 def test_a_wrong_split_is_refused_although_nothing_is_prepared(tmp_path, capsys):
@@ -73,115 +113,6 @@ def test_a_wrong_split_is_refused_although_nothing_is_prepared(tmp_path, capsys)
   error = capsys.readouterr().err
   assert error.startswith("kdih: config.data.train_split: unknown 'trian'; did you mean 'train'?")
   assert error.count('\n') == 1
-
-
-def planned(*overrides):
-  """{name: phase} of each pair of a sweep of the tiny config."""
-  config = read_config('unused', 'unused', *(f'--config.{item}' for item in overrides))
-  pairs = plan.pairs(config)
-  built = [networks.build(pair.config, DataSpec('digits', (8, 8, 1), 10)) for pair in pairs]
-  return [{phase.name: phase for phase in phases}
-          for phases in estimate.plan(pairs, built, plan.runs(config, pairs), SIZES)]
-
-
-def forward() -> int:
-  """FLOPs of the teacher's forward pass of the eight images that a device has of a batch."""
-  model, images = TinyNet(10), jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32)
-  return cost.flops(jax.jit(functools.partial(model.apply, train=False)),
-                    taps.abstract_variables(model, (8, 8, 1)), images)
-
-
-@pytest.mark.slow
-def test_students_of_a_cache_are_counted_without_the_teacher_and_its_making_once():
-  alone, = planned('sweep.methods=kd,at', UNFOLDED)
-  cached, = planned('sweep.methods=kd,dkd,dih,at', UNFOLDED, 'compute.cache=all_views')
-  assert alone['student kd'].flops - cached['student kd'].flops == PASSES * forward()
-  assert alone['student at'] == cached['student at']
-  assert [name for name in cached if name.startswith('cache')] == ['cache kd, dih']
-  tables = cached['cache kd, dih']
-  assert (tables.parameters, tables.runs) == (0, 1)
-  assert [note.partition(' numbers')[0] for note in tables.notes] == [
-      '160 images x 9 views x 10', '160 images x 9 views x 11']
-  # The teacher once; the two heads, on 64 and 32 numbers, and what makes a soft label of them.
-  more = tables.flops / (9 * 160) - forward() / 8 - 2 * 10 * (64 + 32)
-  assert 0 < more < 40 * 10
-  alone, = planned('sweep.methods=kd,at', UNFOLDED, 'compute.cache=all_views')
-  assert alone['cache kd'].flops == 9 * 160 / 8 * forward()
-
-
-@pytest.mark.slow
-def test_a_table_takes_memory_where_it_lies():
-  device, host = (planned('sweep.methods=kd', 'compute.cache=all_views',
-                          f'compute.cache_place={place}')[0] for place in ('device', 'host'))
-  # A quarter of the images on each of the four devices, in float16; and the numbers of all.
-  taken = 40 * 9 * 10 * 2 + 160 * 4
-  for name in ('cache kd', 'student kd'):
-    assert device[name].memory - host[name].memory == taken
-    assert device[name].flops == host[name].flops
-  assert device['teacher'] == host['teacher'] and 'GB on the host' in host['cache kd'].notes[0]
-
-
-@pytest.mark.slow
-def test_heads_of_cached_taps_are_counted_without_the_teacher():
-  options = ('sweep.methods=dih', UNFOLDED, 'compute.cache=views:4')
-  alone, = planned(*options)
-  cached, = planned(*options, 'compute.cache_taps=True')
-  read = forward() - CLASSIFIER
-  assert alone['heads'].flops - cached['heads'].flops == PASSES * read
-  assert cached['cache taps'].flops == 4 * 160 / 8 * read
-  assert '4 views x 96 numbers' in cached['cache taps'].notes[0]
-  assert alone['student dih'] == cached['student dih']
-
-
-@pytest.mark.slow
-def test_the_tables_of_each_teacher_are_made_once():
-  pairs = ','.join(f"'{NETS}:{teacher}:{NETS}:{student}'" for teacher, student in (
-      ('TinyNet', 'TinyNet'), ('Diverging', 'NoTaps'), ('TinyNet', 'NoTaps')))
-  first, second, third = planned(
-      'sweep.methods=kd,dkd', f'sweep.pairs=({pairs})', 'compute.cache=all_views')
-  assert first['cache kd'].runs == second['cache kd'].runs == 1
-  assert not any(name.startswith('cache') for name in third)
-
-
-@pytest.mark.parametrize('method, unread', [
-    ('kd', {'student kd': 0}),
-    ('fitnets', {'  fitnets: prepare': CLASSIFIER, 'student fitnets': 0})])
-@pytest.mark.slow
-def test_seeds_together_ask_the_teacher_once(method, unread):
-  options = (f'sweep.methods=ce,{method}', *TOGETHER, UNFOLDED)
-  alone, = planned(*options)
-  together, = planned(*options, 'sweep.together=True')
-  for name, flops in unread.items():
-    one, all_ = alone[name], together[f'{name}, 3 together']
-    assert 3 * one.flops - all_.flops == 2 * PASSES * (forward() - flops)
-    assert (one.runs, all_.runs, all_.parameters) == (3, 1, 3 * one.parameters)
-    assert one.memory < all_.memory < 3 * one.memory
-  assert together['student ce, 3 together'].flops == 3 * alone['student ce'].flops
-
-
-@pytest.mark.slow
-def test_variants_together_ask_the_teacher_once():
-  one, = planned('sweep.methods=kd', 'sweep.seeds=(1,)', UNFOLDED)
-  all_, = planned('sweep.methods=kd', 'sweep.seeds=(1,)', UNFOLDED, 'sweep.alphas=(0.1,0.5)',
-                  'sweep.learning_rates=(0.1,0.2)', 'sweep.together=True')
-  assert list(all_) == ['teacher', 'student kd, 4 together']
-  assert 4 * one['student kd'].flops - all_['student kd, 4 together'].flops == (
-      3 * PASSES * forward())
-
-
-@pytest.mark.slow
-def test_chains_are_not_trained_together():
-  alone, = planned('sweep.methods=takd', *TOGETHER)
-  together, = planned('sweep.methods=takd', *TOGETHER, 'sweep.together=True')
-  assert alone == together and together['student takd'].runs == 3
-
-
-def test_the_teacher_is_counted_as_it_is_folded():
-  (folded,), (alone,) = planned('sweep.methods=kd'), planned('sweep.methods=kd', UNFOLDED)
-  # A number of a map is shifted, and not moved, multiplied and shifted; 4 x 4 x 4 + 2 x 2 x 8.
-  assert (alone['student kd'].flops - folded['student kd'].flops) / (6 * 32) == pytest.approx(
-      2 * 96, rel=0.05)
-  assert alone['teacher'] == folded['teacher']
 
 
 @pytest.mark.parametrize('overrides, expected', [
