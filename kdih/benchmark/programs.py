@@ -110,7 +110,7 @@ def _settled(
   """Returns variables whose batch statistics are those of 16 images."""
   model = model.clone(axis_name=None)
   variables = networks.initialise(model, key, SPEC.image_shape)
-  images = data.preprocess(jnp.asarray(examples.images[:16]), jnp.arange(16), None)
+  images = data.preprocess(jnp.asarray(examples.read(np.arange(16))[0]), jnp.arange(16), None)
 
   def statistics(variables, images):
     changed = taps_lib.observe(model, variables, images, (), train=True)[1]['batch_stats']

@@ -1,5 +1,8 @@
 """A whole run: everything is checked, then the phases follow each other."""
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 import tensorflow_datasets as tfds
@@ -103,24 +106,19 @@ def run(experiment: Experiment) -> None:
   experiment.open()
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   for phase in _phases(config, experiment.networks):
-    run_phase(experiment, phase)
+    with memory.told_in_a_line(phase):
+      runner(phase)(experiment)
     if phase in ('teacher', 'heads'):
       experiment.open()  # Who teaches is a part of what students are made of.
 
 
-def run_phase(experiment: Experiment, phase: str) -> None:
-  """Runs the phase 'teacher', 'heads' or 'student/NAME', unless it is finished.
-
-  Raises:
-    TrainingError, PreemptedError: see `run`; the former also where memory runs out.
-  """
-  with memory.told_in_a_line(phase):
-    if phase == 'teacher':
-      run_teacher(experiment)
-    elif phase == 'heads':
-      run_heads(experiment)
-    else:
-      run_student(experiment, phase.removeprefix('student/'))
+def runner(phase: str) -> Callable[[Experiment], Any]:
+  """Returns what runs the phase 'teacher', 'heads' or 'student/NAME', unless it is finished."""
+  if phase == 'teacher':
+    return run_teacher
+  if phase == 'heads':
+    return run_heads
+  return functools.partial(run_student, name=phase.removeprefix('student/'))
 
 
 def _phases(config: ml_collections.ConfigDict, built: Networks) -> list[str]:

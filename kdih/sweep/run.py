@@ -360,7 +360,8 @@ def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
   try:
     experiment = _open(sweep, job, splits)
     failure.unlink(missing_ok=True)
-    pipeline.run_phase(experiment, job.phase)
+    with memory.told_in_a_line(job.phase):
+      pipeline.runner(job.phase)(experiment)
   except errors.PreemptedError:
     raise
   except Exception as error:  # Whatever happens to one job must not end the others.

@@ -79,7 +79,7 @@ def step(file: str) -> None:
   before, after, loss = _train(1)
   lab, _ = _lab()
   images = lab.data.preprocess(
-      jnp.asarray(lab.examples.images[:_BATCH_SIZE]), jnp.arange(_BATCH_SIZE), None)
+      jnp.asarray(lab.examples.read(np.arange(_BATCH_SIZE))[0]), jnp.arange(_BATCH_SIZE), None)
   logits = {}
   for name, model, variables in (('teacher', _PAIR[0], lab.frozen['teacher']),
                                  ('student', _PAIR[1], lab.student)):

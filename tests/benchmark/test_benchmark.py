@@ -148,7 +148,7 @@ def test_students_of_one_start_learn_together_as_one_alone():
 @pytest.mark.slow
 def test_a_deep_teacher_has_logits_of_a_usual_size():
   lab = programs.make_lab('resnet20', 'resnet8', 8, 'float32', programs.made_images(16))
-  images = lab.data.preprocess(lab.examples.images, jnp.arange(16), None)
+  images = lab.data.preprocess(lab.examples.read(np.arange(16))[0], jnp.arange(16), None)
   logits = lab.built.teacher.apply(lab.frozen['teacher'], images, train=False)
   assert 0.01 < np.std(logits) < 10
 

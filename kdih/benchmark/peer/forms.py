@@ -78,7 +78,8 @@ class Form:
                                 self.channels_last)
         for tap, dense in parameters.items()})).eval()
     border = ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0))
-    self.images = torch.from_numpy(np.pad(lab.examples.images, border))
+    pixels, _ = lab.examples.read(np.arange(len(lab.examples)))
+    self.images = torch.from_numpy(np.pad(pixels, border))
     self.labels = torch.from_numpy(lab.examples.labels().astype(np.int64))
     self.optimizer = torch.optim.SGD(
         self.student.parameters(), programs.LEARNING_RATE, programs.MOMENTUM, nesterov=True,
