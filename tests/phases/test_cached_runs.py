@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from kdih import errors, main
-from kdih.cohort import cache, soft_label_mean
+from kdih.cohort import cache
 from kdih.cohort.cache import build, store
+from kdih.methods import dih
 from kdih.phases import cache_plan
 from kdih.sweep import __main__ as sweep
 from tests.helpers.runs import exported, read_config, tiny_command
@@ -52,6 +53,26 @@ def test_students_are_those_that_the_teachers_teach_themselves(
 def test_float16_changes_students_by_its_rounding(tmp_path, finished, digits_dir):
   run(tmp_path, finished, digits_dir, 'compute.cache=all_views')
   assert_same(tmp_path, finished, 1e-4)
+
+
+@pytest.mark.slow
+def test_cached_members_are_one_table_for_every_variant_of_dih(
+    tmp_path, finished, digits_dir, capsys):
+  methods = ('kd', 'dih', 'dih_std', 'dih_learnt')
+  for name, cached in (('live', 'none'), ('cached', 'all_views')):
+    capsys.readouterr()
+    run(tmp_path / name, finished, digits_dir, f'student.methods={",".join(methods)}',
+        f'compute.cache={cached}', 'compute.cache_members=True')
+  said = capsys.readouterr().err
+  assert said.count('160 images x 9 views x 10 numbers') == 1  # Of kd.
+  assert said.count('160 images x 9 views x 30 numbers') == 1  # Three members, ten classes.
+  assert said.count('160 images x 9 views') == 2
+  assert said.count('of 160 images') == 1  # The teachers are asked once for both.
+  for method in methods:
+    found, expected = (exported(tmp_path / name, f'student/{method}')
+                       for name in ('cached', 'live'))
+    for path, array in found.items():
+      np.testing.assert_allclose(array, expected[path], atol=1e-3, rtol=0, err_msg=path)
 
 
 @pytest.mark.slow
@@ -143,8 +164,8 @@ def test_where_there_is_no_room_for_all_tables_each_is_made_when_it_is_wanted(
 @pytest.mark.slow
 def test_heads_that_say_what_is_not_finite_fail_dih_and_not_kd(
     tmp_path, finished, digits_dir, capsys, monkeypatch):
-  said = soft_label_mean.mean_soft_label
-  monkeypatch.setattr(soft_label_mean, 'mean_soft_label', lambda *args: said(*args)._replace(
+  said = dih.mean_soft_label
+  monkeypatch.setattr(dih, 'mean_soft_label', lambda *args: said(*args)._replace(
       spread=jnp.full(args[0].shape[0], jnp.nan)))
   with pytest.raises(errors.TrainingError, match='say what is not finite in float16'):
     run(tmp_path, finished, digits_dir, 'compute.cache=all_views')

@@ -13,7 +13,7 @@ from kdih.cohort.members import make_teach
 from kdih.data.spec import DataSpec
 from kdih.models import taps
 from kdih.phases import cache_plan, exported_variables, networks, pipeline
-from kdih.phases.heads import load_heads, run_heads
+from kdih.phases.heads import features_at_taps, load_heads, run_heads
 from kdih.phases.student import run_student
 from kdih.phases.teacher import load_teacher, predict_as, run_teacher, teacher_task
 from kdih.report import explore
@@ -117,15 +117,16 @@ def test_it_teaches_as_where_it_was_trained(finished, digits_dir, tmp_path, sett
     run_teacher(experiment)
     built, data = experiment.networks, experiment.config.data
     variables, _ = load_teacher(experiment)
-    module, variables = experiment.prepare_teacher(built.teacher, variables, tuple(built.taps))
+    module, variables = networks.prepare_teacher(
+        experiment.config, built, built.teacher, variables, tuple(built.taps))
     assert (taps.INPUT in variables) == bool(normalisation)
     images = (pixels - data.mean[0]) / data.std[0]
     frozen = {'teacher': variables}
     teach = make_teach('teacher', module, tuple(built.taps), built.heads, ())
-    output, _ = teach(frozen, images)
-    rows = cache_plan.rows(built, ['kd'], module)(frozen, images)
-    said.append((output.logits, output.features, rows,
-                 cache_plan.tap_rows(built, module)(frozen, images)))
+    of_taps = features_at_taps(built, module)({'backbone': variables}, images)
+    said.append((teach(frozen, images), of_taps,
+                 cache_plan.summaries(built, ['kd'], module)(frozen, images)))
+    assert list(of_taps.features) == list(built.taps)
     tables.append(digests.of(frozen))
   tolerance = 0.05 if 'compute.teacher_dtype=bfloat16' in settings else 1e-5
   for there, here in zip(*map(jax.tree.leaves, said), strict=True):
