@@ -9,7 +9,7 @@ from kdih.methods import dih
 from tests.helpers.runs import tiny_command
 
 FOLDER = pathlib.Path(kdih.__file__).parent
-MOST = 15  # Functions from `kdih.main` to the loss, both included.
+MOST = 15  # Functions from `main.main`, which is `program.main`, to the loss; both included.
 
 
 def test_few_functions_lie_between_the_command_line_and_the_loss(
@@ -30,4 +30,4 @@ def test_few_functions_lie_between_the_command_line_and_the_loss(
   assert stepping  # Others see what the loss reaches, or what the run is made of.
   for path in stepping:
     # The loss itself is the last one, in whose place the test stands.
-    assert path[0] == 'main.py: main' and len(path) + 1 <= MOST, '\n'.join(path)
+    assert path[0] == 'runtime/program.py: main' and len(path) + 1 <= MOST, '\n'.join(path)
