@@ -1,4 +1,5 @@
 """The training problems of a run before it has any data or variables, to look at or to time."""
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterator
@@ -65,8 +66,8 @@ class BlankRun:
       shapes: bool = False):
     self._shapes = shapes
     if shapes:
-      config = config.copy_and_resolve_references()
-      config.compute.fold_batch_norm = False
+      config = copy.deepcopy(config)
+      config.compute['fold_batch_norm'] = False
     self.config, self.built = config, built
     self.data = TrainingData(config, splits)
     self._teachers: dict[str, Teacher] = {}
