@@ -19,7 +19,7 @@ loop, with the in-memory loader, sampling and metrics, without evaluation and ch
 compiled step of plain KD. several: three students that share each batch's cohort. cached: as loop,
 with what the cohort says looked up in a cache of all views, whose making is not counted. input,
 teacher, heads, student (forward, backward and update): the parts of the DIH step, each a program of
-its own. sweep_over_cached is computed of these: three seeds of three methods that hear logits, of
+its own. sweep_over_cached is computed of these: three seeds of three methods that read logits, of
 200 epochs each, without over with such a cache and its making.
 torch_paper, torch_tuned: the same training in PyTorch, crop, flip and normalisation included."""
 

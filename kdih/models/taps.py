@@ -26,7 +26,7 @@ EMBEDDING = 'embedding'  # Sown beside the taps: what the classifier reads.
 FOLDED = 'folded'
 # The collection of what makes images those that a model was trained with: 'scale' and 'shift'.
 INPUT = 'input'
-SOWN = ('intermediates', 'preactivations')  # The collections whose values no call hears of later.
+SOWN = ('intermediates', 'preactivations')  # The collections that no later call reads.
 DROPOUT = 'dropout'  # The stream of random numbers that every model has.
 _OUTPUT = '/__call__'  # Where flax files the output of a submodule.
 # Images of a traced evaluation: so rare a number that an array of as many rows has one for each.

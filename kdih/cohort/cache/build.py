@@ -172,7 +172,7 @@ def _with_room(request: BuildRequest, forget: Callable[[], None]) -> BuildReques
   """What of the request there is room for in memory."""
   place, path = request.place, request.folder
   if not has_room(place, request.size, path):
-    forget()  # What other students hear can be made again.
+    forget()  # The tables of other students can be made again.
   if has_room(place, request.size, path):
     return request
   require_room(place, request.tables[0].size, path)
