@@ -159,7 +159,8 @@ def test_every_link_of_a_chain_is_taught_by_the_one_before(
   taught_by = []
 
   def recorded(student, taps, method, signals, frozen, *args, **kwargs):
-    taught_by.append((student.width, frozen['teacher']))
+    if not isinstance(jax.tree.leaves(frozen)[0], jax.ShapeDtypeStruct):  # As for the memory check.
+      taught_by.append((student.width, frozen['teacher']))
     return student_task(student, taps, method, signals, frozen, *args, **kwargs)
 
   student_task = student_lib.student_task
