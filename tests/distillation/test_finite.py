@@ -264,8 +264,8 @@ def test_peers(case):
 
 
 @pytest.mark.parametrize('case', [
-    'the teacher -inf, a label too', 'both -inf', 'far from each other', 'equal', 'one class',
-    'one image of one class, far'])
+    'the teacher -inf, a label too', *(pytest.param(case, marks=pytest.mark.slow) for case in (
+        'both -inf', 'far from each other', 'equal', 'one class', 'one image of one class, far'))])
 @pytest.mark.parametrize('name', ['mhkd', 'tofd'])
 def test_methods_with_heads_of_their_own(name, case):
   """What the models' own logits add to the loss of logits that are all 0."""

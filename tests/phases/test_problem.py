@@ -85,8 +85,9 @@ def nothing_kept():
 
 
 @pytest.mark.parametrize('overrides', [
-    (), ('compute.cache=all_views',), ('compute.cache=all_views', 'compute.cache_place=host'),
-    ('compute.cache=all_views', 'compute.cache_members=True')])
+    (), *(pytest.param(overrides, marks=pytest.mark.slow) for overrides in (
+        ('compute.cache=all_views',), ('compute.cache=all_views', 'compute.cache_place=host'),
+        ('compute.cache=all_views', 'compute.cache_members=True')))])
 def test_parts_of_a_batch_make_the_update_of_the_whole(tmp_path, overrides):
   """Of a student without batch norm; each part is taught by what teachers say of its images."""
   whole, parts = (updated(problem_of(experiment(
@@ -97,7 +98,8 @@ def test_parts_of_a_batch_make_the_update_of_the_whole(tmp_path, overrides):
   assert (whole[1]['kl'] > 1e-2).all()  # Else nothing would have been taught.
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', [
+    VARIANTS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS[1:])])
 def test_cached_members_teach_what_the_live_cohort_teaches(tmp_path, name):
   live, cached = (updated(problem_of(experiment(tmp_path, *overrides, methods=(name,)), name))
                   for overrides in ((), ('compute.cache=all_views', 'compute.cache_members=True')))
@@ -154,7 +156,7 @@ def test_a_soft_label_serves_alphas_in_proportion(tmp_path, made):
   assert made == [[11]] and all(table is tables[0] for table in tables)
 
 
-@pytest.mark.parametrize('way', ['unrolled', 'vmap'])
+@pytest.mark.parametrize('way', ['unrolled', pytest.param('vmap', marks=pytest.mark.slow)])
 def test_students_together_learn_and_log_what_each_does_alone(tmp_path, way):
   problem = problem_of(experiment(tmp_path, 'compute.accumulate=2', 'data.order_seed=3'))
   students = Students([problem.train_step] * 2, way)
