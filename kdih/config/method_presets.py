@@ -3,7 +3,6 @@
 Any entry may have a `learning_rate`, which students taught so take instead of that of
 `config.student.train`.
 """
-import copy
 import json
 import numbers
 from collections.abc import Mapping
@@ -95,8 +94,8 @@ def training(
     config: 'ml_collections.ConfigDict', name: str
 ) -> 'ml_collections.ConfigDict':
   """Returns how students learn by an entry: `config.student.train`, at their learning rate."""
-  train = copy.deepcopy(config.student.train)
-  train['learning_rate'] = config.methods[name].get('learning_rate', train['learning_rate'])
+  train = config.student.train.copy_and_resolve_references()
+  train.learning_rate = config.methods[name].get('learning_rate', train.learning_rate)
   return train
 
 

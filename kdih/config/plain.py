@@ -8,7 +8,7 @@ from kdih.config.schema import nested
 
 
 class Plain(dict[str, Any]):
-  """A config that is read as an `ml_collections.ConfigDict` is: `config.student.train.length`."""
+  """A config that is used as an `ml_collections.ConfigDict` is: `config.student.train.length`."""
 
   def __getattr__(self, name: str) -> Any:
     try:
@@ -16,7 +16,11 @@ class Plain(dict[str, Any]):
     except KeyError as error:
       raise AttributeError(name) from error
 
-  def __deepcopy__(self, memo: dict) -> 'Plain':
+  def __setattr__(self, name: str, value: Any) -> None:
+    self[name] = value
+
+  def copy_and_resolve_references(self) -> 'Plain':
+    """Returns a copy; there are no references."""
     return _plain(self.to_dict())
 
   def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A weighted sum of other methods, such as DIH with a feature method."""
+from collections.abc import Sequence
 from typing import Annotated
 
-import jax
 from flax import linen as nn
 
 from kdih.config.values import Many, Number
@@ -66,15 +66,22 @@ class Method(method.Method):
 
   def prepare(self, lesson):
     """Returns each part's terms as 'PART/TERM'; see `kdih.distillation.method.Method`."""
-    return {f'{name}/{term}': value
-            for name, part in zip(self.methods, self.parts, strict=True) if part.prepares
-            for term, value in part.prepare(lesson).items()}
+    return _joined([(name, 1.0, part.prepare(lesson))
+                    for name, part in zip(self.methods, self.parts, strict=True) if part.prepares])
 
   def __call__(self, lesson):
     """Returns each part's terms as 'PART/TERM'; see `kdih.distillation.method.Method`."""
-    terms: dict[str, jax.Array] = {}
-    for name, weight, part in zip(self.methods, self.weights, self.parts, strict=True):
-      own = ({'feature': part.weight * part.term(lesson)} if isinstance(part, FeatureMethod)
-             else part(lesson))
-      terms |= {f'{name}/{term}': weight * value for term, value in own.items()}
-    return terms
+    return _joined([
+        (name, weight, {'feature': part.weight * part.term(lesson)}
+         if isinstance(part, FeatureMethod) else part(lesson))
+        for name, weight, part in zip(self.methods, self.weights, self.parts, strict=True)])
+
+
+def _joined(parts: Sequence[tuple[str, float, method.Terms]]) -> method.Terms:
+  """Returns weighted terms as 'PART/TERM'; those of a part that is named twice add up."""
+  joined: method.Terms = {}
+  for name, weight, terms in parts:
+    for term, value in terms.items():
+      key = f'{name}/{term}'
+      joined[key] = joined[key] + weight * value if key in joined else weight * value
+  return joined

@@ -1,5 +1,4 @@
 """The training problems of a run before it has any data or variables, to look at or to time."""
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterator
@@ -66,8 +65,8 @@ class BlankRun:
       shapes: bool = False):
     self._shapes = shapes
     if shapes:
-      config = copy.deepcopy(config)
-      config.compute['fold_batch_norm'] = False
+      config = config.copy_and_resolve_references()
+      config.compute.fold_batch_norm = False
     self.config, self.built = config, built
     self.data = TrainingData(config, splits)
     self._teachers: dict[str, Teacher] = {}

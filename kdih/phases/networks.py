@@ -314,7 +314,7 @@ def _after_a_step(
 
 
 def _check_terms(terms: Any, setting: str) -> None:
-  """Raises ConfigError unless a method returns the terms of its loss by name."""
+  """Raises ConfigError unless a method returns the terms of its loss of two images by name."""
   if not isinstance(terms, dict) or not terms:
     raise errors.ConfigError(
         f"{setting}: its class returns no terms of a loss; return a dict such as {{'ce': ..., "
@@ -324,6 +324,11 @@ def _check_terms(terms: Any, setting: str) -> None:
       raise errors.ConfigError(
           f'{setting}: its class names a term of the loss {name!r}, as a metric of every step is '
           'named; choose another name')
+  for name, term in terms.items():
+    if not hasattr(term, 'dtype') or term.shape not in ((), (2,)):
+      raise errors.ConfigError(
+          f'{setting}: its class returns a term {name!r} of its loss that is no array with a '
+          'number for each image or one for all; return such an array, as by jnp.asarray')
 
 
 def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:

@@ -222,6 +222,15 @@ def test_the_gradient_of_a_sum_reaches_the_parts():
                jax.grad(loss)(variables['params']), jax.grad(term)(variables['params']))
 
 
+def test_a_part_that_is_named_twice_counts_twice():
+  batch = lessons.lesson()
+  once, twice = (lessons.make(SUM, context(), methods=names, weights=weights).apply({}, batch)
+                 for names, weights in ((('kd', 'ce'), (4.0, 1.0)), (('kd', 'kd'), (1.0, 3.0))))
+  assert twice.keys() == {'kd/ce', 'kd/kl'}
+  for term, value in twice.items():
+    np.testing.assert_allclose(value, once[term], rtol=1e-6)
+
+
 def test_a_sum_asks_for_what_its_parts_ask_for():
   def asks(*names):
     method = lessons.make(SUM, context(), methods=names, weights=(1.0,) * len(names))

@@ -19,7 +19,7 @@ from kdih.phases import networks, student as student_lib
 from kdih.phases.experiment import Experiment
 from kdih.phases.student import run_student
 from kdih.runtime.workdir import Workdir
-from kdih.training import checkpoints, metric_log
+from kdih.training import checkpoints
 from tests.helpers import method_terms
 from tests.helpers.runs import ROOT, exported, read_config, tiny_command
 
@@ -41,15 +41,7 @@ def test_a_method_trains_a_student_and_exports_it_alone(workdir, digits_dir, nam
   result = json.loads((folder / 'result.json').read_text())
   assert result['steps'] == 6
   assert result['method']['kind'] == config.methods[name].kind
-  terms = method_terms.of(config.methods.to_dict(), name)
-  lines = [line for line in metric_log.read_metrics(folder / 'metrics.jsonl')
-           if 'train/loss' in line]
-  assert len(lines) == 4
-  for line in lines:
-    assert {key for key in line if key.startswith('train/')} == {
-        f'train/{key}' for key in ('loss', 'top1', *terms)}
-    parts = [line[f'train/{term}'] for term in terms]
-    assert np.isfinite(parts).all() and sum(parts) == pytest.approx(line['train/loss'], rel=1e-5)
+  method_terms.logged(folder, method_terms.of(config.methods.to_dict(), name))
   alone, ce = exported(workdir, f'student/{name}'), exported(workdir, 'student/ce')
   assert {path: array.shape for path, array in alone.items()} == {
       path: array.shape for path, array in ce.items()}

@@ -180,3 +180,16 @@ def test_computing_again_gives_the_same_gradients():
   task, variables = teacher_task(model, PLAIN), initial(model)
   (_, plain, _), (_, again, _) = (updated(task, variables, remat=remat) for remat in (False, True))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, again)
+
+
+def test_live_teachers_see_one_part_of_a_batch_after_the_other():
+  seen = []
+
+  def teach(frozen, images):
+    seen.append(images.shape[0])
+    return TeacherSignal(logits=frozen * images.sum((1, 2, 3))[:, None])
+
+  batch = dataclasses.replace(blank_batch(8, SHAPE), images=jnp.arange(8.0 * 64).reshape(8, *SHAPE))
+  whole, parts = (LiveSignals(teach, count).read(2.0, {}, batch, None).logits for count in (1, 4))
+  assert seen == [8, 2, 2, 2, 2]
+  np.testing.assert_array_equal(parts, whole)
