@@ -64,20 +64,13 @@ def flops(function: Any, *arguments: Any) -> int | None:
   None where JAX_PLATFORMS excludes the CPU: other platforms cannot analyse what is not compiled.
   The arguments may be shapes.
   """
-  return analyse(function, *arguments)[0]
-
-
-def analyse(function: Any, *arguments: Any) -> tuple[int | None, jax.stages.Traced]:
-  """As `flops`, and the traced program."""
   try:
     cpu = jax.local_devices(backend='cpu')[0]
   except RuntimeError:
-    cpu = None
+    return None
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
   with jax.default_device(cpu):
-    traced = function.trace(*shapes)
-    found = int(traced.lower().cost_analysis().get('flops', 0)) if cpu else None
-  return found, traced
+    return int(function.lower(*shapes).cost_analysis().get('flops', 0))
 
 
 def _seconds(

@@ -19,6 +19,7 @@ from kdih.phases.blank import BlankRun, Step
 from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem
 from kdih.phases.step_cost import Cost
+from kdih.phases.teacher import predict_as
 from kdih.runtime import devices, environment
 from kdih.runtime.progress import say
 from kdih.training import steps_per_call
@@ -227,8 +228,7 @@ class _Plan:
     def find() -> Cost:
       module, variables = planned.built.teacher, planned.built.teacher_variables
       image = jax.ShapeDtypeStruct((1, *planned.built.spec.image_shape), jnp.float32)
-      return step_cost.cost(
-          lambda variables, image: module.apply(variables, image, train=False), variables, image)
+      return step_cost.cost(predict_as('teacher', module), variables, {}, image)
 
     return self._once((id(planned.built), 'teacher', planned.config.teacher.name), find)
 

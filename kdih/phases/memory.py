@@ -3,18 +3,25 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import psutil
 
 from kdih import errors
+from kdih.data.made import made_splits
 from kdih.data.spec import SPLITS
+from kdih.data.splits import Splits
 from kdih.phases import step_cost
 from kdih.phases.blank import BlankRun, Step
+from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem
 from kdih.phases.step_cost import Cost
 from kdih.runtime import devices
 from kdih.training import optimizer
+
+if TYPE_CHECKING:
+  import ml_collections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +73,19 @@ def in_words(count: int) -> str:
   return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:,.0f} MB'
 
 
-def check(run: BlankRun, phases: Iterable[str]) -> None:
+def check(
+    config: 'ml_collections.ConfigDict', built: Networks, splits: Splits, phases: Iterable[str]
+) -> None:
   """Raises ConfigError where a phase cannot possibly fit into a device; computes nothing.
 
   Args:
-    run: of shapes.
+    config: of the run.
+    built: its networks.
+    splits: of its data, of which nothing but the sizes is read.
     phases: those to be trained.
   """
+  made = made_splits(built.spec, splits.size('train'), splits.size('test'))
+  run = BlankRun(config, built, made, shapes=True)
   limit, signals = of_device(), step_cost.SignalCosts()
   for phase in phases:
     for step in run.steps(phase):

@@ -11,7 +11,6 @@ from etils import epath
 from kdih import errors
 from kdih.config import checks
 from kdih.data import datasets, duplicates, identity as data_identity, sizes, source
-from kdih.data.made import made_splits
 from kdih.phases import (
     cache_plan,
     dry_run,
@@ -21,7 +20,6 @@ from kdih.phases import (
     networks,
     resume,
 )
-from kdih.phases.blank import BlankRun
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import run_heads
 from kdih.phases.networks import Networks
@@ -48,8 +46,7 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
   accepted += resume.check(workdir, now, resolved(config))
   if left := _left(config, built, workdir):
     cache_plan.check(config, built, workdir.path, splits.size('train'))
-    memory.check(BlankRun(config, built, made_splits(
-        built.spec, splits.size('train'), splits.size('test')), shapes=True), left)
+    memory.check(config, built, splits, left)
     splits.check()
     duplicates.say_shared(builder, config.data)
   return Experiment(config, built, workdir, splits,

@@ -16,6 +16,7 @@ from kdih.config import choices
 from kdih.data import augment, sampling
 from kdih.data.loaders import Loader
 from kdih.data.splits import Splits, split_validation
+from kdih.distillation.signal import TeacherSignal
 from kdih.runtime import devices
 from kdih.training import loop, optimizer, state as state_lib, steps_per_call
 from kdih.training.loop_schedule import LoopSchedule
@@ -98,17 +99,22 @@ class Problem:
   def _reached(self) -> Any:
     """Returns the parameters that the task's loss depends on, as a tree of bools."""
     def loss(given):
-      variables, frozen = given['variables'], given['frozen']
-      collections = {name: tree for name, tree in variables.items() if name != 'params'}
-      batch = blank_batch(2, self.image_shape)
-      signal = self.task.signals.blank(frozen, 2, self.image_shape)
-      key = jax.random.key(0)
-      terms, _ = self.task.loss(variables['params'], collections, frozen, batch, signal,
-                                Moment(jnp.zeros(()), key, key))
-      return sum(term.mean() for term in terms.values())
+      signal = self.task.signals.blank(given['frozen'], 2, self.image_shape)
+      return self.blank_loss(given['variables'], given['frozen'], signal, 2)
 
     given = {'variables': dict(self.variables), 'frozen': self.task.frozen}
     return optimizer.reached(loss, given)['variables']['params']
+
+  def blank_loss(
+      self, variables: Any, frozen: Any, signal: TeacherSignal, size: int
+  ) -> jax.Array:
+    """Returns the loss of a batch of so many zeros, to trace what it depends on and costs."""
+    params, collections = variables['params'], {
+        name: tree for name, tree in variables.items() if name != 'params'}
+    key = jax.random.key(0)
+    terms, _ = self.task.loss(params, collections, frozen, blank_batch(size, self.image_shape),
+                              signal, Moment(jnp.zeros(()), key, key))
+    return sum((term.mean() for term in terms.values()), jnp.zeros(()))
 
   @functools.cached_property
   def train_step(self) -> TrainStep:

@@ -5,13 +5,11 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 
 from kdih.distillation.signal import TeacherSignal
 from kdih.phases.problem import Problem
 from kdih.runtime import devices
-from kdih.training.task import Moment, blank_batch
 
 _PRODUCTS = ('conv_general_dilated', 'dot_general')
 # What XLA has to lay out in memory: it can merge other operations into those that read them.
@@ -89,17 +87,13 @@ def of_loss(problem: Problem, signal: TeacherSignal, *, gradient: bool) -> Cost:
     signal: shapes, from `of_signal`, whose cost is not counted here.
     gradient: whether to count the backward pass too.
   """
-  size, shape, task = _part(problem), problem.image_shape, problem.task
   collections = {name: tree for name, tree in problem.variables.items() if name != 'params'}
 
   def loss(params, collections, frozen, signal):
-    key = jax.random.key(0)
-    terms, _ = task.loss(params, collections, frozen, blank_batch(size, shape), signal,
-                         Moment(jnp.zeros(()), key, key))
-    return sum(term.mean() for term in terms.values())
+    return problem.blank_loss({'params': params, **collections}, frozen, signal, _part(problem))
 
   found = cost(jax.grad(loss) if gradient else loss, problem.variables['params'], collections,
-               task.frozen, signal)
+               problem.task.frozen, signal)
   return _times(found, problem.config.compute.accumulate)
 
 

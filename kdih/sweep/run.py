@@ -14,11 +14,9 @@ from etils import epath
 from kdih import errors
 from kdih.config import checks, protocol
 from kdih.data import datasets, duplicates, identity as data_identity, sizes, source
-from kdih.data.made import made_splits
 from kdih.data.spec import DataSpec
 from kdih.data.splits import Splits
 from kdih.phases import cache_plan, dry_run, identity, memory, networks, pipeline, resume
-from kdih.phases.blank import BlankRun
 from kdih.phases.experiment import Experiment
 from kdih.phases.identity import Identity
 from kdih.phases.networks import Networks
@@ -162,9 +160,7 @@ class _Sweep:
         left.setdefault((job.pair.teacher, job.pair.student), {})[job.phase] = job.pair
     for phases in left.values():
       pair = next(iter(phases.values()))
-      built = self.networks(pair)
-      memory.check(BlankRun(pair.config, built, made_splits(
-          built.spec, splits.size('train'), splits.size('test')), shapes=True), phases)
+      memory.check(pair.config, self.networks(pair), splits, phases)
 
   def jobs_left(self) -> list[_Jobs]:
     """Returns what has not been done yet."""

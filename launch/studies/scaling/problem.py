@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kdih.config import plain
-from kdih.data.loaders import Loader
+from kdih.data.made import made_splits
 from kdih.data.spec import DataSpec
 from kdih.phases import networks, student as student_lib
-from kdih.phases.problem import Problem, TrainingData
+from kdih.phases.problem import TrainingData
 from kdih.runtime import devices as devices_lib
 from kdih.training import state, steps_per_call
 
@@ -75,27 +75,6 @@ class Setup:
     return networks.build(self.config, DataSpec('made', self.image_shape, self.num_classes))
 
 
-class _Fed(Loader):
-  """Images that come with the feed, as the splits of a data set and as their loader."""
-
-  resident: dict[str, Any] = {}
-
-  def size(self, split: str) -> int:
-    del split
-    return 1000
-
-  def loader(self, split: str) -> Loader:
-    del split
-    return self
-
-  def feeds(self, batches):
-    return iter(batches)
-
-  def gather(self, resident, feed):
-    del resident
-    return feed
-
-
 @dataclasses.dataclass(frozen=True)
 class Step:
   """A step, and the shapes of its arguments.
@@ -122,8 +101,8 @@ def build(setup: Setup) -> Step:
   name, = built.methods
   teacher = dataclasses.replace(student_lib.teacher_of(config, built, frozen), taps=())
   variables = state.join(student=built.student_variables, method={})
-  problem: Problem = student_lib.student_problem(
-      config, built, TrainingData(config, _Fed()), variables, name, teacher)  # type: ignore[arg-type]
+  data = TrainingData(config, made_splits(built.spec, 1000, loader='streaming'))
+  problem = student_lib.student_problem(config, built, data, variables, name, teacher)
   feed = {
       'image': jax.ShapeDtypeStruct((1, setup.batch_size, *setup.image_shape), jnp.uint8),
       'label': jax.ShapeDtypeStruct((1, setup.batch_size), jnp.int32),
