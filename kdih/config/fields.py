@@ -156,8 +156,8 @@ FIELDS: dict[str, Field] = {
     'compute.accumulate': Field(
         default=1, kind=_COUNT,
         doc='Parts that each device cuts its share of a batch into, one after the other, to save '
-            'memory. A batch norm sees one part at a time, so that its numbers change; a memory '
-            'such as that of `crd` takes in one part at a time.'),
+            'memory; on a CPU it saves little. A batch norm sees one part at a time, so that its '
+            'numbers change; a memory such as that of `crd` takes in one part at a time.'),
     'compute.remat': Field(
         default=False, kind=Flag(), **_ANY_TIME,
         doc='Keep results of convolutions and products alone for the backward pass, which computes '

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from kdih.distillation import losses, options
 from kdih.distillation.lesson import Lesson
@@ -11,10 +12,15 @@ from kdih.distillation.signal import Summary
 
 # A loss by its terms, such as 'ce' and 'kl', weighted. Each is [batch], or a scalar where it
 # couples the images of a batch. The step takes the mean of each over the batch; their sum is the
-# loss. Every one is logged under its name.
+# loss. Every one is logged under its name, which is not 'loss' or 'top1'.
 Terms = dict[str, jax.Array]
 
 STUDENT = 'student'  # As the name of a model: one like the student.
+
+
+def total(terms: Terms) -> jax.Array:
+  """Returns the loss of a batch: the sum of the means of its terms."""
+  return sum((term.mean() for term in terms.values()), jnp.zeros(()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,9 +47,10 @@ def check(
   """
   compute = config.compute
   if compute.cache == 'none':
-    if compute.cache_taps:
-      raise errors.ConfigError('config.compute.cache_taps: is set, and config.compute.cache is '
-                               'none; set that to views:N, or this to False')
+    for switch, kinds in (('cache_taps', 'views:N'), ('cache_members', 'all_views or views:N')):
+      if compute[switch]:
+        raise errors.ConfigError(f'config.compute.{switch}: is set, and config.compute.cache is '
+                                 f'none; set that to {kinds}, or this to False')
     return
   preprocess = augment.of_config(config, choices.fixed_views(compute.cache))
   if preprocess.num_slots > preprocess.num_views:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from kdih.distillation.method import Method
+from kdih.distillation.method import Method, total
 from kdih.models import taps as taps_lib
 from kdih.models.taps import Variables
 from kdih.phases import networks
@@ -87,9 +87,10 @@ def _of_method(built: Networks, name: str) -> str:
 
   def loss(which: str, variables):
     lesson = networks.blank_lesson(built, method, num_examples=2)
-    return taps_lib.with_streams(lambda rngs: method.apply(
+    terms, changed = taps_lib.with_streams(lambda rngs: method.apply(
         variables, dataclasses.replace(lesson, gather=devices.gather),
         mutable=taps_lib.changing(variables), rngs=rngs, method=which), jax.random.key(0))
+    return total(terms), changed
 
   losses = ['prepare', '__call__'] if method.prepares else ['__call__']
   found = [_of(functools.partial(loss, which), variables) for which in losses]

@@ -159,11 +159,18 @@ def _method(step: Step) -> str:
 def _fewer_images(run: BlankRun, step: Step) -> str:
   """Returns what makes the arrays of a step smaller."""
   method = _method(step)
-  negatives = method and run.config.methods[method].get('negatives')
-  fewer = f'config.methods.{method}.negatives to less, ' if negatives else ''
-  couples = bool(method) and run.built.methods[method].couples
-  parts = '' if couples else f'config.compute.accumulate={2 * run.config.compute.accumulate}, or '
-  return f'{fewer}{parts}config.{step.train}.global_batch_size to less'
+  remedies = []
+  if method and run.config.methods[method].get('negatives'):
+    remedies.append(f'config.methods.{method}.negatives to less')
+  couples = method and run.built.methods[method].couples
+  if not couples and _parts_save_memory():
+    remedies.append(f'config.compute.accumulate={2 * run.config.compute.accumulate}')
+  return ', or '.join([*remedies, f'config.{step.train}.global_batch_size to less'])
+
+
+def _parts_save_memory() -> bool:
+  """Returns whether to cut batches into parts helps; on a CPU the parts share little memory."""
+  return not devices.on_cpu()
 
 
 @contextlib.contextmanager
@@ -175,12 +182,13 @@ def told_in_a_line(phase: str) -> Iterator[None]:
     if not _ran_out(error):
       raise
     role = phase.split('/')[0]
+    parts = 'config.compute.accumulate=2, ' if _parts_save_memory() else ''
     pooled = ', config.heads.kind=gap' if role == 'heads' else ''
     kept = '' if role == 'teacher' else '; config.teacher.variables takes the trained teacher there'
     raise errors.TrainingError(
         f'{phase}: memory ran out ({errors.first_line(error)}); the same command goes on with '
         'config.compute.remat=True; if that does not do, train in another workdir with '
-        f'config.compute.accumulate=2, a smaller config.{role}.train.global_batch_size{pooled}, or '
+        f'{parts}a smaller config.{role}.train.global_batch_size{pooled}, or '
         f'on more devices{kept}') from error
 
 

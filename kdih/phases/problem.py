@@ -16,6 +16,7 @@ from kdih.config import choices
 from kdih.data import augment, sampling
 from kdih.data.loaders import Loader
 from kdih.data.splits import Splits, split_validation
+from kdih.distillation.method import total
 from kdih.distillation.signal import TeacherSignal
 from kdih.runtime import devices
 from kdih.training import loop, optimizer, state as state_lib, steps_per_call
@@ -114,7 +115,7 @@ class Problem:
     key = jax.random.key(0)
     terms, _ = self.task.loss(params, collections, frozen, blank_batch(size, self.image_shape),
                               signal, Moment(jnp.zeros(()), key, key))
-    return sum((term.mean() for term in terms.values()), jnp.zeros(()))
+    return total(terms)
 
   @functools.cached_property
   def train_step(self) -> TrainStep:

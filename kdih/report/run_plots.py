@@ -21,6 +21,7 @@ from kdih.report.style import (
 )
 
 _PANELS, _PANEL_HEIGHT = 3, 2.4  # Panels in a row, and inches of one.
+_LEGEND_ROWS, _LEGEND_WIDTH = 18, 2.0  # Phases in a column of the legend, and inches of one.
 _LINES = ('-', '--', '-.', ':')  # They go round with seven colours, so that 28 curves differ.
 
 
@@ -100,7 +101,8 @@ def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None
   validated = any('val/top1' in line for lines in curves.values() for line in lines)
   terms = {phase: names for phase, lines in curves.items() if len(names := _terms(lines)) > 1}
   rows = -(-len(terms) // _PANELS)
-  whole = new_figure(11, 4.2 + _PANEL_HEIGHT * rows)
+  columns = 1 + (len(curves) - 1) // _LEGEND_ROWS
+  whole = new_figure(11 + _LEGEND_WIDTH * (columns - 1), 4.2 + _PANEL_HEIGHT * rows)
   figure, *below = whole.subfigures(
       1 + bool(rows), 1, squeeze=False, height_ratios=[4.2, *[_PANEL_HEIGHT * rows][:rows]])[:, 0]
   left, right = figure.subplots(1, 2)
@@ -112,7 +114,8 @@ def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None
             if 'train/loss' in line]
   if min(losses, default=0) > 0:  # Losses of methods differ in scale.
     _scale_by_logarithm(left, (1, 2, 3, 5))
-  figure.legend(*left.get_legend_handles_labels(), loc='outside right upper', frameon=False)
+  figure.legend(*left.get_legend_handles_labels(), loc='outside right upper', frameon=False,
+                ncols=columns)
   for part in below:
     panels = part.subplots(rows, _PANELS, squeeze=False).ravel()
     for panel in panels[len(terms):]:

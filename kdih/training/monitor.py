@@ -11,6 +11,7 @@ from kdih.training.loop_schedule import LoopSchedule
 from kdih.training.metric_log import MetricWriter
 
 Scalars = dict[str, float]
+_SHOWN_TERMS = 6  # A line has room for so many; `metrics.jsonl` has all.
 
 
 def _order(name: str) -> int:
@@ -19,8 +20,10 @@ def _order(name: str) -> int:
 
 
 def _shown(means: dict[str, float]) -> dict[str, float]:
-  """Returns what the progress line shows: a loss of one term is that term."""
-  return means if len(means) > 3 else {name: means[name] for name in ('loss', 'top1')}
+  """Returns what the progress line shows: not the term of a loss that has one, nor very many."""
+  terms = [name for name in means if _order(name) == 1]
+  return {name: value for name, value in means.items()
+          if name not in terms or 1 < len(terms) <= _SHOWN_TERMS}
 
 
 class _Clock:

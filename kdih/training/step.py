@@ -18,7 +18,7 @@ from kdih.training.task import Batch, Moment, Task
 Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
 METRICS = ('loss', 'top1')  # Of every step, beside the terms of its loss.
 Metrics = dict[str, jax.Array]  # `METRICS` and the terms by name: scalars.
-TrainStep = Callable[[Any, Any, Batch, TeacherSignal], tuple[Any, Any]]
+TrainStep = Callable[[Any, Any, Batch, TeacherSignal | None], tuple[Any, Any]]
 
 
 def make_train_step(
@@ -28,7 +28,8 @@ def make_train_step(
   """Returns `train_step(state, frozen, batch, signal)` to (new state, metrics): one update.
 
   Each device has its share of the batch. The global batch's mean gradient makes the update; batch
-  statistics and metrics are means over the devices.
+  statistics and metrics are means over the devices. Without a signal, the teachers are asked for
+  that of each part.
 
   Args:
     task: what is learnt.
@@ -38,7 +39,7 @@ def make_train_step(
     remat: keep results of convolutions and products alone for the backward pass.
   """
   def train_step(
-      state: TrainState, frozen: Any, batch: Batch, signal: TeacherSignal
+      state: TrainState, frozen: Any, batch: Batch, signal: TeacherSignal | None
   ) -> tuple[TrainState, Metrics]:
     key = step_key(state.seed, state.step)
     dropout_key = jax.random.fold_in(key, jax.lax.axis_index(devices.AXIS))
@@ -51,7 +52,11 @@ def make_train_step(
       loss = sum(terms.values(), jnp.zeros(()))
       return loss, ({'loss': loss, **terms, 'top1': _top1(logits, batch.labels)}, collections)
 
-    value_and_grad = jax.value_and_grad(frugal(loss_fn) if remat else loss_fn, has_aux=True)
+    def value_and_grad(params, collections, batch, signal, moment):
+      signal = task.signals.ask(frozen, batch.images) if signal is None else signal
+      return jax.value_and_grad(frugal(loss_fn) if remat else loss_fn, has_aux=True)(
+          params, collections, batch, signal, moment)
+
     (_, (metrics, collections)), gradients = accumulated(value_and_grad, accumulate)(
         state.params, state.collections, batch, signal, moment)
     gradients, metrics = jax.lax.pmean((gradients, metrics), devices.AXIS)

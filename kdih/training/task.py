@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from kdih.data import sampling
 from kdih.distillation.method import Terms
 from kdih.distillation.signal import TeacherSignal
-from kdih.runtime import devices
 
 Logits = dict[str, jax.Array]
 Collections = dict[str, Any]
@@ -75,8 +74,10 @@ class Signals(Protocol):
     del seed, start
     return batches
 
-  def read(self, frozen: Any, arrays: Arrays, batch: Batch, key: jax.Array) -> TeacherSignal:
-    """Returns, inside a step, the signal of its batch.
+  def read(
+      self, frozen: Any, arrays: Arrays, batch: Batch, key: jax.Array
+  ) -> TeacherSignal | None:
+    """Returns, inside a step, the signal of its batch; None where it is to `ask` part by part.
 
     Args:
       frozen: variables of the teachers.
@@ -84,6 +85,11 @@ class Signals(Protocol):
       batch: the examples.
       key: of the augmentation.
     """
+    raise NotImplementedError
+
+  def ask(self, frozen: Any, images: jax.Array) -> TeacherSignal:
+    """Returns, inside a step, what the teachers say of images; a table is not asked."""
+    del frozen, images
     raise NotImplementedError
 
   def blank(self, frozen: Any, size: int, image_shape: tuple[int, ...]) -> TeacherSignal:
@@ -96,7 +102,8 @@ class LiveSignals(Signals):
 
   Args:
     teach: (frozen, images) to the signal.
-    parts: of the batch that they see one after the other, to save memory.
+    parts: that a step cuts its batch into. If several, the teachers see one at a time, and no more
+      of their signal is in memory.
   """
 
   def __init__(self, teach: Callable[[Any, jax.Array], TeacherSignal], parts: int = 1):
@@ -106,15 +113,15 @@ class LiveSignals(Signals):
   def read(self, frozen, arrays, batch, key):
     """See `Signals`."""
     del arrays, key
-    if self._parts == 1:
-      return self._teach(frozen, batch.images)
-    cut = batch.images.reshape(self._parts, -1, *batch.images.shape[1:])
-    _, signals = devices.scan(lambda carry, images: (carry, self._teach(frozen, images)), (), cut)
-    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), signals)
+    return self.ask(frozen, batch.images) if self._parts == 1 else None
+
+  def ask(self, frozen, images):
+    """See `Signals`."""
+    return self._teach(frozen, images)
 
   def blank(self, frozen, size, image_shape):
     """See `Signals`."""
-    return self._teach(frozen, jnp.zeros((size, *image_shape)))
+    return self.ask(frozen, jnp.zeros((size, *image_shape)))
 
 
 LABELS = LiveSignals(lambda frozen, images: TeacherSignal())  # The labels alone teach.

@@ -1,6 +1,7 @@
 """Several students as one program: they see the same batches, of which the teachers speak once.
 
-They are students of one method, which differ in seed, learning rate or the method's numbers.
+They are students of one method, which differ in seed, learning rate or the method's numbers. Where
+a batch is cut into parts, the teachers speak once for each group of students, see `Students`.
 """
 import contextlib
 import dataclasses

@@ -135,7 +135,8 @@ def test_what_is_not_set_stays():
     ('--config.data=3', 'config.data: holds fields of its own; set each of them, by '
                         '--config.data.FIELD=VALUE'),
     ('--config.student.train=3', 'config.student.train: holds fields of its own'),
-    ('--config.student.kwargs=3', 'config.student.kwargs: holds fields of its own'),
+    ('--config.student.kwargs=3', 'config.student.kwargs: holds fields of its own; set each of '
+                                  'them, by --config.student.kwargs.FIELD=VALUE'),
     ('--config.methods.kd=3', 'config.methods.kd: holds fields of its own'),
     ('--config.methods=kd', 'config.methods: holds fields of its own; did you mean '
                             'config.student.methods or config.sweep.methods? set each of them, '),

@@ -119,6 +119,9 @@ def test_chains_preparations_and_caches_have_lines_of_their_own(tmp_path, capsys
 @pytest.mark.parametrize('overrides, expected', [
     (('--config.data.train_split=trian',), "config.data.train_split: unknown 'trian'; did you"),
     (('--config.compute.cache_taps',), 'config.compute.cache_taps: is set, and '),
+    (('--config.compute.cache_members',),
+     'config.compute.cache_members: is set, and config.compute.cache is none; set that to '
+     'all_views or views:N, or this to False'),
     (('--config.phases=student',), "config.phases: 'student' stands on 'heads'"),
     (('--config.student.train.global_batch_size=30',),
      'config.student.train.global_batch_size: 30 cannot be split over 4 devices'),

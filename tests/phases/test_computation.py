@@ -96,7 +96,7 @@ def test_addresses_of_functions_do_not_show(tiny):
   assert same(identified(), identified())
 
 
-def own_method(weight=1.0, prepared=1.0, by_epoch=1.0):
+def own_method(weight=1.0, prepared=1.0, by_epoch=1.0, term='gap'):
   class Own(Method):
     taught_by, prepares = 'teacher', True
 
@@ -105,7 +105,7 @@ def own_method(weight=1.0, prepared=1.0, by_epoch=1.0):
 
     def __call__(self, lesson):
       gap = lesson.student.logits - lesson.gather(lesson.teacher.logits)
-      return {'gap': weight * (1 + by_epoch * lesson.epoch) * jnp.square(gap).mean(-1)}
+      return {term: weight * (1 + by_epoch * lesson.epoch) * jnp.square(gap).mean(-1)}
 
   return Own(Context())
 
@@ -117,6 +117,13 @@ def test_another_loss_shows_as_that_of_its_method(tiny, changed):
       for method in (own_method(), own_method(), own_method(**changed)))
   assert same(one, again)
   assert computation.differences(one, other) == ['the loss of the method own has changed']
+
+
+def test_how_the_terms_of_a_loss_are_called_does_not_show(tiny):
+  one, other = (
+      computation.identify(dataclasses.replace(tiny, methods={'own': own_method(term=name)}))
+      for name in ('gap', 'distance'))
+  assert same(one, other)
 
 
 def test_options_and_heads_show(known):

@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 
 from kdih import errors, main
 from kdih.phases import memory, step_cost
+from kdih.runtime import devices
 from tests.helpers.runs import tiny_command
 from tests.phases.test_step_cost import blank
 
@@ -104,12 +105,24 @@ def test_heads_of_too_many_classes_are_refused_before_the_teacher_is_trained(
     (('--config.methods.crd.negatives=16777216', '--config.student.train.global_batch_size=16384'),
      'kdih: student/crd: training takes at least 274.88 GB of each device, whose share of the host '
      'is 16.00 GB; 274.88 GB of that is the largest array of a step; set '
-     'config.methods.crd.negatives to less, config.compute.accumulate=2, or '
-     'config.student.train.global_batch_size to less')])
+     'config.methods.crd.negatives to less, or config.student.train.global_batch_size to less')])
 def test_too_many_negatives_are_refused(
     tmp_path, digits_dir, capsys, sixteen_gigabytes, overrides, expected):
   assert refused(capsys, tmp_path / 'w', digits_dir, '--config.student.methods=crd',
                  *overrides) == expected
+
+
+def test_where_parts_of_a_batch_save_memory_they_are_named(
+    tmp_path, digits_dir, capsys, monkeypatch):
+  monkeypatch.setattr(memory, 'of_device', lambda: 100_000)
+  monkeypatch.setattr(devices, 'on_cpu', lambda: False)
+  line = refused(capsys, tmp_path / 'w', digits_dir, '--config.phases=teacher',
+                 '--config.teacher.train.global_batch_size=65536')
+  assert line.endswith('is the largest array of a step; set config.compute.accumulate=2, or '
+                       'config.teacher.train.global_batch_size to less')
+  with pytest.raises(errors.TrainingError) as raised, memory.told_in_a_line('teacher'):
+    raise MemoryError
+  assert 'config.compute.accumulate=2, a smaller config.teacher.train.global' in str(raised.value)
 
 
 def test_a_sweep_refuses_what_does_not_fit(tmp_path, digits_dir, capsys, monkeypatch):

@@ -66,6 +66,20 @@ def test_terms_of_a_loss_get_a_panel_each_phase(tmp_path):
   assert changed[630:].any() and not changed[:600].any()  # The panels alone.
 
 
+def test_the_legend_of_many_phases_leaves_the_panels_free(tmp_path):
+  def drawn(names):
+    lines = [{'step': step, 'train/loss': 2.0, 'train/top1': 0.1, 'train/ce': 1.0, 'train/kl': 1.0}
+             for step in (1, 2)]
+    run_plots.training_curves(dict.fromkeys(names, lines), tmp_path / 'x.png')
+    return read_png(tmp_path / 'x.png')[630:]  # The panels, whose titles are short.
+
+  many = [f'student/{number:02}' for number in range(30)]
+  one, other = drawn(many), drawn([*many[:20], 'student/xx', *many[21:]])
+  assert one.shape == other.shape and one.shape[0] == pytest.approx(360 * 10, abs=1)
+  changed = np.flatnonzero((one != other).any(axis=(1, 2)))
+  assert len(changed) and changed.min() > 360 * 6 - 60  # The title in the seventh row.
+
+
 def test_a_picture_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
   path = tmp_path / 'x.png'
   path.write_bytes(b'an older picture')

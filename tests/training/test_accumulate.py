@@ -20,7 +20,7 @@ from kdih.phases.student import student_task
 from kdih.phases.teacher import teacher_task
 from kdih.runtime import devices
 from kdih.training import accumulate as accumulate_lib, state
-from kdih.training.task import LiveSignals, Moment, blank_batch
+from kdih.training.task import LiveSignals, Moment, Task, blank_batch
 from tests.helpers import lessons
 from tests.helpers.arrays import Arrays, compiled_step, fed
 from tests.helpers.runs import read_config
@@ -182,14 +182,44 @@ def test_computing_again_gives_the_same_gradients():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, again)
 
 
-def test_live_teachers_see_one_part_of_a_batch_after_the_other():
-  seen = []
+WIDTH = 2 ** 14
 
+
+def task_of(parts, seen):
+  """A task in which a linear classifier learns what wide features of the teachers say."""
   def teach(frozen, images):
     seen.append(images.shape[0])
-    return TeacherSignal(logits=frozen * images.sum((1, 2, 3))[:, None])
+    return TeacherSignal(features={'tap': images.reshape(len(images), -1) @ frozen})
 
-  batch = dataclasses.replace(blank_batch(8, SHAPE), images=jnp.arange(8.0 * 64).reshape(8, *SHAPE))
-  whole, parts = (LiveSignals(teach, count).read(2.0, {}, batch, None).logits for count in (1, 4))
-  assert seen == [8, 2, 2, 2, 2]
-  np.testing.assert_array_equal(parts, whole)
+  def loss(params, collections, frozen, batch, signal, moment):
+    logits = NoTaps(10).apply({'params': params}, batch.images, train=True)
+    far = jnp.square(logits[:, :1] - signal.features['tap']).mean(1)
+    return {'far': far}, (collections, {'student': logits})
+
+  frozen = np.random.default_rng(0).normal(size=(64, WIDTH)).astype(np.float32)
+  return Task(loss, lambda *_: {}, frozen, PLAIN, LiveSignals(teach, parts))
+
+
+def test_live_teachers_see_one_part_of_a_batch_after_the_other():
+  seen = []
+  whole, parts = (updated(task_of(count, seen), initial(NoTaps(10)), count) for count in (1, 4))
+  assert seen[0] == 8 and set(seen) == {8, 2}
+  for one, other in zip(whole, parts, strict=True):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, other)
+
+
+def test_no_more_of_the_teacher_signal_than_of_one_part_is_in_memory(monkeypatch):
+  monkeypatch.setattr(devices, 'on_cpu', lambda: False)  # There parts are a loop.
+  loader, tx = Arrays(BATCH), optax.sgd(0.1)
+  before = devices.replicate(state.create(initial(NoTaps(10)), tx, 3))
+  feed = next(fed(iter([{'index': np.arange(BATCH, dtype=np.int32)}]), [1]))
+
+  def taken(parts):
+    task = task_of(parts, [])
+    step = compiled_step(task, tx, loader, accumulate=parts)
+    compiled = step.lower(before, task.frozen, loader.resident, feed).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  share = BATCH // DEVICES * WIDTH * 4  # Bytes of the features of a device's share of the batch.
+  assert taken(1) >= share
+  assert taken(8) < share
