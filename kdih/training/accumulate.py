@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from kdih.runtime import devices
 
 
-def accumulated(value_and_grad: Callable, parts: int) -> Callable:
+def accumulated(value_and_grad: Callable, parts: int, ask: Callable) -> Callable:
   """Returns `value_and_grad` of so many equal parts of the batch, one after the other.
 
   Metrics and gradients are means over the parts, and so those of the whole batch where no example
@@ -17,14 +17,14 @@ def accumulated(value_and_grad: Callable, parts: int) -> Callable:
     value_and_grad: (params, collections, batch, signal, moment) to ((loss, (metrics, new
       collections)), gradients).
     parts: how many.
+    ask: from the images of a part to its signal, which is used where the batch has none.
   """
-  if parts == 1:
-    return value_and_grad
-
   def in_parts(params, collections, batch, signal, moment):
     def add(carry, part):
       total, collections = carry
       number, batch, signal = part
+      if signal is None:
+        signal = ask(batch.images)
       own = moment.replace(dropout_key=jax.random.fold_in(moment.dropout_key, number))
       (loss, (metrics, collections)), gradients = value_and_grad(
           params, collections, batch, signal, own)

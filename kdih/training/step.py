@@ -28,8 +28,7 @@ def make_train_step(
   """Returns `train_step(state, frozen, batch, signal)` to (new state, metrics): one update.
 
   Each device has its share of the batch. The global batch's mean gradient makes the update; batch
-  statistics and metrics are means over the devices. Without a signal, the teachers are asked for
-  that of each part.
+  statistics and metrics are means over the devices.
 
   Args:
     task: what is learnt.
@@ -52,12 +51,11 @@ def make_train_step(
       loss = sum(terms.values(), jnp.zeros(()))
       return loss, ({'loss': loss, **terms, 'top1': _top1(logits, batch.labels)}, collections)
 
-    def value_and_grad(params, collections, batch, signal, moment):
-      signal = task.signals.ask(frozen, batch.images) if signal is None else signal
-      return jax.value_and_grad(frugal(loss_fn) if remat else loss_fn, has_aux=True)(
-          params, collections, batch, signal, moment)
-
-    (_, (metrics, collections)), gradients = accumulated(value_and_grad, accumulate)(
+    value_and_grad = jax.value_and_grad(frugal(loss_fn) if remat else loss_fn, has_aux=True)
+    if accumulate > 1:
+      value_and_grad = accumulated(
+          value_and_grad, accumulate, functools.partial(task.signals.ask, frozen))
+    (_, (metrics, collections)), gradients = value_and_grad(
         state.params, state.collections, batch, signal, moment)
     gradients, metrics = jax.lax.pmean((gradients, metrics), devices.AXIS)
     return state.apply_gradients(tx, gradients, _averaged(collections)), metrics

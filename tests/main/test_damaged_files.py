@@ -143,7 +143,9 @@ def refused_or_whole(load, path, expected):
   return False
 
 
-@pytest.mark.parametrize('damage', [truncate, empty, flip_a_bit, os.remove])
+@pytest.mark.parametrize('damage', [
+    flip_a_bit, *(pytest.param(damage, marks=pytest.mark.slow)
+                  for damage in (truncate, empty, os.remove))])
 @pytest.mark.parametrize('phase', ['teacher', 'heads', 'student/dih'])
 def test_damaged_variables_are_refused_or_whole(finished, tmp_path, loads, phase, damage):
   whole = finished / phase / 'variables'

@@ -117,7 +117,7 @@ def test_the_term_of_every_image_is_that_of_the_formula(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('tap', ['stage1', 'stage2'])
+@pytest.mark.parametrize('tap', ['stage1', pytest.param('stage2', marks=pytest.mark.slow)])
 def test_its_gradient_is_that_of_the_formula(name, tap):
   # Off 0, where a ReLU has a corner.
   student = {tap: feature + 0.1 for tap, feature in features('student').items()}

@@ -42,11 +42,12 @@ def odd(role, way, only='both', *overrides, **kwargs):
 
 
 @pytest.mark.parametrize('way', [
-    'returns_tuple', 'returns_list', 'returns_dict', 'returns_named_tuple', 'returns_struct',
-    'returns_no_tree', 'half', 'bfloat16', 'keeps_count', 'sows_a_loss', 'spectral_norm',
-    'partitioned', 'sows_scalar', 'sows_number', 'sows_text', 'sows_no_batch', 'sows_per_image',
-    'sows_dict', 'sows_key', 'sows_none', 'sows_complex', 'sows_scalar_embedding',
-    'sows_text_preactivation', 'prints', 'is_remat'])
+    'returns_tuple', 'returns_dict', 'half', 'keeps_count', 'spectral_norm', 'sows_scalar',
+    *(pytest.param(way, marks=pytest.mark.slow) for way in (
+        'returns_list', 'returns_named_tuple', 'returns_struct', 'returns_no_tree', 'bfloat16',
+        'sows_a_loss', 'partitioned', 'sows_number', 'sows_text', 'sows_no_batch',
+        'sows_per_image', 'sows_dict', 'sows_key', 'sows_none', 'sows_complex',
+        'sows_scalar_embedding', 'sows_text_preactivation', 'prints', 'is_remat'))])
 def test_it_serves_as_teacher_and_as_student(way):
   for role in ('teacher', 'student'):
     networks_ = odd(role, way)

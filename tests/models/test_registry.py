@@ -88,7 +88,8 @@ def test_taps(name):
   assert tap_shapes(name) == TAPS[name]
 
 
-@pytest.mark.parametrize('size', [8, 16, 28, 32, 64])
+@pytest.mark.parametrize('size', [
+    8, 28, *(pytest.param(size, marks=pytest.mark.slow) for size in (16, 32, 64))])
 @pytest.mark.parametrize('name', FAMILIES)
 def test_any_image(name, size):
   logits, variables = shapes(name, size, channels=1, classes=7)

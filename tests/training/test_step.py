@@ -119,7 +119,8 @@ def test_the_heads_loss_is_the_sum_of_their_cross_entropies_and_each_learns_alon
   assert float(total) == pytest.approx(sum(losses), rel=1e-6)
 
 
-@pytest.mark.parametrize('method', ['ce', 'kd', 'dih'])
+@pytest.mark.parametrize('method', [
+    'dih', *(pytest.param(name, marks=pytest.mark.slow) for name in ('ce', 'kd'))])
 def test_a_student_learns_and_its_teachers_do_not(built, frozen, method):
   before = jax.tree.map(np.array, frozen)
   variables = fresh_student(built)
