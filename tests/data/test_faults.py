@@ -114,7 +114,9 @@ def test_a_class_without_an_image_in_the_split_is_allowed(odd, loader):
 
 
 @pytest.mark.parametrize('file_format', FORMATS)
-@pytest.mark.parametrize('damage', [truncate, empty, os.remove, flip_a_bit])
+@pytest.mark.parametrize('damage', [
+    flip_a_bit, *(pytest.param(damage, marks=pytest.mark.slow)
+                  for damage in (truncate, empty, os.remove))])
 def test_no_file_of_a_prepared_set_is_taken_for_a_good_one(
     small, tmp_path, file_format, damage):  # noqa: F811
   """Whichever is damaged: what is read is what was written, or one line names the folder."""

@@ -212,7 +212,7 @@ def test_standardised_logits_of_which_one_is_infinite_worked_by_hand():
 
 
 @pytest.mark.parametrize('value', [0.1, 1e4, -7.3, 1e-30])
-@pytest.mark.parametrize('classes', [1, 7, 100])
+@pytest.mark.parametrize('classes', [1, 7, pytest.param(100, marks=pytest.mark.slow)])
 def test_equal_logits_are_standardised_to_0_however_their_mean_is_rounded(value, classes):
   equal, way = jnp.full((2, classes), value), jnp.arange(float(classes))[None]
   found, gradient = jax.value_and_grad(lambda z: (losses.standardise(z) * way).sum())(equal)

@@ -121,14 +121,14 @@ def test_the_others_stop_with_a_message_when_one_dies(tmp_path, digits_dir, vict
 @pytest.mark.slow
 def test_all_save_at_one_step_when_one_is_asked_to_stop(tmp_path, digits_dir):
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
-  run(whole, digits_dir, '--config.phases=teacher', steps=200)
-  started = start(cut, digits_dir, '--config.phases=teacher', steps=200)
+  run(whole, digits_dir, '--config.phases=teacher', steps=80)
+  started = start(cut, digits_dir, '--config.phases=teacher', steps=80)
   wait_for_step(cut, 'teacher', 4)
   started[1].send_signal(signal.SIGTERM)
   ended = finish(started)
   assert [code for code, _, _ in ended] == [RESUME] * 2
   assert 'teacher: asked to stop, and saved at step' in ended[0][2]
-  run(cut, digits_dir, '--config.phases=teacher', steps=200)
+  run(cut, digits_dir, '--config.phases=teacher', steps=80)
   assert_same(cut, whole, ('teacher',), tolerance=0.0)
 
 

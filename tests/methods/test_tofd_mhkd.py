@@ -115,6 +115,7 @@ def test_mhkd_has_a_head_on_every_tap_of_both_and_trains_them_all():
       'method/student1', 'method/student2', 'method/teacher1', 'method/teacher2'}
 
 
+@pytest.mark.slow
 def test_tofd_is_its_formula(tofd):
   method, variables = tofd
   constants = float64.of(variables)

@@ -240,6 +240,7 @@ def test_a_cost_that_is_unknown_has_no_panel_and_no_teacher_no_mark():
 # Which pictures there are.
 
 
+@pytest.mark.slow
 def test_which_pictures_are_drawn_and_their_names(tmp_path):
   long = 'a' * 300
   two = 'ce', 'kd'

@@ -43,6 +43,7 @@ def test_a_teacher_of_several_pairs_is_counted_once(tmp_path, capsys):
       (f'{NETS}:TinyNet', f'{NETS}:{student}') for student in ('TinyNet', 'NoTaps')]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('clock')
 def test_the_most_telling_steps_of_each_pair_come_first(tmp_path, capsys):
   assert dry_run(tmp_path / 'w', tmp_path / 'none', '--methods=ce,kd,dih', '--seeds=1,2',

@@ -62,7 +62,9 @@ def test_the_last_two_and_the_best_are_kept_and_of_equal_ones_the_later(tmp_path
   assert int(checkpoints.restore_best()[0].step) == 3
 
 
-@pytest.mark.parametrize('damage', [truncate, empty, flip_a_bit, os.remove])
+@pytest.mark.parametrize('damage', [
+    flip_a_bit, *(pytest.param(damage, marks=pytest.mark.slow)
+                  for damage in (truncate, empty, os.remove))])
 def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(tmp_path, saved, capsys, damage):
   """Whichever file it is: the content is what was written, or the checkpoint before is taken."""
   names = [path.relative_to(saved) for path in files(saved / '3')]

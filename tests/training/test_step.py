@@ -144,7 +144,7 @@ def test_the_buffers_of_the_state_are_donated(built, frozen):
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
 
 
-@pytest.mark.parametrize('sync', [True, False])
+@pytest.mark.parametrize('sync', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_device_ends_with_the_same_state_and_metrics(built, frozen, sync):
   """`out_axes=None` takes the first device's word; here all devices speak."""
   student = built.student.clone(axis_name=devices.AXIS if sync else None)
