@@ -28,8 +28,8 @@ class Students:
   """The step of each of several students, as one step of all.
 
   Students that follow each other and have the same step are a group, which `jax.vmap` makes one;
-  the groups follow each other in the program. Where teachers are asked part by part, each group asks
-  them.
+  the groups follow each other in the program. Where teachers are asked part by part, each group
+  asks them.
 
   Args:
     steps: one for every student.
