@@ -200,7 +200,9 @@ def task_of(parts, seen):
   return Task(loss, lambda *_: {}, frozen, PLAIN, LiveSignals(teach, parts))
 
 
-def test_live_teachers_see_one_part_of_a_batch_after_the_other():
+@pytest.mark.parametrize('loops', [False, True])
+def test_live_teachers_see_one_part_of_a_batch_after_the_other(monkeypatch, loops):
+  monkeypatch.setattr(devices, 'on_cpu', lambda: not loops)
   seen = []
   whole, parts = (updated(task_of(count, seen), initial(NoTaps(10)), count) for count in (1, 4))
   assert seen[0] == 8 and set(seen) == {8, 2}
