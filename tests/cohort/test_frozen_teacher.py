@@ -25,7 +25,6 @@ from tests.helpers.tiny_nets import NoTaps
 NORMS = {'resnet8': (3, 0), 'resnet50': (12, 0), 'resnet18_imagenet': (3, 0), 'wrn_16_1': (7, 4),
          'vgg8': (2, 0), 'vgg11': (2, 0), 'mobilenetv2': (53, 0), 'shufflenetv1': (10, 0),
          'shufflenetv2': (15, 0), 'vit_tiny': (0, 0)}
-DEEP = ('resnet50', 'mobilenetv2', 'shufflenetv1', 'shufflenetv2')
 SIZE = 8
 
 
@@ -66,8 +65,7 @@ def check(model, names, tolerance=1e-4, size=SIZE):
   return norms_in(call, variables), norms_in(call, folded)
 
 
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in FAMILIES])
+@pytest.mark.parametrize('name', FAMILIES)
 def test_every_family_says_the_same_with_the_norms_behind_its_convolutions_folded(name):
   model = smaller(name)
   normed = 5 if name == 'vit_tiny' else 0  # Its layer norms.

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kdih.models import registry
 from kdih.models.taps import EMBEDDING
@@ -25,8 +26,10 @@ SMALLER: dict[str, dict[str, Any]] = {
     'shufflenetv2': {'stage_sizes': (2, 1), 'stage_widths': (4, 8), 'last_width': 6},
     'vit_tiny': {'width': 6, 'depth': 2, 'num_heads': 2},
 }
-FAMILIES = tuple(SMALLER)
-NORMALISED = tuple(name for name in FAMILIES if name != 'vit_tiny')  # They have batch norms.
+NAMES = tuple(SMALLER)
+DEEP = ('resnet50', 'mobilenetv2', 'shufflenetv1', 'shufflenetv2')
+FAMILIES = [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in NAMES]
+NORMALISED = [family for family in FAMILIES if family.values != ('vit_tiny',)]  # With batch norms.
 
 
 @functools.cache

@@ -134,6 +134,7 @@ def test_a_machine_that_was_switched_off_is_to_be_started_again(ready):
   wait_for(ready, 'ended 75')
 
 
+@pytest.mark.slow
 def test_a_machine_that_shuts_down_lets_the_run_save_and_say_so(ready):
   ready.script(outcomes=['wait'])
   ready.vm('run', *FLAGS)
@@ -185,6 +186,7 @@ def test_a_vm_that_does_not_answer_is_not_taken_for_a_missing_one(ready):
   assert ready.vm('status') == 'missing\n'
 
 
+@pytest.mark.slow
 def test_babysit_replaces_a_vm_that_is_taken_away(cloud):
   cloud.script(outcomes=['preempted', 75, 0])
   done = cloud.do('babysit.sh', *FLAGS, *AWKWARD, SPOT='yes', **QUICK)
@@ -230,6 +232,7 @@ def test_babysit_tries_again_what_fails_and_gives_up_in_the_end(cloud):
   assert 'could not be created, 3 times in a row; giving up' in done.stderr
 
 
+@pytest.mark.slow
 def test_babysit_waits_twice_as_long_each_time_and_no_longer_than_the_bound(cloud):
   cloud.script(codes={'create': [1] * 9})
   done = cloud.do('babysit.sh', *FLAGS, TRIES='6', WAIT='0', MAX_WAIT='0')

@@ -136,6 +136,7 @@ def test_memory_starts_uniform_and_unset(method):
   assert not np.array_equal(big['student_bank'], big['teacher_bank'])
 
 
+@pytest.mark.slow
 def test_gradients_of_the_students_embedding(method, after):
   batch = lesson()
   zs = {bank: np.exp(float(after['memory'][f'{bank}_log_z'])) for bank in ('student', 'teacher')}
@@ -266,7 +267,8 @@ def in_logarithms(variables, batch: Lesson, temperature: float, number: int):
   return total, used
 
 
-@pytest.mark.parametrize('temperature', [0.001, 0.01, 0.07])
+@pytest.mark.parametrize('temperature', [
+    0.001, *(pytest.param(temperature, marks=pytest.mark.slow) for temperature in (0.01, 0.07))])
 def test_low_temperatures_give_the_term_of_the_formula(variables, temperature):
   """At 0.01 and below its exponentials leave float32."""
   method = lessons.make(OPTIONS, temperature=temperature)

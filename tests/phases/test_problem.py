@@ -156,7 +156,8 @@ def test_a_soft_label_serves_alphas_in_proportion(tmp_path, made):
   assert made == [[11]] and all(table is tables[0] for table in tables)
 
 
-@pytest.mark.parametrize('way', ['unrolled', pytest.param('vmap', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['unrolled', 'vmap'])
 def test_students_together_learn_and_log_what_each_does_alone(tmp_path, way):
   problem = problem_of(experiment(tmp_path, 'compute.accumulate=2', 'data.order_seed=3'))
   students = Students([problem.train_step] * 2, way)
