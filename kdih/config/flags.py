@@ -136,8 +136,8 @@ def _no_flag(name: str, short: Mapping[str, str]) -> errors.ConfigError:
 def _namesakes(name: str) -> str:
   """Returns `did you mean config.x.name or config.y.name? `, or nothing where there are none."""
   group, _, key = name.rpartition('.')
-  found = [name for name, field in FIELDS.items()
-           if name.rpartition('.')[2] == key and not isinstance(field.kind, Group)]
+  found = [field for field, declared in FIELDS.items()
+           if field.rpartition('.')[2] == key and not isinstance(declared.kind, Group)]
   nearer = [field for field in found if field.partition('.')[0] == group.partition('.')[0]]
   fields = ' or '.join(f'config.{field}' for field in nearer or found)
   return f'did you mean {fields}? ' if fields else ''

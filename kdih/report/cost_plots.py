@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from kdih.report.aggregate import Pair
-from kdih.report.style import COLOURS, DPI, MARKERS, clean, new_figure, shown
+from kdih.report.style import COLOURS, DPI, MARKERS, clean, legend_columns, new_figure, shown
 
 _COSTS = {'parameters': 'parameters', 'flops': 'FLOPs of one image'}
 _TEACHER: dict[str, Any] = {'marker': 'o', 'color': 'black', 'markersize': 7, 'linestyle': ''}
@@ -56,14 +56,14 @@ def accuracy_by_cost(pairs: Sequence[Pair]) -> Figure | None:
 
   # Panels of few columns stand side by side. All share the axis of accuracies.
   crowded = max(map(len, panels.values())) > 6
-  legend_columns = 1 if crowded else 1 + len(styles) // 18
+  columns_of_legend = 1 if crowded else legend_columns(len(styles))
   longest = max(len(column.name) for columns in panels.values() for column in columns)
   height = 3.8 + 0.07 * longest  # Inches; the names stand upright.
   if crowded:
     figure = new_figure(11, height * len(panels))
     grid = figure.subplots(len(panels), 1, sharey=True, squeeze=False)
   else:
-    figure = new_figure(4.6 * len(panels) + 1.7 * legend_columns, height)
+    figure = new_figure(4.6 * len(panels) + 1.7 * columns_of_legend, height)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
   for axes in grid[:, 0]:
     axes.set_ylabel('test top-1 %')
@@ -78,7 +78,8 @@ def accuracy_by_cost(pairs: Sequence[Pair]) -> Figure | None:
   handles = [Line2D([], [], **style, label=shown(name)) for name, style in styles.items()]
   if any(style is _TEACHER for _, style in points):
     handles.insert(0, Line2D([], [], **_TEACHER, label='teacher'))
-  figure.legend(handles=handles, loc='outside right upper', frameon=False, ncols=legend_columns)
+  figure.legend(handles=handles, loc='outside right upper', frameon=False,
+                ncols=columns_of_legend)
 
   figure.draw_without_rendering()
   _widen(figure, axes_of_panels, list(panels.values()), abreast=not crowded)

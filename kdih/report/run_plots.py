@@ -15,13 +15,14 @@ from kdih.report.style import (
   TEACHER,
   clean,
   label_point,
+  legend_columns,
   new_figure,
   save,
   shown,
 )
 
 _PANELS, _PANEL_HEIGHT = 3, 2.4  # Panels in a row, and inches of one.
-_LEGEND_ROWS, _LEGEND_WIDTH = 18, 2.0  # Phases in a column of the legend, and inches of one.
+_LEGEND_WIDTH = 2.0  # Inches of a further column of the legend.
 _LINES = ('-', '--', '-.', ':')  # They go round with seven colours, so that 28 curves differ.
 
 
@@ -101,7 +102,7 @@ def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None
   validated = any('val/top1' in line for lines in curves.values() for line in lines)
   terms = {phase: names for phase, lines in curves.items() if len(names := _terms(lines)) > 1}
   rows = -(-len(terms) // _PANELS)
-  columns = 1 + (len(curves) - 1) // _LEGEND_ROWS
+  columns = legend_columns(len(curves))
   whole = new_figure(11 + _LEGEND_WIDTH * (columns - 1), 4.2 + _PANEL_HEIGHT * rows)
   figure, *below = whole.subfigures(
       1 + bool(rows), 1, squeeze=False, height_ratios=[4.2, *[_PANEL_HEIGHT * rows][:rows]])[:, 0]

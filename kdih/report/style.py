@@ -36,6 +36,11 @@ def clean(axes: Axes, grid: Literal['x', 'y'] = 'y') -> None:
   axes.spines[['top', 'right']].set_visible(False)
 
 
+def legend_columns(count: int) -> int:
+  """Returns in how many columns a legend of so many names is no higher than a row of panels."""
+  return 1 + count // 18
+
+
 def label_point(
     axes: Axes, at: float, value: float, offset: tuple[int, int], side: str
 ) -> None:

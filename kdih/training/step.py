@@ -34,7 +34,8 @@ def make_train_step(
     task: what is learnt.
     tx: the optimizer.
     steps_per_epoch: by which the task is told the epoch.
-    accumulate: parts that each device cuts its share of a batch into, see `accumulated`.
+    accumulate: parts that each device cuts its share of a batch into, see `accumulated`. Of
+      several, the teachers are asked for the signal of each where there is none of the batch.
     remat: keep results of convolutions and products alone for the backward pass.
   """
   def train_step(

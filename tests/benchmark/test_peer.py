@@ -27,7 +27,7 @@ def nearly(found, expected):
 
 @pytest.mark.parametrize('train', [False, True])
 @pytest.mark.parametrize('name', [
-    'resnet18', *(pytest.param(name, marks=pytest.mark.slow) for name in ('resnet8', 'wrn_16_2'))])
+    pytest.param(name, marks=() if name == 'resnet18' else pytest.mark.slow) for name in SMALL])
 def test_models_have_the_same_logits_and_taps(name, train):
   model, images = registry.create(name, 5, **SMALL[name]), random_images(4, 8)
   variables = random_variables(model, images)
