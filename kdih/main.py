@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from kdih.config import flags
-from kdih.runtime import environment, processes, program
+from kdih.runtime import environment, logs, processes, program
 
 if TYPE_CHECKING:
   import ml_collections
@@ -45,6 +45,7 @@ def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[
   from kdih.phases import pipeline  # These import jax, which takes seconds.
   from kdih.report import run_report
 
+  logs.configure()
   experiment = pipeline.prepare_run(config, workdir)
   with experiment.workdir.locked():
     pipeline.run(experiment)

@@ -19,9 +19,10 @@ if 'xla_backend_optimization_level' not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = (
       f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0')
 
-from kdih.runtime import environment  # noqa: E402
+from kdih.runtime import environment, logs  # noqa: E402
 
 environment.set_xla_flags(deterministic=True)  # As in the processes that tests start.
+logs.configure()
 
 import pytest  # noqa: E402
 

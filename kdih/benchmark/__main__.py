@@ -16,6 +16,7 @@ is wrong, 130 interrupted.
 """
 import dataclasses
 import json
+import logging
 import sys
 from typing import Any
 
@@ -23,6 +24,8 @@ from kdih import errors
 from kdih.benchmark import settings as settings_lib
 from kdih.benchmark.settings import Settings
 from kdih.runtime import environment, program
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
@@ -62,9 +65,8 @@ def _measure(
 ) -> dict[str, Any]:
   """One pair at one batch size."""
   from kdih.benchmark import measuring, programs, results, roofline, step_parts
-  from kdih.runtime.progress import say
 
-  say(f'benchmark: {teacher} -> {student}, batch {batch_size}')
+  logger.info(f'benchmark: {teacher} -> {student}, batch {batch_size}')
   lab = programs.make_lab(teacher, student, batch_size, settings.precision, programs.made_images())
   dih = programs.Training(programs.student_problem(lab, 'dih'))
   peer = None

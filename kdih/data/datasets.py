@@ -1,6 +1,7 @@
 """Finding, describing and preparing a data set: any of TFDS, kdih's own, a folder of images."""
 import contextlib
 import io
+import logging
 import sys
 from typing import Any
 
@@ -14,7 +15,8 @@ from kdih import errors
 from kdih.data import digits, image_folder, images, staging, tiny_imagenet
 from kdih.data.spec import DataSpec
 from kdih.runtime.files import is_remote
-from kdih.runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 
 def open_builder(
@@ -159,7 +161,7 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
   if not sys.stderr.isatty():
     tfds.disable_progress_bar()
   verb = 'downloading and preparing' if builder.url_infos else 'preparing'
-  say(f'data: {verb} {builder.name}, once, in {builder.data_dir}')
+  logger.info(f'data: {verb} {builder.name}, once, in {builder.data_dir}')
   try:
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints that it downloads, always.
       builder.download_and_prepare(file_format='array_record')

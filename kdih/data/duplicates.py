@@ -1,5 +1,6 @@
 """Images of a folder that are there to train with and, under another name, to test with too."""
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
 import ml_collections
@@ -8,7 +9,8 @@ import tensorflow_datasets as tfds
 
 from kdih.data import datasets, selection
 from kdih.data.image_folder import ImageFolder
-from kdih.runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 _FIELDS = ('train_split', 'test_split')
 _END = 4096  # Bytes by which most images of one size differ.
@@ -38,7 +40,8 @@ def say_shared(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDic
             if not train.isdisjoint(group) for name in test.intersection(group)}
   if shared:
     first, count = min(shared), len(shared)
-    say(f'data: {count:,} {"image of test is" if count == 1 else "images of test are"} also in '
+    logger.warning(
+        f'data: {count:,} {"image of test is" if count == 1 else "images of test are"} also in '
         f'train, such as {first} ({shared[first]})')
 
 

@@ -1,4 +1,5 @@
 """The splits of a data set as training reads them, and the validation set cut from one of them."""
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,7 +8,8 @@ from kdih import errors
 from kdih.data import loaders
 from kdih.data.loaders import Examples, Loader
 from kdih.runtime import devices
-from kdih.runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 256  # Examples of a split that the streaming loader reads at the start.
 
@@ -80,7 +82,8 @@ class Splits:
     """Returns the loader of a split."""
     if split not in self._loaders:
       if not self._quiet:
-        say(f'data: {self.size(split):,} images of the {split} split, {self._loader} loader')
+        logger.info(
+            f'data: {self.size(split):,} images of the {split} split, {self._loader} loader')
       self._loaders[split] = loaders.make_loader(self._loader, self._sources[split])
     return self._loaders[split]
 

@@ -1,5 +1,6 @@
 """Prepared data sets on an object store, copied once to the local disk, where they can be read."""
 import hashlib
+import logging
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -8,7 +9,8 @@ import filelock
 from etils import epath
 
 from kdih import errors
-from kdih.runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 
 def folder(data_dir: str) -> epath.Path:
@@ -42,7 +44,7 @@ def _copy(source: epath.Path, target: epath.Path) -> None:
   if not source.exists():
     raise errors.DataError(f'config.data.data_dir: there is no {source.name} in {source.parent}; '
                            f'prepare it on a local disk and copy it to {source}')
-  say(f'data: copying {source} to {target}, once')
+  logger.info(f'data: copying {source} to {target}, once')
   partial = target.with_name(f'.{target.name}.{uuid.uuid4().hex}')
   for path in _files(source):
     copy = partial / path.relative_to(source)

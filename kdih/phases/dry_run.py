@@ -1,6 +1,7 @@
 """What a run will take: its steps are compiled and timed on made images, and nothing is written."""
 import dataclasses
 import itertools
+import logging
 import math
 import statistics
 import time
@@ -21,12 +22,13 @@ from kdih.phases.problem import Problem
 from kdih.phases.step_cost import Cost
 from kdih.phases.teacher import predict_as
 from kdih.runtime import devices, environment
-from kdih.runtime.progress import say
 from kdih.training import steps_per_call
 from kdih.training.together import Students
 
 if TYPE_CHECKING:
   import ml_collections
+
+logger = logging.getLogger(__name__)
 
 _CALLS = 8  # Of a compiled step, of which all but the first are timed.
 # By whose speed a kind of entry is scaled: by the first of these that was measured.
@@ -264,7 +266,7 @@ def _measure(entries: Sequence[Entry], deadline: float) -> None:
     # Several processes compute each step together, and so decide together.
     if not devices.of_first(number == 0 or time.perf_counter() + expected < deadline):
       continue
-    say(f'dry run: measures {f"{entry.pair}, " * bool(entry.pair)}{entry.phase}')
+    logger.info(f'dry run: measures {f"{entry.pair}, " * bool(entry.pair)}{entry.phase}')
     begun = time.perf_counter()
     try:
       with memory.told_in_a_line(entry.phase):

@@ -1,5 +1,6 @@
 """What the phases of a run share: data, networks, folders, and how each trains and measures."""
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +16,6 @@ from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem, TrainingData
 from kdih.runtime import devices
 from kdih.runtime.files import write_atomically
-from kdih.runtime.progress import say
 from kdih.runtime.workdir import Workdir, resolved
 from kdih.training import checkpoints as checkpoints_lib, loop, steps_per_call
 from kdih.training.evaluation import Evaluator, Metrics
@@ -25,6 +25,8 @@ from kdih.training.together import Students
 
 if TYPE_CHECKING:
   import ml_collections
+
+logger = logging.getLogger(__name__)
 
 _FIRST_PROFILED = 10  # Updates: by then all is compiled, but for the last calls.
 
@@ -191,7 +193,7 @@ def overview(experiment: Experiment, phase: str, model: str, variables: Any) -> 
 
   path, params = experiment.workdir.phase(phase) / 'parameters.txt', variables['params']
   write_atomically(path, parameter_overview.get_parameter_overview(params) + '\n')
-  say(f'{phase}: {model}, {cost.count_parameters(params):,} parameters, listed in {path}')
+  logger.info(f'{phase}: {model}, {cost.count_parameters(params):,} parameters, listed in {path}')
 
 
 def _taught_by(experiment: Experiment, phase: str) -> str:

@@ -1,5 +1,6 @@
 """The second phase: heads on the taps of the frozen teacher learn all at once (DIH, section 3)."""
 import functools
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,12 @@ from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem, TrainingData
 from kdih.phases.teacher import load_teacher
 from kdih.runtime import files
-from kdih.runtime.progress import say
 from kdih.training.task import LiveSignals, Preprocess, Signals, Task
 
 if TYPE_CHECKING:
   import ml_collections
+
+logger = logging.getLogger(__name__)
 
 
 def heads_task(
@@ -103,7 +105,7 @@ def run_heads(experiment: Experiment) -> dict:
   sizes = {tap: cost.count_parameters(variables['params'][head_modules.param_name(tap)])
            for tap in built.taps}
   for tap, size in sizes.items():
-    say(f'heads: {tap}, feature {built.taps[tap]}, {size:,} parameters')
+    logger.info(f'heads: {tap}, feature {built.taps[tap]}, {size:,} parameters')
   if config.variables:
     variables, _ = exported_variables.load_heads(config.variables, built, owner)
   else:

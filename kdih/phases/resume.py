@@ -2,6 +2,7 @@
 
 Where a part of its identity differs, it resumes only if `config.accept` names the part.
 """
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from kdih.data import changes
 from kdih.phases import computation
 from kdih.phases.identity import Identity
 from kdih.runtime import files
-from kdih.runtime.progress import say
 from kdih.runtime.workdir import Workdir
+
+logger = logging.getLogger(__name__)
 
 
 def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = True) -> list[str]:
@@ -78,7 +80,7 @@ def compare_configs(
   _accepted(path.parent, {'config': _unknown(found, known)}, now['accept'])
   for line in found:
     if line in known:
-      say(f'{path.parent}: accepted by an earlier command: config: {line}')
+      logger.warning(f'{path.parent}: accepted by an earlier command: config: {line}')
   return found
 
 
@@ -126,7 +128,7 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
     raise files.damaged(workdir.path / 'manifest.json',
                         f'its identity is none: {errors.first_line(error)}') from error
   for line in said:
-    say(f'{workdir.path}: {line}')
+    logger.warning(f'{workdir.path}: {line}')
   return [*accepted, *_accepted(workdir.path, found, config['accept'])]
 
 
@@ -173,7 +175,7 @@ def _accepted(
   _require_accepted(workdir, found, accept)
   accepted = [f'{part}: {line}' for part, lines in found.items() for line in lines]
   for line in accepted:
-    say(f'{workdir}: accepted: {line}')
+    logger.warning(f'{workdir}: accepted: {line}')
   return accepted
 
 

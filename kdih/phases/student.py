@@ -1,6 +1,7 @@
 """The third phase: assistants, preparation, and the student itself, by one method."""
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem, TrainingData
 from kdih.phases.teacher import load_teacher, predict_as
 from kdih.runtime import devices
-from kdih.runtime.progress import say
 from kdih.training import state, together
 from kdih.training.task import LiveSignals, Preprocess, Signals, Task
 
 if TYPE_CHECKING:
   import ml_collections
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +291,7 @@ def _initial(experiment: Experiment, name: str, link: _Link) -> dict[str, Any]:
   beside = networks.initialise_method(
       built, name, experiment.key(3), experiment.data.train_size)
   if count := cost.count_parameters(beside.get('params', {})):
-    say(f'{link.phase}: {count:,} parameters of the method {name} are trained beside it')
+    logger.info(f'{link.phase}: {count:,} parameters of the method {name} are trained beside it')
   return state.join(student=variables, method=beside)
 
 
@@ -304,7 +306,8 @@ def _problem(
     make_table = functools.partial(
         cache_plan.table, experiment, teacher.cached_with, teacher.module, teacher.frozen)
   elif config.compute.cache != 'none' and built.methods[name].taught_by != 'labels':
-    say(f'{name}: is taught without config.compute.cache, which does not hold what it reads')
+    logger.warning(
+        f'{name}: is taught without config.compute.cache, which does not hold what it reads')
   return student_problem(config, built, experiment.data, variables, name, teacher,
                          student=assistant, make_table=make_table, preparing=preparing)
 

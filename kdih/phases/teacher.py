@@ -1,4 +1,5 @@
 """The first phase: the teacher learns from the labels, or one that exists is taken."""
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ from kdih.phases.experiment import Experiment, PhaseOutcome, finish, overview
 from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem, TrainingData
 from kdih.runtime import digests
-from kdih.runtime.progress import say
 from kdih.training.task import Preprocess, Task
 
 if TYPE_CHECKING:
   import ml_collections
+
+logger = logging.getLogger(__name__)
 
 _TOLERANCE = 0.005  # Between a stored accuracy and the one measured again, as fractions.
 
@@ -83,9 +85,10 @@ def _introduce(variables: Any, data: dict, built: Networks) -> None:
   if taps.INPUT in variables:
     mean, std = (', '.join(f'{number:g}' for number in np.ravel(data[name]))
                  for name in ('mean', 'std'))
-    say(f'teacher: keeps its own normalisation, mean ({mean}), std ({std})')
+    logger.info(f'teacher: keeps its own normalisation, mean ({mean}), std ({std})')
   if not (data.get('classes') and built.spec.classes):
-    say("teacher: the names of its classes, or of this data set's, are unknown; their order is "
+    logger.warning(
+        "teacher: the names of its classes, or of this data set's, are unknown; their order is "
         'taken to be the same')
 
 
@@ -100,8 +103,8 @@ def _check_accuracy(path: str, stored: dict, experiment: Experiment, measured: d
     before, now = _top1(stored.get(name)), _top1(measured[name])
     if before is None or now is None:
       continue
-    say(f'teacher: {name} accuracy {now:.4f} here, {before:.4f} where it was exported'
-        + ('' if same_data else ', on other data or splits'))
+    logger.info(f'teacher: {name} accuracy {now:.4f} here, {before:.4f} where it was exported'
+                + ('' if same_data else ', on other data or splits'))
     if same_data and abs(before - now) > _TOLERANCE:
       raise errors.ConfigError(
           f'config.teacher.variables: {path!r} was stored with {name} accuracy {before:.4f} and '

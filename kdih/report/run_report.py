@@ -1,6 +1,7 @@
 """What a run found, for people: a table, pictures and `report.md`; for programs: `results.json`."""
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,9 +14,10 @@ from kdih.phases import exported_variables
 from kdih.phases.networks import Networks
 from kdih.report import run_plots
 from kdih.runtime.files import read_json, write_atomically, write_json
-from kdih.runtime.progress import say
 from kdih.runtime.workdir import Workdir
 from kdih.training.metric_log import read_metrics
+
+logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
 
@@ -92,7 +94,7 @@ def _compression(
   if (known and known['teacher']['fingerprint'] == results['teacher']['fingerprint']
       and known['student']['fingerprint'] in prints.values()):
     return known
-  say('report: measuring what teacher and student cost')
+  logger.info('report: measuring what teacher and student cost')
   phases = {'teacher': 'teacher', 'student': f'student/{next(iter(prints))}'}
   paths = {role: workdir.path / phase / 'variables' for role, phase in phases.items()}
   shapes = {'teacher': networks.teacher_variables, 'student': networks.student_variables}

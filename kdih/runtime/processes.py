@@ -5,6 +5,7 @@ steps; of each batch every process reads what its own devices work on.
 """
 import glob
 import importlib.util
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from kdih import errors
 
 if TYPE_CHECKING:
   import ml_collections
+
+logger = logging.getLogger(__name__)
 
 
 def join(fields: 'ml_collections.ConfigDict') -> None:
@@ -34,8 +37,8 @@ def join(fields: 'ml_collections.ConfigDict') -> None:
   else:
     return
   # JAX ends the process itself, with a line and a stack trace, where the others do not come.
-  print(f'distributed: waits at most {fields.timeout} s for the other processes'
-        + (f' at {fields.coordinator}' if fields.coordinator else ''), file=sys.stderr)
+  logger.info(f'distributed: waits at most {fields.timeout} s for the other processes'
+              + (f' at {fields.coordinator}' if fields.coordinator else ''))
   try:
     jax.distributed.initialize(
         **arguments, initialization_timeout=fields.timeout, heartbeat_timeout_seconds=60)

@@ -1,10 +1,13 @@
 """How every program runs: help, one line for an error, the exit code."""
+import logging
 import sys
 import traceback
 from collections.abc import Callable
 
 from kdih import errors
-from kdih.runtime import processes
+from kdih.runtime import logs, processes
+
+logger = logging.getLogger(__name__)
 
 RESUME = 75  # EX_TEMPFAIL of sysexits.h; launch scripts start such a run again.
 
@@ -17,11 +20,14 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
   interruption.
   """
   if {'--help', '-h', '-help', '--helpfull'} & set(argv):
-    print(help_text)
+    print(f'{help_text}\n{logs.USAGE}')
     return 0
+  given = [logs.FLAGS[argument] for argument in argv if argument in logs.FLAGS]
+  logs.configure(given[-1] if given else None)
   try:
-    code = body(argv)
+    code = body([argument for argument in argv if argument not in logs.FLAGS])
   except (Exception, KeyboardInterrupt) as error:
+    logger.debug('traceback:', exc_info=error)
     code = _exit_code(error)
   if code:
     processes.leave(code)

@@ -1,10 +1,13 @@
 """What people watch: a bar on a terminal, plain lines in a log."""
 import datetime
+import logging
 import sys
 
 import tqdm
 
 from kdih.runtime import processes
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -25,7 +28,7 @@ class Progress:
     self._steps_per_epoch = steps_per_epoch
     self._batch_size = batch_size
     self._bar = None
-    if sys.stderr.isatty() and processes.is_first():
+    if sys.stderr.isatty() and processes.is_first() and logger.isEnabledFor(logging.INFO):
       self._bar = tqdm.tqdm(total=total_steps, initial=start_step, desc=phase, unit='step',
                             dynamic_ncols=True)
 
@@ -41,7 +44,7 @@ class Progress:
       self._bar.set_postfix_str(f'{epochs} {values} {speed}')
     else:
       time_to_go = self._time_to_go(step, examples_per_second)
-      say(f'{self._phase}: {epochs} {values} {speed} ETA {time_to_go}')
+      logger.info(f'{self._phase}: {epochs} {values} {speed} ETA {time_to_go}')
 
   def _time_to_go(self, step: int, examples_per_second: float) -> str:
     if not examples_per_second:
@@ -53,11 +56,3 @@ class Progress:
     """Ends the bar."""
     if self._bar:
       self._bar.close()
-
-
-def say(line: str) -> None:
-  """Prints a line for the person who watches, above the bar if there is one; once for all."""
-  if not processes.is_first():
-    return
-  tqdm.tqdm.write(line, file=sys.stderr)
-  sys.stderr.flush()

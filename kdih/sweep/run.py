@@ -3,6 +3,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import time
 import traceback
 
@@ -23,10 +24,11 @@ from kdih.phases.networks import Networks
 from kdih.phases.student import train_together
 from kdih.runtime import environment
 from kdih.runtime.files import damaged, folder_name, read_json, write_json
-from kdih.runtime.progress import say
 from kdih.runtime.workdir import Workdir, check_shared, resolved
 from kdih.sweep import plan
 from kdih.sweep.plan import Job
+
+logger = logging.getLogger(__name__)
 
 _PAUSE = 2.0  # Seconds between two looks at what other processes are doing.
 
@@ -253,7 +255,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   """
   sweep = _Sweep(config, path)
   for reason in sweep.left_out.values():
-    say(f'sweep: left out: {reason}')
+    logger.warning(f'sweep: left out: {reason}')
   splits = source.open_splits(sweep.builder, config.data)
   sweep.identify(splits)
   sweep.check_cache(splits.size('train'))
@@ -268,7 +270,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
     left = _do_those_free(sweep, pending, splits)
     if len(left) == len(pending):
       if not waits:
-        say('sweep: other processes are at all that can be done now; waits for them')
+        logger.info('sweep: other processes are at all that can be done now; waits for them')
       time.sleep(_PAUSE)
     pending, waits = left, len(left) == len(pending)
   return sweep.failures
@@ -329,7 +331,7 @@ def _try_together(sweep: _Sweep, jobs: list[Job], splits: Splits) -> None:
   """Trains students as one program; each finds in its folder what came of it."""
   if len(jobs) < 2:
     return
-  say(f'sweep: {jobs[0].name} and {len(jobs) - 1} more, together')
+  logger.info(f'sweep: {jobs[0].name} and {len(jobs) - 1} more, together')
   try:
     experiments = [_open(sweep, job, splits) for job in jobs]
     train_together([(experiment, job.phase.removeprefix('student/'))
@@ -337,7 +339,7 @@ def _try_together(sweep: _Sweep, jobs: list[Job], splits: Splits) -> None:
   except errors.PreemptedError:
     raise
   except Exception as error:  # Each meets its own when it goes on alone.
-    say(f'sweep: together they failed, and go on alone: {errors.first_line(error)}')
+    logger.warning(f'sweep: together they failed, and go on alone: {errors.first_line(error)}')
 
 
 def _open(sweep: _Sweep, job: Job, splits: Splits) -> Experiment:
@@ -351,7 +353,7 @@ def _open(sweep: _Sweep, job: Job, splits: Splits) -> Experiment:
 
 def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
   """Does the job; what it fails of is written down, and the sweep goes on."""
-  say(f'sweep: {job.name}')
+  logger.info(f'sweep: {job.name}')
   failure = job.workdir.path / job.phase / 'failure.json'
   try:
     experiment = _open(sweep, job, splits)
@@ -366,7 +368,7 @@ def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
     failure.parent.mkdir(parents=True, exist_ok=True)
     write_json(failure, {'error': reason, 'time': time.time(),
                          'traceback': traceback.format_exc()})
-    say(f'sweep: {job.name} failed: {reason}')
+    logger.warning(f'sweep: {job.name} failed: {reason}')
 
 
 def _failed_meanwhile(sweep: _Sweep, job: Job) -> bool:

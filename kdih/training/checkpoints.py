@@ -2,6 +2,7 @@
 
 When they are written, the loop decides (`loop`, `loop_schedule`).
 """
+import logging
 import os
 import re
 from typing import Any
@@ -15,8 +16,9 @@ from orbax.checkpoint import checkpoint_managers
 from kdih import errors
 from kdih.runtime import devices, digests, processes
 from kdih.runtime.files import is_remote
-from kdih.runtime.progress import say
 from kdih.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 SELECTION = 'top1'  # The validation metric that chooses the best checkpoint.
 
@@ -127,7 +129,8 @@ class Checkpoints:
           'changed. Restore one from a copy, or remove the folder to train the phase anew')
     aside = self._directory.with_name('damaged')
     for step, reason in damaged.items():
-      say(f'{self._directory}: the checkpoint of step {step} is damaged ({reason}); it is moved to '
+      logger.warning(
+          f'{self._directory}: the checkpoint of step {step} is damaged ({reason}); it is moved to '
           f'{aside}, and the last good one is that of step {max(set(steps) - damaged.keys())}')
       if processes.is_first():
         aside.mkdir(exist_ok=True)

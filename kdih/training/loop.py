@@ -2,18 +2,20 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kdih import errors
 from kdih.runtime import devices, preemption
-from kdih.runtime.progress import say
 from kdih.training import steps_per_call
 from kdih.training.checkpoints import Checkpoints
 from kdih.training.loop_schedule import LoopSchedule
 from kdih.training.monitor import Monitor, Scalars
 from kdih.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,8 @@ def train(program: TrainProgram, learner: Learner) -> Outcome:
         checkpoints.drop(begun)
       state, meta = learner.begin()
       state = dataclasses.replace(state, pace=pace)
-      say(f'{error}; back to step {int(state.step)} with the learning rate x {float(pace):g}')
+      logger.warning(
+          f'{error}; back to step {int(state.step)} with the learning rate x {float(pace):g}')
 
 
 def train_from(

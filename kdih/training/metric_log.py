@@ -1,6 +1,7 @@
 """Where metrics go: a JSON line each, and TensorBoard."""
 import contextlib
 import json
+import logging
 import sys
 
 from etils import epath
@@ -8,7 +9,8 @@ from etils import epath
 from kdih import errors
 from kdih.runtime import processes
 from kdih.runtime.files import is_remote
-from kdih.runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 
 class MetricWriter:
@@ -69,7 +71,7 @@ def _summary_writer(directory: epath.PathLike):
   try:
     from clu import metric_writers  # Imports TensorFlow, which takes seconds.
   except ImportError as error:
-    say(f'no TensorBoard events: {error}')
+    logger.warning(f'no TensorBoard events: {error}')
     return None
   with _os_errors():
     return metric_writers.SummaryWriter(str(directory))

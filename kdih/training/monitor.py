@@ -1,4 +1,5 @@
 """What is seen of a phase that trains: its metrics, checked, written and shown, and its speed."""
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -6,9 +7,11 @@ from typing import Any
 
 from kdih import errors
 from kdih.runtime import devices
-from kdih.runtime.progress import Progress, say
+from kdih.runtime.progress import Progress
 from kdih.training.loop_schedule import LoopSchedule
 from kdih.training.metric_log import MetricWriter
+
+logger = logging.getLogger(__name__)
 
 Scalars = dict[str, float]
 _SHOWN_TERMS = 6  # A line has room for so many; `metrics.jsonl` has all.
@@ -112,8 +115,8 @@ class Monitor:
       self._require_finite(number, 'validation loss', scalars['loss'])
       self._writer.write(number, {f'val/{name}': value for name, value in scalars.items()})
       self._writer.flush()
-      say(f'{self._schedule.phase}: step {number} validation '
-          + ' '.join(f'{name} {value:.4f}' for name, value in scalars.items()))
+      logger.info(f'{self._schedule.phase}: step {number} validation '
+                  + ' '.join(f'{name} {value:.4f}' for name, value in scalars.items()))
     return scalars
 
   def _look(self) -> None:

@@ -6,6 +6,7 @@ a batch is cut into parts, the teachers speak once for each group of students, s
 import contextlib
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,12 +15,13 @@ import jax.numpy as jnp
 
 from kdih import errors
 from kdih.runtime import devices
-from kdih.runtime.progress import say
 from kdih.training import loop
 from kdih.training.loop_schedule import LoopSchedule
 from kdih.training.monitor import Monitor
 from kdih.training.state import TrainState
 from kdih.training.step import TrainStep
+
+logger = logging.getLogger(__name__)
 
 States = tuple[Any, ...]  # One for every group of students, stacked where it has several.
 
@@ -146,14 +148,14 @@ def train(
   """
   begun = _begun(learners)
   if begun is None:
-    say(f'{phase}: they are not at one step; each goes on alone')
+    logger.warning(f'{phase}: they are not at one step; each goes on alone')
     return None
   states, metas = zip(*begun, strict=True)
   try:
     last, _ = loop.train_from(make_program(), _Learners(students, learners),
                               students.join(states), list(metas), int(states[0].step))
   except errors.NotFiniteError as error:
-    say(f'{error}; each goes on alone')
+    logger.warning(f'{error}; each goes on alone')
     return None
   return [devices.to_host(state.variables) for state in students.split(last)]
 

@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,8 +20,9 @@ from kdih.data.augment import Preprocess
 from kdih.data.loaders import Loader
 from kdih.distillation.signal import TeacherSignal
 from kdih.runtime import devices, digests, processes
-from kdih.runtime.progress import say
 from kdih.training.task import Signals
+
+logger = logging.getLogger(__name__)
 
 DTYPE = np.dtype(np.float16)
 _SHARE = 0.9  # Of the memory that is free, what a table may take.
@@ -156,7 +158,7 @@ def make(request: BuildRequest, forget: Callable[[], None]) -> list[Signals]:
   if request.place != 'disk':
     request = _with_room(request, forget)
   for table in request.tables:
-    say(f'cache: {described(table.shape, request.place, table.identity["kind of rows"])}')
+    logger.info(f'cache: {described(table.shape, request.place, table.identity["kind of rows"])}')
   kind = lookup.DeviceTable if request.place == 'device' else lookup.HostTable
   try:
     made = _on_disk(request) if request.place == 'disk' else _in_memory(request)
@@ -259,4 +261,4 @@ def _blocks(request: BuildRequest, done: int, block: int) -> Iterator[list[np.nd
           'teacher, or set it to none')
     yield blocks
     if start // block % 10 == 0:
-      say(f'cache: {done + start + count:,} of {done + len(subset):,} images')
+      logger.info(f'cache: {done + start + count:,} of {done + len(subset):,} images')

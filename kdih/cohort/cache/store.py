@@ -1,5 +1,6 @@
 """A table of what teachers say on disk, written block by block, each with its digest."""
 import hashlib
+import logging
 import pathlib
 from typing import Any
 
@@ -9,7 +10,8 @@ from etils import epath
 
 from kdih import errors
 from kdih.runtime.files import read_json, write_json
-from kdih.runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 # In an identity, what is followed by a version is compared only where both sides have that version,
 # so that an upgrade of jax keeps the cache.
@@ -113,6 +115,6 @@ def lock(folder: epath.Path) -> filelock.BaseFileLock:
   try:
     held.acquire(blocking=False)
   except filelock.Timeout:
-    say(f'cache: another process is building {folder}; waits for it')
+    logger.info(f'cache: another process is building {folder}; waits for it')
     held.acquire()
   return held

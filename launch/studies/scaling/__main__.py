@@ -13,6 +13,7 @@ others. Tables are printed, pictures drawn beside the file, and the page of thes
 that of the results, if it is there. Exit codes: 0 done, 2 a setting is wrong.
 """
 import argparse
+import logging
 import os
 import pathlib
 import sys
@@ -21,7 +22,8 @@ from typing import Any
 from kdih import errors
 from kdih.runtime import environment, program
 from kdih.runtime.files import read_json, write_json
-from kdih.runtime.progress import say
+
+logger = logging.getLogger(__name__)
 
 PARTS = ('batch', 'depth', 'heads', 'classes', 'classes_gap', 'devices', 'head_sizes', 'caches',
          'compiled')
@@ -43,7 +45,7 @@ def _run(argv: list[str]) -> int:
 
   environment.keep_freed_memory()
   for part in parts:
-    say(f'scaling: {part}')
+    logger.info(f'scaling: {part}')
     if part == 'compiled':
       _compile(folder, given.smallest)
     else:
@@ -126,7 +128,7 @@ def _compile(folder: pathlib.Path, smallest: bool) -> None:
     key = {'pair': pair, 'chip': chip, 'batch': batch, 'remat': remat}
     if any(all(row[name] == value for name, value in key.items()) for row in done):
       continue
-    say(f'scaling: compiles {pair} for a {chip}, {batch} images a chip')
+    logger.info(f'scaling: compiles {pair} for a {chip}, {batch} images a chip')
     put(folder, 'compiled', [*done, large.compile_for(pair, chip, batch, remat)])
 
 

@@ -1,6 +1,7 @@
 """Step times on this machine: medians of repeats that take turns, so that all see the same load."""
 import dataclasses
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -10,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kdih.models import cost
-from kdih.runtime.progress import say
 from launch.studies.scaling import problem
 from launch.studies.scaling.problem import Setup
+
+logger = logging.getLogger(__name__)
 
 
 def setups(smallest: bool) -> dict[str, dict[Any, Setup]]:
@@ -51,7 +53,7 @@ def measure(name: str, curve: Mapping[int, Setup], repeats: int) -> list[dict[st
   workers: list[subprocess.Popen] = []
   try:
     for at, setup in curve.items():
-      say(f'{name}: compiles {at}')
+      logger.info(f'{name}: compiles {at}')
       if name == 'devices':
         workers.append(_worker(at, setup))
         calls[at] = _asked(workers[-1])
