@@ -11,6 +11,7 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=setuptools.find_packages(include=['kdih', 'kdih.*']),
+    package_data={'kdih.report': ['templates/*.jinja']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py',
@@ -34,7 +35,7 @@ setuptools.setup(
         'requests',
         'scikit-learn',
         'scipy',
-        'tabulate',
+        'tabulate>=0.10',
         'tensorboard',  # clu writes events with these two and requires neither.
         'tensorflow-cpu; platform_machine == "x86_64" and sys_platform == "linux"',
         'tensorflow; platform_machine != "x86_64" or sys_platform != "linux"',

@@ -77,7 +77,7 @@ def _measure(
            *(step_parts.items(lab) if 'parts' in settings.measures else []),
            *(peer.items() if peer else [])]
   times = measuring.measure(items, settings.runs)
-  found = results.of_pair(teacher, student, batch_size, times,
+  found = results.pair_results(teacher, student, batch_size, times,
                           roofline.work(dih.step, *dih.arguments()), ceilings)
   return {**found, 'peer': peer.report()} if peer else found
 

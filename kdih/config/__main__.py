@@ -2,6 +2,8 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+import tabulate
+
 from kdih.config.fields import FIELDS, GROUPS, TRAININGS
 from kdih.config.recipes import RECIPES
 from kdih.config.schema import BY_TEACHER, FIXED, FREE, SAME, Field
@@ -61,15 +63,12 @@ def document() -> str:
 
 def _section(title: str, rows: Iterable[Sequence[str]], *about: str) -> Iterator[str]:
   yield from (f'## {title}', '', *about, *([''] if about else []))
-  yield from (*_table(_COLUMNS, rows), '')
+  yield from (_table(_COLUMNS, rows), '')
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-  yield from (_line(titles), _line([':--'] * len(titles)), *map(_line, rows))
-
-
-def _line(cells: Sequence[str]) -> str:
-  return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  escaped = [[cell.replace('|', '\\|') for cell in row] for row in rows]
+  return tabulate.tabulate(escaped, titles, tablefmt='github', disable_numparse=True, stralign=None)
 
 
 def _rows(group: str) -> Iterator[Sequence[str]]:
@@ -101,7 +100,7 @@ def _recipes() -> Iterator[str]:
               'Config files take a recipe, `--config=configs/cifar100.py:recipe=repdistiller`; '
               'those of your own give it',
               'to `fields.base(recipe)`. [`recipes.py`](recipes.py) holds in what they differ:', '')
-  yield from _table(('', *(f'`{name}`' for name in RECIPES)), (
+  yield _table(('', *(f'`{name}`' for name in RECIPES)), (
       (f'`{option}` of {what}', *(f'`{recipe[part][option]!r}`' for recipe in RECIPES.values()))
       for part, what in (('train', 'every `train`'), ('logits', 'methods that weight logits'))
       for option in RECIPES['paper'][part]))

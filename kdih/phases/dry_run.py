@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import tabulate
 
 from kdih import errors
 from kdih.data.made import made_splits
@@ -387,12 +388,8 @@ def _table(entries: Sequence[Entry]) -> Iterator[str]:
   titles = ('phase', 'model', 'parameters', 'steps', 'a step', 'in all', 'memory', 'runs')
   rows: list[Sequence[str]] = [titles]
   total, scaled, open_ = 0.0, False, False
-  heading = ''
   for entry in entries:
     found, mark = _estimate(entry, entries), '' if entry.measured else '~'
-    if entry.pair != heading:
-      heading = entry.pair
-      rows.append((f'{heading}:',))
     steps = entry.length if entry.steps is None else f'{entry.steps:,}'
     rows.append((
         entry.phase, entry.model, f'{entry.parameters:,}' if entry.parameters else '',
@@ -400,14 +397,16 @@ def _table(entries: Sequence[Entry]) -> Iterator[str]:
         _marked(mark, found.total), mark + memory.in_words(found.memory), f'x {entry.runs}'))
     total += entry.runs * (found.total or 0)
     scaled, open_ = scaled or bool(mark), open_ or found.total is None
-  widths = [max(len(row[column]) for row in rows if len(row) > 1) for column in range(len(titles))]
-  yield ''
-  for row in rows:
-    if len(row) == 1:
-      yield f'\n{row[0]}'
-    else:
-      yield '  '.join(cell.ljust(width) if column < 2 else cell.rjust(width) for
-                      column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+  header, *lines = tabulate.tabulate(
+      rows, tablefmt='plain', disable_numparse=True,
+      colalign=['left', 'left', *['right'] * (len(titles) - 2)]).split('\n')
+  yield from ('', header)
+  heading = ''
+  for entry, line in zip(entries, lines, strict=True):
+    if entry.pair != heading:
+      heading = entry.pair
+      yield f'\n{heading}:'
+    yield line
   yield ''
   if open_:
     yield 'in all: not known'

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from kdih import errors
 from kdih.config import protocol
-from kdih.report.aggregate import Run, taught_by
+from kdih.report.aggregate import Run, teacher_fingerprints
 from kdih.runtime import result_schema
 from kdih.runtime.files import folder_name
 
@@ -118,16 +118,18 @@ class _Collection:
       if result:
         if result.get('accepted'):
           self.note(f'{folder}: was resumed although {"; ".join(map(str, result["accepted"]))}')
-        taught = taught_by(result)
+        taught = teacher_fingerprints(result)
         own = (self._own(home / 'teacher', teacher, taught.get('variables')),
                self._own(home / 'heads', heads, taught.get('heads')))
         self._add(Run(
-            path, config['data']['name'], config['teacher']['name'],
-            _student(config, result), errors.printable(folder.name), result['seed'],
-            _protocol(config, teacher, result), _settings(config, folder.name, result), result,
-            *own,
-            _provenance(result.get('made_by') or manifest),
-            bool((config.get('heads') or {}).get('variables')), config['data'].get('folder') or ''))
+            path=path, data=config['data']['name'], teacher=config['teacher']['name'],
+            student=_student(config, result), method=errors.printable(folder.name),
+            seed=result['seed'], protocol=_protocol(config, teacher, result),
+            settings=_settings(config, folder.name, result), result=result,
+            teacher_result=own[0], heads_result=own[1],
+            provenance=_provenance(result.get('made_by') or manifest),
+            takes_heads=bool((config.get('heads') or {}).get('variables')),
+            folder=config['data'].get('folder') or ''))
 
   def _phase(self, folder: pathlib.Path, keys: result_schema.Keys) -> dict | None:
     """Returns the result of a phase; None where there is no such phase, or it is not finished."""
@@ -164,7 +166,7 @@ class _Collection:
 
   def _add(self, run: Run) -> None:
     same = self._same.setdefault((run.data, run.teacher, run.student, run.method, run.seed), [])
-    known = next((other for other in same if not run.unlike(other)), None)
+    known = next((other for other in same if not run.differences(other)), None)
     if known is None:
       same.append(run)
       self.runs.append(run)
@@ -194,7 +196,8 @@ def _protocol(config: dict, teacher: dict | None, result: dict) -> str:
     fields = protocol.averaged(config)
   if result.get('accepted'):
     fields['accepted'] = result['accepted']
-  fields['teacher'] = taught_by(result).get('variables') or (teacher or {}).get('fingerprint')
+  fields['teacher'] = (
+      teacher_fingerprints(result).get('variables') or (teacher or {}).get('fingerprint'))
   return json.dumps(fields, sort_keys=True)
 
 

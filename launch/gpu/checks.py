@@ -115,7 +115,8 @@ def times(file: str) -> None:
   _write(file, {
       **results.machine(), 'pair': _PAIR, 'batch': _BATCH_SIZE, 'precision': 'float32',
       'runs': _RUNS,
-      'items': {name: results.of_item(_BATCH_SIZE, measured) for name, measured in found.items()},
+      'items': {name: results.item_results(_BATCH_SIZE, measured)
+                for name, measured in found.items()},
       # Of an update of so many students, and of an update of a loop with so many in a call.
       'over_one': {name: measured.median / found[
           'vmap_1' if name in _STUDENTS else 'updates_1'].median

@@ -87,7 +87,7 @@ def test_spread_is_told_by_quartiles():
 def test_the_roofline_is_the_slower_of_the_two(flops, bytes_, seconds, bound):
   ceilings, work = Ceilings(bytes_per_second=10.0, flops_per_second=50.0), Work(flops, bytes_, 0)
   assert (work.seconds(ceilings), work.bound(ceilings)) == (seconds, bound)
-  found = results.of_pair('t', 's', 8, {'bare': Times((6.0,))}, work, ceilings)
+  found = results.pair_results('t', 's', 8, {'bare': Times((6.0,))}, work, ceilings)
   assert found['roofline']['fraction'] == seconds / 6
 
 
@@ -105,7 +105,7 @@ def made_times() -> dict[str, Times]:
 
 
 def test_ratios_and_shares_of_made_times():
-  found = results.of_pair('t', 's', 20, made_times(), Work(1.0, 1.0, None), Ceilings(1.0, 1.0))
+  found = results.pair_results('t', 's', 20, made_times(), Work(1.0, 1.0, None), Ceilings(1.0, 1.0))
   assert found['ratios'] == {
       'loop_efficiency': 0.8, 'dih_over_kd': 1.25, 'several_over_one': 2.0,
       'torch_paper_over_loop': 3.0, 'torch_tuned_over_loop': 1.5}

@@ -12,8 +12,9 @@ def row(method: str, top1: float, baselines: dict[str, float], seeds=(30, 50, 67
   several = len(seeds) > 1
   gains = {name: Gain(top1 - other, 0.15 if several else None, len(seeds))
            for name, other in baselines.items() if name != method}
-  return Row(method, tuple(seeds), top1, 0.25 if several else None, top1 + 0.1,
-             0.2 if several else None, gains, ())
+  return Row(method=method, options={'kind': method}, seeds=tuple(seeds), mean=top1,
+             std=0.25 if several else None, best_mean=top1 + 0.1,
+             best_std=0.2 if several else None, gains=gains, published=())
 
 
 def pair(
