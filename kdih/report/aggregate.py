@@ -344,7 +344,7 @@ def _last(runs: list[Run]) -> dict[int, float]:
 
 
 def _std(values: list[float]) -> float | None:
-  return float(scipy.stats.tstd(values)) if len(values) > 1 else None
+  return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _gain(runs: list[Run], baseline: list[Run]) -> Gain | None:

@@ -194,7 +194,7 @@ def test_a_student_is_that_of_the_teacher_that_taught_it(tmp_path):
   assert (dih.teacher_result, dih.heads_result) == (None, None)
   for run in others:
     assert (run.teacher_result['fingerprint'], run.heads_result['fingerprint']) == ('t', 'h')
-    assert dih.unlike(run) == ['teacher', 'heads'] and not run.unlike(others[0])
+    assert dih.differences(run) == ['teacher', 'heads'] and not run.differences(others[0])
 
 
 def test_a_teacher_that_one_does_not_tell_keeps_nothing_apart(tmp_path):

@@ -133,8 +133,10 @@ def text_of(run: Workdir) -> str:
 
 def row(text: str, name: str) -> list[str]:
   """The cells of the one Markdown row called `name`."""
-  found, = (line for line in text.split('\n') if line.startswith(f'| {name} |'))
-  return [cell.strip() for cell in found.strip('|').split('|')][1:]
+  rows = [[cell.strip() for cell in line.strip('|').split('|')]
+          for line in text.split('\n') if line.startswith('|')]
+  found, = (cells for first, *cells in rows if first == name)
+  return found
 
 
 def test_results_json_holds_what_is_returned(whole):
