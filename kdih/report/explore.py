@@ -91,7 +91,7 @@ def _config(workdir: Workdir) -> ml_collections.ConfigDict:
   manifest = read_json(workdir.path / 'manifest.json')
   if not manifest or not workdir.result('heads'):
     raise errors.ConfigError(f'path: {workdir.path} holds no run with finished heads; give the '
-                             'workdir of one, such as runs/digits')
+                             'workdir of a run, such as runs/digits')
   config = fields.base()  # Fields that are newer than the run have their defaults.
   with config.ignore_type():  # JSON has no tuples.
     config.update(manifest['config'])

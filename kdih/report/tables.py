@@ -14,7 +14,7 @@ _MISSING = '–'
 _LATEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
           '<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}', '±': r'$\pm$',
           '→': r'$\to$', '−': '$-$', '–': '--', '\ufffd': '?',
-          '[': '{[}', '*': '{*}',  # After \\, LaTeX reads these as its options.
+          '[': '{[}', '*': '{*}',  # After \\, LaTeX reads these as options.
           **{char: f'\\{char}' for char in '&%$#_{}'}}
 # As tabulate's `latex_booktabs`, for cells that are LaTeX already.
 _BOOKTABS = tabulate.TableFormat(

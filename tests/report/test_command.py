@@ -7,6 +7,8 @@ import io
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree
 
 import pytest
@@ -139,6 +141,13 @@ def test_the_page_holds_everything_and_refers_to_nothing(sweep, reported):
   assert all(sentence in page.text for sentence in findings.findings(pair))
 
 
+def test_the_template_of_the_page_is_installed(tmp_path):
+  build = [sys.executable, 'setup.py', '--quiet', 'build_py', f'--build-lib={tmp_path}']
+  subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+  template = 'kdih/report/templates/page.html.jinja'
+  assert (tmp_path / template).read_text() == (ROOT / template).read_text()
+
+
 def test_markdown_holds_everything_and_no_name_is_code_in_it(sweep, reported):
   text = reported['sweep/comparison/report.md'].decode()
   (pair,) = pairs_of(sweep)
@@ -240,7 +249,8 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
     (['empty'], 'empty: no finished student to compare; empty: holds no student'),
     (['w', '--output=file'], '--output: file cannot be written (Not a directory: '),
     (['w', '--output=file/x'], '--output: file/x cannot be written (Not a directory: '),
-    (['w', '--output=w'], '--output: w/report.md is not part of a comparison and would be overwritten'),
+    (['w', '--output=w'],
+     '--output: w/report.md is not part of a comparison and would be overwritten'),
     (['no.json'], 'no.json: is not a results.json ('),
     (['broken.json'], 'broken.json: is not a results.json'),
     (['list.json'], 'list.json: is not a results.json'),

@@ -64,8 +64,9 @@ def test_the_text_of_the_gains_names_the_largest_and_what_is_hollow(tmp_path):
   several, one = (
       next(p.text for p in comparison_plots.draw([made], tmp_path) if p.name.startswith('gains'))
       for made in (only_gains(('ce', 'kd', 'dih')), only_gains(('ce', 'kd'), seeds=(1,))))
-  assert several == ('Gains in points of test top-1, with their standard errors; kd has the largest '
-                     'gain over ce, +2.59; dih has the largest gain over kd, −1.48.')
+  assert several == (
+      'Gains in points of test top-1, with their standard errors; kd has the largest gain over ce, '
+      '+2.59; dih has the largest gain over kd, −1.48.')
   assert 'standard errors (hollow points: one seed, without an error); kd has' in one
 
 

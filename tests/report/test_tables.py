@@ -86,9 +86,9 @@ def test_latex_is_a_booktabs_table_with_escaped_names():
 
 
 def test_latex_escapes_what_latex_would_read():
-  hostile = row('a\\b{c}~^$#', 1.0)
-  assert re.search(r'^a\\textbackslash{}b\\{c\\}\\textasciitilde{}\\textasciicircum{}\\\$\\# & +3 & ',
-                   tables.latex(pair(hostile)), re.MULTILINE)
+  name, = (line.split(' & ')[0] for line in tables.latex(pair(row('a\\b{c}~^$#', 1.0))).split('\n')
+           if line.startswith('a'))
+  assert name == r'a\textbackslash{}b\{c\}\textasciitilde{}\textasciicircum{}\$\#'
 
 
 @pytest.mark.parametrize('name, expected', [('[x]', '{[}x]'), ('*', '{*}'), ('\ufffd', '?')])
@@ -168,7 +168,8 @@ def test_findings_at_three_seeds_go_by_the_t_distribution():
 @pytest.mark.parametrize('mean, error, n, expected', [
     (0.8, 0.4, 3, 'not more than 2 standard errors'), (-0.81, 0.4, 3, ' more than 2 standard'),
     (0.0, 0.0, 2, 'not more than 2 standard errors'), (0.5, 0.0, 2, ' more than 2 standard'),
-    (-2.0, 0.3, 3, ': dih is worse than kd here'), (5.0, 0.5, 2, 'do not show a difference between dih and kd'),
+    (-2.0, 0.3, 3, ': dih is worse than kd here'),
+    (5.0, 0.5, 2, 'do not show a difference between dih and kd'),
     (0.5, 0.0, 2, 'is +0.50 to +0.50: dih is better than kd here'),
     (5.0, 0.5, 2, ', 12.71 standard errors to either side, is −1.35 to +11.35: '),
     (1.0, 0.4, 5, ', 2.78 standard errors to either side, is −0.11 to +2.11: '),
@@ -179,8 +180,8 @@ def test_findings_by_size_and_seeds(mean, error, n, expected):
 
 def test_nothing_follows_from_one_seed():
   kd, matched = findings(kd=Gain(3.0, None, 1))
-  assert kd == ('dih against kd: +3.00 points of test top-1, from one seed. One seed has no spread, '
-                'and no conclusion can be drawn from it.')
+  assert kd == ('dih against kd: +3.00 points of test top-1, from one seed. One seed has no '
+                'spread, and no conclusion can be drawn from it.')
   assert matched == 'dih against kd_matched: no seed was run with both.'
 
 
@@ -204,7 +205,10 @@ KD_MATCHED = dict(kind='kd', scale='cohort', alpha=0.1, temperature=5.0, gain=1.
                   standardise=False)
 
 
-def noise(repeated=(), matched=(), gain: Gain | None = Gain(-0.25, 0.125, 3)) -> list[str]:
+GAIN = Gain(-0.25, 0.125, 3)
+
+
+def noise(repeated=(), matched=(), gain: Gain | None = GAIN) -> list[str]:
   """What is found of `dih_teacher` and `kd_matched` with these changes to their options."""
   return findings_lib.findings(pair(
       row('kd_matched', 60.0, options={**KD_MATCHED, **dict(matched)}),
