@@ -114,6 +114,25 @@ def test_ratios_and_shares_of_made_times():
   assert found['items']['loop']['examples_per_second'] == 2.0
 
 
+def test_the_table_has_the_numbers_of_each_item_in_columns():
+  loop = {'median_s': 1.25, 'quartiles_s': [1.0, 1500.5], 'examples_per_second': 51.2}
+  content = {
+      'device': {'count': 1, 'kind': 'cpu'}, 'processor': 'p', 'cpus_usable': 2, 'precision': 'f32',
+      'versions': {'jax': '1', 'torch': None}, 'runs': 3,
+      'ceilings': {'bytes_per_second': 1e10, 'flops_per_second': 1e11},
+      'pairs': [{'teacher': 't', 'student': 's', 'batch': 64, 'ratios': {'dih_over_kd': 1.25},
+                 'items': {'loop': loop, 'torch_paper': {**loop, 'median_s': 0.5}},
+                 'cost': {'flops': 1e9, 'bytes': 2e9},
+                 'roofline': {'fraction': 0.25, 'bound': 'memory'}}]}
+  lines = results.table(content).split('\n')
+  start = lines.index('t -> s, batch 64') + 1
+  assert lines[start:start + 4] == [
+      '               ms per step                 quartiles  examples/s',
+      '  loop            1,250.00  1,000.00 to 1,500,500.00          51',
+      '  torch_paper       500.00  1,000.00 to 1,500,500.00          51',
+      '  ratios: dih_over_kd 1.250']
+
+
 def test_what_a_cache_saves_a_sweep_is_worked_out():
   times = {**made_times(), 'cached': Times((2.0,))}
   # 600 epochs of DIH and 1200 of others; 162 views to be made, then 1800 epochs without teachers.

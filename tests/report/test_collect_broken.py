@@ -1,4 +1,4 @@
-"""What is wrong in the folders of runs and sweeps is named, and the rest goes on."""
+"""Damaged and unfinished runs and sweeps are reported, and all other runs are read."""
 import json
 
 import pytest
@@ -9,7 +9,7 @@ from tests.helpers.made_results import heads, result
 from tests.helpers.made_workdirs import found, single, student, swept, write
 
 
-def test_the_unfinished_and_the_failed_are_named_and_the_rest_goes_on(tmp_path):
+def test_unfinished_and_failed_students_are_reported_and_all_others_are_read(tmp_path):
   swept(tmp_path, 'ce', seeds=(30,))
   run = tmp_path / 'resnet110/resnet8/seed30'
   (run / 'student/kd/checkpoints').mkdir(parents=True)
@@ -20,7 +20,7 @@ def test_the_unfinished_and_the_failed_are_named_and_the_rest_goes_on(tmp_path):
       f'{run}/student/kd: is not finished, there is no result.json'])
 
 
-def test_a_failure_that_was_made_good_is_none(tmp_path):
+def test_a_failure_that_was_repaired_is_not_reported(tmp_path):
   single(tmp_path, 'ce')
   write(tmp_path / 'student/ce/failure.json', {'error': 'x'})
   assert found(tmp_path) == ([('ce', 3)], [])
@@ -58,7 +58,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize('content, expected', BROKEN)
-def test_a_broken_result_is_named_and_the_rest_goes_on(tmp_path, content, expected):
+def test_a_broken_result_is_reported_and_all_others_are_read(tmp_path, content, expected):
   single(tmp_path, 'ce')
   path = tmp_path / 'student/kd/result.json'
   write(path, content)
@@ -66,7 +66,7 @@ def test_a_broken_result_is_named_and_the_rest_goes_on(tmp_path, content, expect
   assert runs == [('ce', 3)] and problem.startswith(f'{path}: {expected}')
 
 
-def test_what_may_be_missing_or_null(tmp_path):
+def test_fields_that_may_be_missing_or_null(tmp_path):
   single(tmp_path)
   for at, fields in enumerate(({'flops': None}, {'flops': 7}, {'val': None})):
     student(tmp_path, f'm{at}', **fields)
@@ -74,7 +74,7 @@ def test_what_may_be_missing_or_null(tmp_path):
 
 
 def changed(content: dict, value, *names: str) -> dict:
-  """A copy with another value at the place that `names` lead to."""
+  """A copy with another value under the keys `names`."""
   first, *rest = names
   return {**content, first: changed(content[first], value, *rest) if rest else value}
 
@@ -138,7 +138,7 @@ def test_names_can_be_shown_in_one_line(tmp_path):
   assert problem == f'{tmp_path}/student/c d: is not finished, there is no result.json'
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path):
+def test_bytes_that_are_not_text_are_reported(tmp_path):
   single(tmp_path, 'ce', 'kd')
   (tmp_path / 'student/kd/result.json').write_bytes(b'\xff\xfe{')
   runs, (problem,) = found(tmp_path)
@@ -175,11 +175,11 @@ def test_a_broken_manifest_leaves_out_its_students_alone(tmp_path, content, expe
 
 
 def sweep_of(*asked) -> list[dict]:
-  """The content of `sweep.json` for such (teacher, student, methods, seeds)."""
+  """The content of `sweep.json` for these (teacher, student, methods, seeds)."""
   return [{'pairs': [list(pair)], 'seeds': list(seeds), 'left_out': {}} for *pair, seeds in asked]
 
 
-def test_what_a_sweep_has_not_begun_is_named(tmp_path):
+def test_runs_that_a_sweep_has_not_begun_are_reported(tmp_path):
   swept(tmp_path, 'ce', 'kd', seeds=(30, 50))
   home = tmp_path / 'resnet110'
   (home / 'resnet8/seed67/student/ce').mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""`python -m kdih.report`: its files, its page, what it says of broken workdirs, its errors."""
+"""`python -m kdih.report`: its files, its page, broken workdirs, and errors."""
 import base64
 import contextlib
 import csv
@@ -28,7 +28,7 @@ DATA, STUDENT = '../../x"><img src=http://evil.example/x>', '../..\\up'
 
 
 def run(*argv) -> tuple[int, str]:
-  """Exit code and what was printed."""
+  """The exit code and the printed text."""
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
     code = report.main(['kdih.report', *map(str, argv)])
@@ -57,7 +57,7 @@ def sweep(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def reported(sweep) -> dict[str, bytes]:
-  """All that lies in and beside the sweep after its report, which was to say nothing is missing."""
+  """The files that the report adds, in and beside a sweep of which nothing is missing."""
   before = contents(sweep.parent)
   code, printed = run(sweep)
   assert code == 0 and 'What is missing' not in printed
@@ -93,7 +93,7 @@ def test_a_second_report_has_identical_bytes(sweep, reported):
 
 
 class Page(html.parser.HTMLParser):
-  """What a browser would find.
+  """The elements and texts of a page.
 
   Attributes:
     tags: names of elements.
@@ -174,13 +174,13 @@ def test_the_numbers_of_the_csv_files(reported):
   assert {float(run['test_last_top1']) for run in runs if run['method'] == 'kd'} == {62, 64}
 
 
-def test_the_latex_file_says_what_it_needs_and_holds_the_table(sweep, reported):
+def test_the_latex_file_names_its_packages_and_holds_the_table(sweep, reported):
   first, rest = reported['sweep/comparison/tables.tex'].decode().split('\n', 1)
   assert first == r'% Needs \usepackage{array, booktabs}.'
   assert rest == tables.latex(*pairs_of(sweep)) + '\n'
 
 
-# What is wrong is named, and the rest goes on.
+# Problems are reported, and all other runs are compared.
 
 
 def test_the_unfinished_the_failed_the_mixed_and_the_corrupt_are_named(tmp_path):
@@ -266,7 +266,7 @@ def test_a_bad_command_ends_in_one_line_and_writes_nothing(folders, capsys, argv
   assert (contents(folders), sorted(folders.rglob('*'))) == before
 
 
-def test_nothing_comparable_says_why(folders, capsys):
+def test_runs_that_cannot_be_compared_are_explained(folders, capsys):
   shutil.rmtree(folders / 'w/teacher')
   write(folders / 'w/student/ce/result.json', '{')
   assert report.main(['kdih.report', 'w']) == 2

@@ -1,4 +1,4 @@
-"""The pictures of a comparison show the numbers of the pairs: what is drawn, read back."""
+"""The pictures of a comparison show the numbers of the pairs: the drawn data are read back."""
 import itertools
 
 import matplotlib.colors
@@ -56,7 +56,7 @@ def test_gains_and_their_standard_errors_stand_in_the_row_of_their_method():
 
 
 def only_gains(methods, **others):
-  """A pair of which one picture alone is drawn."""
+  """A pair with only one picture."""
   return made_pairs.pair(methods=methods, members=0, parameters=(None, None), **others)
 
 

@@ -48,7 +48,7 @@ def without_validation(results: dict) -> dict:
 
 
 def finish(run: Workdir, phase: str, content: dict, lines: int = 3, val: bool = True) -> None:
-  """Writes what a phase leaves, but for its variables."""
+  """Writes the files of a finished phase, without its variables."""
   run.finish(phase, content)
   train = [{'step': 10 * i, 'train/loss': 2 / i, 'train/top1': 0.2 * i, 'examples_per_second': 9.0}
            for i in range(1, lines + 1)]
@@ -117,7 +117,7 @@ def test_table_of_nothing():
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """A workdir with all phases and real variables, its report written, and what that returned."""
+  """A workdir with all phases, variables and a report, and the results that `write` returned."""
   run = Workdir(tmp_path_factory.mktemp('whole'))
   run.open(resolved(CONFIG))
   export(run, 'teacher', 'teacher', 0)
@@ -179,7 +179,7 @@ def test_report_has_the_table_of_the_terminal(whole):
   assert '- test top-1 % (best val): ' in text and '- agreement %: ' in text
 
 
-def test_report_says_where_it_comes_from(whole):
+def test_report_has_its_provenance(whole):
   run, _ = whole
   text, manifest = text_of(run), files.read_json(run.path / 'manifest.json')
   assert '- seed: 3\n' in text
@@ -197,7 +197,7 @@ def test_report_shows_pictures_that_exist(whole):
 
 
 def copy_of(whole, tmp_path) -> Workdir:
-  """A workdir whose results are those of `whole`, with no variables to measure."""
+  """A workdir with the results of `whole`, without variables."""
   run = Workdir(tmp_path)
   for phase in ('teacher', 'student/ce', 'student/dih'):
     run.finish(phase, whole[0].result(phase))

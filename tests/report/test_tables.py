@@ -1,4 +1,4 @@
-"""Comparisons as Markdown, LaTeX and CSV, and in sentences, against what stands in them."""
+"""Comparisons as Markdown, LaTeX, CSV and sentences."""
 import csv
 import io
 import math
@@ -209,7 +209,7 @@ GAIN = Gain(-0.25, 0.125, 3)
 
 
 def noise(repeated=(), matched=(), gain: Gain | None = GAIN) -> list[str]:
-  """What is found of `dih_teacher` and `kd_matched` with these changes to their options."""
+  """The findings for `dih_teacher` and `kd_matched` with these changes to their options."""
   return findings_lib.findings(pair(
       row('kd_matched', 60.0, options={**KD_MATCHED, **dict(matched)}),
       row('dih_teacher', 60.0, options={**DIH_TEACHER, **dict(repeated)},
