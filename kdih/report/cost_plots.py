@@ -17,7 +17,7 @@ _TEACHER = '#000000'
 # look smaller than other markers.
 _METHOD_COLOURS = [colour for colour in COLOURS if colour != _TEACHER]
 _METHOD_MARKERS = MARKERS.replace('*', '')
-_WIDTH = 27.0  # Points on paper, from the leftmost to the rightmost method of a student.
+_WIDTH = 30.0  # Points on paper, from the leftmost to the rightmost method of a student.
 
 
 def accuracy_by_cost(pairs: Sequence[Pair]) -> Figure | None:
@@ -51,14 +51,14 @@ def _draw(axes: Axes, pairs: Sequence[Pair], cost: str, methods: Sequence[str]) 
   teachers = [(pair.teacher, pair.costs['teacher'][cost], pair.teacher_top1) for pair in pairs]
   drawn = [(model, x, y) for model, x, y in dict.fromkeys(teachers) if x and y is not None]
   if drawn:
-    axes.scatter([x for _, x, _ in drawn], [y for _, _, y in drawn], s=40, color=_TEACHER,
+    axes.scatter([x for _, x, _ in drawn], [y for _, _, y in drawn], s=50, color=_TEACHER,
                  label='teacher')
   shifts = np.linspace(-_WIDTH / 2, _WIDTH / 2, len(methods)) if methods[1:] else [0.0]
   looks = zip(itertools.cycle(_METHOD_COLOURS), itertools.cycle(_METHOD_MARKERS), strict=False)
   for method, shift, (colour, marker) in zip(methods, shifts, looks, strict=False):
     points = [(pair.student, x, row.mean) for pair in pairs for row in pair.rows
               if row.method == method and (x := pair.costs['student'][cost])]
-    axes.scatter([x for _, x, _ in points], [y for _, _, y in points], s=30, color=colour,
+    axes.scatter([x for _, x, _ in points], [y for _, _, y in points], s=45, color=colour,
                  marker=marker, alpha=0.8, linewidths=0, label=shown(method),
                  transform=offset_copy(
                      axes.transData, axes.get_figure(root=True), x=shift, units='points'))

@@ -180,7 +180,7 @@ def test_the_methods_of_a_student_stand_side_by_side_around_its_cost(cost):
                - axes.transData.transform(points.get_offsets())) * 72 / cost[1].dpi
               for points in methods]
     across = np.array([shift[0, 0] for shift in shifts])
-    assert across == pytest.approx(np.linspace(-13.5, 13.5, len(methods)))
+    assert across == pytest.approx(np.linspace(-15, 15, len(methods)))
     assert all(np.ptp(shift[:, 0]) < 1e-6 and abs(shift[:, 1]).max() < 1e-6 for shift in shifts)
     assert teacher.get_offset_transform() == axes.transData
 
