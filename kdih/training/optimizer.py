@@ -61,7 +61,7 @@ def make_optimizer(
       optax.sgd(schedule, momentum=train.momentum, nesterov=train.nesterov))
 
 
-def reached(loss: Callable[[Any], jax.Array], params: Any) -> Any:
+def gradient_mask(loss: Callable[[Any], jax.Array], params: Any) -> Any:
   """A tree like `params` of bools: whether a gradient of `loss` can flow to each leaf.
 
   Read off the traced program; nothing is computed. What passes `stop_gradient` alone is not

@@ -124,7 +124,7 @@ class LiveSignals(Signals):
     return self.ask(frozen, jnp.zeros((size, *image_shape)))
 
 
-LABELS = LiveSignals(lambda frozen, images: TeacherSignal())  # The labels alone teach.
+NO_TEACHER = LiveSignals(lambda frozen, images: TeacherSignal())  # The labels alone teach.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +147,6 @@ class Task:
   predict: Callable[[Any, Any, jax.Array], Logits]
   frozen: Any
   preprocess: Preprocess
-  signals: Signals = LABELS
+  signals: Signals = NO_TEACHER
   reference: str = ''
   partial: bool = False

@@ -189,7 +189,7 @@ def test_loss_and_gradient_are_those_of_float64(name, case):
   right, slope = expected(ENTRIES[name], student, teacher)
   shares = (True, False) if ENTRIES[name]['kind'] == 'dih' else (True,)
   for mean_soft_label in shares:
-    method = lessons.make(ENTRIES[name], Context(3, mean_soft_label=mean_soft_label))
+    method = lessons.make(ENTRIES[name], Context(num_members=3, mean_soft_label=mean_soft_label))
     value, gradient = evaluate(method, {}, lesson)
     np.testing.assert_allclose(value, right, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-4)
@@ -224,7 +224,7 @@ def test_equal_logits_are_standardised_to_0_however_their_mean_is_rounded(value,
 def test_a_student_that_excludes_what_it_is_taught_has_an_infinite_loss_and_the_limits_gradient(
     name):
   excluded = np.where(np.eye(5)[LABELS] > 0, -INF, USUAL)
-  value, gradient = evaluate(lessons.make(ENTRIES[name], Context(3)), {},
+  value, gradient = evaluate(lessons.make(ENTRIES[name], Context(num_members=3)), {},
                              lesson_of(excluded, OTHER))
   _, slope = expected(ENTRIES[name], np.maximum(excluded, -1e3), OTHER)
   np.testing.assert_array_equal(value, np.full(4, INF))
@@ -235,7 +235,8 @@ def test_a_logit_that_is_no_number_is_not_hidden():
   """Neither of the student nor of a teacher, of whom the rest says that its probability is 0."""
   for student, teacher in ((with_nan(USUAL), OTHER), (USUAL, with_nan(OTHER))):
     for name in ('kd', 'kd_std', 'dkd', 'dkd_std', 'dih', 'dih_apart', 'dih_std'):
-      value, _ = evaluate(lessons.make(ENTRIES[name], Context(3)), {}, lesson_of(student, teacher))
+      value, _ = evaluate(lessons.make(ENTRIES[name], Context(num_members=3)), {},
+                          lesson_of(student, teacher))
       assert np.isnan(value).all(), name
 
 

@@ -45,7 +45,7 @@ def formula(z, alphas=ALPHAS, temperatures=TEMPERATURES):
 
 def terms(z, alphas=ALPHAS, temperatures=TEMPERATURES, mean_soft_label=True, **options):
   """'ce' and 'kl', [batch]."""
-  method = lessons.make(DIH, Context(len(MEMBERS), mean_soft_label=mean_soft_label),
+  method = lessons.make(DIH, Context(num_members=len(MEMBERS), mean_soft_label=mean_soft_label),
                         alpha=alphas, temperature=temperatures, **options)
   members = jnp.stack([lessons.single(t) for t in MEMBERS], axis=1)
   return method.apply({}, lessons.lesson(
@@ -66,8 +66,8 @@ def loss(z, *args, **options):
     ({'cross_entropy': 'once', 'reduction': 'mean'}, 0.67615727692),
 ])
 def test_the_loss_of_two_equal_members_worked_by_hand(options, expected, mean_soft_label):
-  method = lessons.make(DIH, Context(2, mean_soft_label=mean_soft_label), temperature=2.0,
-                        **options)
+  method = lessons.make(DIH, Context(num_members=2, mean_soft_label=mean_soft_label),
+                        temperature=2.0, **options)
   lesson = dataclasses.replace(
       lessons.lesson(student=Output(jnp.zeros((1, 2)), {}), teacher=TeacherSignal(
           members=lessons.single([[[2 * LN3, 0]] * 2]))), labels=jnp.array([0]))

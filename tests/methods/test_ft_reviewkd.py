@@ -173,7 +173,7 @@ def test_the_review_moves_everything():
 
 
 @pytest.mark.parametrize('field, nothing, message', [
-    ('preactivations', {}, 'does not sow what lies before the ReLU of'),
+    ('preactivations', {}, 'does not sow the preactivation of'),
     ('embedding', None, "does not sow 'embedding'")])
 def test_the_review_needs_what_the_teacher_may_not_tell(field, nothing, message):
   lesson = lessons.lesson()

@@ -40,13 +40,13 @@ class Method(method.Method):
 
 
 def make(options, num_members=4, **changes):
-  return methods.create('mine', {**options, **changes}, Context(num_members))
+  return methods.create('mine', {**options, **changes}, Context(num_members=num_members))
 
 
 def lesson(members):
   teacher = lessons.signal(
       Output(members['final'], {}), list(members.values())) if members else TeacherSignal()
-  return Lesson(None, LABELS, Output(STUDENT, {}), teacher)
+  return Lesson(images=None, labels=LABELS, student=Output(STUDENT, {}), teacher=teacher)
 
 
 def loss(options, said=MEMBERS, **changes):
@@ -60,7 +60,7 @@ def kd(teacher, alpha, temperature):
 
 def message(options, num_members=4):
   with pytest.raises(errors.ConfigError) as caught:
-    methods.create('mine', options, Context(num_members))
+    methods.create('mine', options, Context(num_members=num_members))
   assert '\n' not in str(caught.value)
   return str(caught.value)
 
@@ -216,7 +216,7 @@ def test_a_cohort_in_which_none_teaches_is_refused(alpha):
 
 def test_a_method_does_not_change_its_options():
   options = dict(DIH)
-  methods.create('mine', options, Context(4))
+  methods.create('mine', options, Context(num_members=4))
   assert options == DIH
 
 

@@ -267,4 +267,4 @@ def test_terms_of_which_none_counts_are_refused():
   with pytest.raises(errors.ConfigError) as caught:
     lessons.make(OPTIONS['rkd'], distance=0.0, angle=0.0)
   assert str(caught.value) == (
-      'config.methods.mine.distance: and angle are both 0, so that nothing is compared')
+      'config.methods.mine.distance: and angle are both 0; set one of them above 0')

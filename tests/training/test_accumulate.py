@@ -197,7 +197,8 @@ def task_of(parts, seen):
     return {'far': far}, (collections, {'student': logits})
 
   frozen = np.random.default_rng(0).normal(size=(64, WIDTH)).astype(np.float32)
-  return Task(loss, lambda *_: {}, frozen, PLAIN, LiveSignals(teach, parts))
+  return Task(loss=loss, predict=lambda *_: {}, frozen=frozen, preprocess=PLAIN,
+              signals=LiveSignals(teach, parts))
 
 
 @pytest.mark.parametrize('loops', [False, True])

@@ -197,8 +197,8 @@ def test_agreement_is_the_share_of_same_first_choices():
   loader = Arrays(30)
   model = NoTaps(num_classes=10)
   base = Task(
-      lambda *_: None, lambda v, _, x: {'student': model.apply(v, x, train=False)}, {},
-      PREPROCESS)
+      loss=lambda *_: None, predict=lambda v, _, x: {'student': model.apply(v, x, train=False)},
+      frozen={}, preprocess=PREPROCESS)
   first, second = (networks.initialise(model, jax.random.key(seed), (8, 8, 1)) for seed in (0, 1))
   compared = with_teacher(base, model, second)
   evaluator = evaluation.Evaluator(
