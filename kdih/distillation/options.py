@@ -1,6 +1,7 @@
 """Types of the options that several methods have in common.
 
-A method declares an option as a field of one of these types; `kdih.methods.create` checks the value.
+A method declares an option as a field of one of these types; `kdih.methods.create` checks its
+value.
 """
 from typing import Annotated
 

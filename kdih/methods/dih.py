@@ -19,13 +19,13 @@ class _Member(NamedTuple):
   """The numbers of a member that the loss depends on.
 
   Attributes:
-    index: position in the cohort.
+    position: position in the cohort.
     alpha: alpha_b.
     temperature: T_b.
     weight: alpha_b w_b, the weight of the member's KL.
   """
 
-  index: int
+  position: int
   alpha: float
   temperature: float
   weight: jax.Array | float
@@ -96,7 +96,7 @@ class Method(method.Method):
 
     if (temperature := self._shared_temperature()) is None:
       kl = sum(member.weight * losses.tempered_kl(
-          self._transform(z), self._transform(teacher.members[:, member.index]),
+          self._transform(z), self._transform(teacher.members[:, member.position]),
           member.temperature) for member in members)
     else:
       label = (self._soft_label(teacher, lesson.weights) if teacher.soft_label is None
@@ -129,16 +129,16 @@ class Method(method.Method):
     else:
       raise ValueError('weights of members come from the validation split and there is none; set '
                        'config.data.validation_fraction above 0, or weights to equal')
-    return [_Member(_FINAL if self.members == 'teacher' else index, alpha, temperature,
+    return [_Member(_FINAL if self.members == 'teacher' else position, alpha, temperature,
                     alpha * w_b)
-            for index, (alpha, temperature, w_b)
+            for position, (alpha, temperature, w_b)
             in enumerate(zip(alphas, temperatures, w, strict=True)) if alpha > 0]
 
   @nn.nowrap
   def _soft_label(self, teacher: TeacherSignal, weights: Mapping[str, jax.Array]) -> SoftLabel:
     assert teacher.members is not None
     members = self._teaching_members(weights)
-    logits = teacher.members[:, jnp.array([member.index for member in members])]
+    logits = teacher.members[:, jnp.array([member.position for member in members])]
     return mean_soft_label(self._transform(logits), [member.weight for member in members],
                            members[0].temperature)
 

@@ -83,7 +83,7 @@ class Networks:
     for name, method in self.methods.items():
       if method.summary and method.taught_by != 'labels' and not method.assistants:
         lesson = blank_lesson(self, method, num_examples=2)
-        found[name] = jax.eval_shape(method.summary.of, lesson.teacher, dict(lesson.weights))
+        found[name] = jax.eval_shape(method.summary.extract, lesson.teacher, dict(lesson.weights))
     return found
 
 

@@ -169,7 +169,8 @@ def test_a_deep_model_keeps_less_where_it_computes_again():
     return lessons.mean(task.loss(
         params, {'batch_stats': collections}, {}, batch, TeacherSignal(), moment)[0])
 
-  everything, products = (kept(f, variables['params']) for f in (loss, accumulate_lib.frugal(loss)))
+  everything, products = (
+      kept(f, variables['params']) for f in (loss, accumulate_lib.rematerialized(loss)))
   assert products < everything / 3
   # What the 22 convolutions of resnet20 say of four images: 7 + 7 + 7 and a projection each.
   assert products > 4 * 4 * (7 * 32 * 32 * 16 + 7 * 16 * 16 * 32 + 7 * 8 * 8 * 64)
