@@ -89,7 +89,7 @@ def test_a_cosine_depends_on_the_length():
 
 
 def test_several_updates_in_a_call_change_no_bit(usual):
-  together = trained(NoTaps(10), 'compute.steps_per_call=4')
+  together = trained(NoTaps(10), 'compute.steps_per_call=2')
   jax.tree.map(np.testing.assert_array_equal, together, usual)
 
 
