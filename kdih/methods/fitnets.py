@@ -24,8 +24,8 @@ class Method(FeatureMethod):
 
       L = cross_entropy CE(z, y) + weight hint
 
-  Each form reads its own options. The regressor, with a ReLU, is RepDistiller's; equal shapes have
-  one too.
+  Each form reads its own options. The regressor, followed by a ReLU, is RepDistiller's; it is used
+  for equal shapes too.
 
   Source: Romero et al., ICLR 2015, arXiv 1412.6550, section 2, equation (3).
 

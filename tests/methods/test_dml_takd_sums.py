@@ -231,15 +231,15 @@ def test_a_part_that_is_named_twice_counts_twice():
     np.testing.assert_allclose(value, once[term], rtol=1e-6)
 
 
-def test_a_sum_asks_for_what_its_parts_ask_for():
-  def asks(*names):
+def test_a_sum_needs_what_its_parts_need():
+  def needs(*names):
     method = lessons.make(SUM, context(), methods=names, weights=(1.0,) * len(names))
     return method.taught_by, method.needs_train_labels
 
-  assert asks('ce', 'ce') == ('labels', False)
-  assert asks('ce', 'kd') == ('teacher', False)
-  assert asks('crd', 'ce') == ('teacher', True)
-  assert asks('crd', 'dih') == ('cohort', True)
+  assert needs('ce', 'ce') == ('labels', False)
+  assert needs('ce', 'kd') == ('teacher', False)
+  assert needs('crd', 'ce') == ('teacher', True)
+  assert needs('crd', 'dih') == ('cohort', True)
 
 
 @pytest.mark.slow

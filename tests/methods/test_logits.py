@@ -199,7 +199,7 @@ def test_equal_weights_are_those_of_dih():
     dict(alpha=(0.2, 0.0, 0.4), temperature=(2.0, 7.0, 2.0), cross_entropy='once'),
     dict(standardise=True, reduction='mean', weights='accuracy'), dict(members='teacher'),
     dict(temperature=(5.0, 4.0, 5.0))])
-def test_the_mean_soft_label_teaches_what_the_branches_do(changes):
+def test_the_mean_soft_label_teaches_what_the_members_do(changes):
   def both(mean_soft_label):
     method = lessons.make(ENTRIES['dih'], Context(num_members=3, mean_soft_label=mean_soft_label),
                           **changes)
@@ -228,7 +228,7 @@ def test_weights_of_a_run_without_validation_are_refused():
     method.apply({}, batch)
 
 
-def test_a_teacher_who_says_nothing_is_refused():
+def test_a_teacher_without_weight_is_refused():
   with pytest.raises(errors.ConfigError) as caught:
     lessons.make(DKD, alpha=0.0, beta=0.0)
   assert str(caught.value) == (

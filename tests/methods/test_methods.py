@@ -49,9 +49,9 @@ def lesson(members):
   return Lesson(images=None, labels=LABELS, student=Output(STUDENT, {}), teacher=teacher)
 
 
-def loss(options, said=MEMBERS, **changes):
-  """[batch], where the members of the cohort say this."""
-  return np.asarray(lessons.total(make(options, **changes).apply({}, lesson(said))))
+def loss(options, cohort=MEMBERS, **changes):
+  """[batch] of the members with these logits."""
+  return np.asarray(lessons.total(make(options, **changes).apply({}, lesson(cohort))))
 
 
 def kd(teacher, alpha, temperature):
@@ -85,12 +85,12 @@ def test_what_each_method_is_taught_by():
   assert found == {'ce': 'labels', 'kd': 'teacher', 'dih': 'cohort'}
 
 
-def test_ce_listens_to_the_labels_alone():
+def test_ce_uses_the_labels_alone():
   expected = losses.cross_entropy(STUDENT, LABELS)
   np.testing.assert_array_equal(loss({'kind': 'ce'}, {}), expected)
 
 
-def test_kd_listens_to_the_teachers_own_classifier_alone():
+def test_kd_uses_the_teachers_own_classifier_alone():
   alone = {'final': MEMBERS['final']}
   expected = kd(MEMBERS['final'], 0.3, 2.0)
   np.testing.assert_array_equal(loss(KD, alone, alpha=0.3, temperature=2.0), expected)

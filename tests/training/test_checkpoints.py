@@ -79,10 +79,10 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(tmp_path, saved, cap
     damage(folder / name)
     step = int(checkpoints_lib.Checkpoints(folder, state_at(0)).restore_last()[0].step)
     assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), step)
-    said = capsys.readouterr().err
-    assert ('the checkpoint of step 3 is damaged' in said) == (step == 2)
+    message = capsys.readouterr().err
+    assert ('the checkpoint of step 3 is damaged' in message) == (step == 2)
     if step == 2:
-      assert 'the last good one is that of step 2' in said
+      assert 'the last good one is that of step 2' in message
       assert (folder.parent / 'damaged' / '3').is_dir() and not (folder / '3').exists()
       fell_back.add(name.name)
   large = max(names, key=lambda name: (saved / name).stat().st_size)  # It holds the arrays.
@@ -194,9 +194,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_readable(tmp_path):
     folder = tmp_path / 'disk' / 'checkpoints'
     with pytest.raises(errors.TrainingError) as raised:
       save(folder, range(1, 9))
-    said = str(raised.value)
-    assert '(No space left on device)' in said and len(said) < 300
-    step = int(said.partition('the last good checkpoint is that of step ')[2].partition('.')[0])
+    message = str(raised.value)
+    assert '(No space left on device)' in message and len(message) < 300
+    step = int(message.partition('the last good checkpoint is that of step ')[2].partition('.')[0])
     assert step >= 1
     assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), step)
 
