@@ -244,15 +244,15 @@ class Training:
     def seconds(count: int) -> float:
       total = per_call * (1 + -(-count // per_call))  # The loop's clock leaves out the first call.
       program = loop.TrainProgram(
-          self.step, self._frozen, self._resident, self._problem.feeds,
-          lambda variables, frozen: None, dataclasses.replace(schedule, total_steps=total,
-                                                               evaluate_every=total,
-                                                               per_call=per_call))
+          step=self.step, frozen=self._frozen, resident=self._resident,
+          feeds=self._problem.feeds, evaluate=lambda variables, frozen: None,
+          schedule=dataclasses.replace(
+              schedule, total_steps=total, evaluate_every=total, per_call=per_call))
       with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         initial = self.split(self.initial)[0]
         kept = checkpoints.Checkpoints(pathlib.Path(folder) / 'checkpoints', initial)
         outcome = loop.train(program, loop.Learner(
-            initial, kept, folder, 'benchmark', events=False))
+            state=initial, checkpoints=kept, directory=folder, phase='benchmark', events=False))
       return count * schedule.batch_size / outcome.examples_per_second
 
     return Item(name, seconds, least)

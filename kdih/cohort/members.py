@@ -69,7 +69,8 @@ def make_teach(
       logits = members_of(heads, frozen['heads'], output, carrying)
       members = jnp.stack(list(logits.values()), axis=1)
     return jax.lax.stop_gradient(TeacherSignal(
-        output.logits, OrderedDict((tap, output.features[tap]) for tap in teacher_taps),
-        output.preactivations, output.embedding, members))
+        logits=output.logits,
+        features=OrderedDict((tap, output.features[tap]) for tap in teacher_taps),
+        preactivations=output.preactivations, embedding=output.embedding, members=members))
 
   return teach

@@ -106,7 +106,7 @@ def summaries(built: Networks, names: Sequence[str], teacher: nn.Module) -> Call
 
   def of_each(frozen, images):
     signal = teach(frozen, images)
-    return tuple(summary(built, name).of(signal, frozen.get('weights', {})) for name in names)
+    return tuple(summary(built, name).extract(signal, frozen.get('weights', {})) for name in names)
 
   return of_each
 

@@ -131,7 +131,7 @@ class Experiment:
     """Returns what `program` trains, from these variables of its seed on, with its checkpoints."""
     folder, initial = self.workdir.phase(phase), problem.state(variables, self.config.seed)
     checkpoints = checkpoints_lib.Checkpoints(folder / 'checkpoints', initial)
-    return loop.Learner(initial, checkpoints, folder, phase)
+    return loop.Learner(state=initial, checkpoints=checkpoints, directory=folder, phase=phase)
 
   def program(
       self, phase: str, problem: Problem, students: Students | None = None

@@ -55,8 +55,9 @@ def heads_task(
         built.teacher, built.heads, {**frozen, 'heads': variables}, images, tuple(built.taps))
     return {**members, MEAN: soft_label_mean.mean_logits(members)}
 
-  return Task(loss, predict, {'teacher': teacher_variables, 'backbone': backbone}, preprocess,
-              signals, reference=FINAL)
+  return Task(
+      loss=loss, predict=predict, frozen={'teacher': teacher_variables, 'backbone': backbone},
+      preprocess=preprocess, signals=signals, reference=FINAL)
 
 
 def features_at_taps(built: Networks, backbone: nn.Module) -> Teach:

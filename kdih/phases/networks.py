@@ -83,7 +83,7 @@ class Networks:
     for name, method in self.methods.items():
       if method.summary and method.taught_by != 'labels' and not method.assistants:
         lesson = blank_lesson(self, method, num_examples=2)
-        found[name] = jax.eval_shape(method.summary.of, lesson.teacher, dict(lesson.weights))
+        found[name] = jax.eval_shape(method.summary.extract, lesson.teacher, dict(lesson.weights))
     return found
 
 
@@ -189,10 +189,10 @@ def _method(
     raise errors.unknown('config.methods', name, config.methods)
   setting = f'config.methods.{name}'
   context = Context(
-      num_members, devices.AXIS if config.sync_batch_norm else None,
-      functools.partial(_model_for_method, config, spec, setting=setting),
-      functools.partial(_method, config, spec, num_members, within=(*within, name)),
-      config.compute.mean_soft_label, config.compute.cache_members)
+      num_members=num_members, axis_name=devices.AXIS if config.sync_batch_norm else None,
+      model=functools.partial(_model_for_method, config, spec, setting=setting),
+      method=functools.partial(_method, config, spec, num_members, within=(*within, name)),
+      mean_soft_label=config.compute.mean_soft_label, cache_members=config.compute.cache_members)
   return methods.create(name, config.methods[name].to_dict(), context)
 
 
@@ -345,13 +345,15 @@ def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:
   if method.taught_by != 'labels':
     output = _zeros(built.teacher_output)
     teacher = TeacherSignal(
-        output.logits, output.features, output.preactivations, output.embedding,
-        jnp.zeros((2, len(names), built.spec.num_classes)) if names else None)
+        logits=output.logits, features=output.features, preactivations=output.preactivations,
+        embedding=output.embedding,
+        members=jnp.zeros((2, len(names), built.spec.num_classes)) if names else None)
   return Lesson(
-      images, jnp.zeros(2, jnp.int32), _zeros(built.student_output), teacher,
-      {rule: jnp.ones(len(names)) for rule in RULES if names and built.validated},
-      jnp.zeros(2, jnp.int32), jnp.zeros(num_examples, jnp.int32), jnp.zeros(()),
-      jax.random.key(0))
+      images=images, labels=jnp.zeros(2, jnp.int32), student=_zeros(built.student_output),
+      teacher=teacher,
+      weights={rule: jnp.ones(len(names)) for rule in RULES if names and built.validated},
+      index=jnp.zeros(2, jnp.int32), train_labels=jnp.zeros(num_examples, jnp.int32),
+      epoch=jnp.zeros(()), key=jax.random.key(0))
 
 
 def _zeros(shapes: Output) -> Output:

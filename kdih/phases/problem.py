@@ -104,7 +104,7 @@ class Problem:
       return self.blank_loss(given['variables'], given['frozen'], signal, 2)
 
     given = {'variables': dict(self.variables), 'frozen': self.task.frozen}
-    return optimizer.reached(loss, given)['variables']['params']
+    return optimizer.gradient_mask(loss, given)['variables']['params']
 
   def blank_loss(
       self, variables: Any, frozen: Any, signal: TeacherSignal, size: int

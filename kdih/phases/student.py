@@ -86,8 +86,10 @@ def student_task(
         student, state.part(variables, 'student'), batch.images, taps, train=True,
         key=moment.dropout_key)
     lesson = Lesson(
-        batch.images, batch.labels, output, signal, frozen.get('weights', {}), batch.index,
-        frozen.get('train_labels'), moment.epoch, moment.key, devices.gather)
+        images=batch.images, labels=batch.labels, student=output, teacher=signal,
+        weights=frozen.get('weights', {}), index=batch.index,
+        train_labels=frozen.get('train_labels'), epoch=moment.epoch, key=moment.key,
+        gather=devices.gather)
     beside = state.part(variables, 'method')
     terms, kept = method.apply(
         beside, lesson, mutable=taps_lib.changing(beside),
@@ -101,7 +103,8 @@ def student_task(
     variables = state.part(variables, 'student')
     return {'student': taps_lib.observe(student, variables, images, ())[0].logits}
 
-  return Task(loss, predict, frozen, preprocess, signals, partial=True)
+  return Task(loss=loss, predict=predict, frozen=frozen, preprocess=preprocess, signals=signals,
+              partial=True)
 
 
 def student_problem(

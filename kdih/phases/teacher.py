@@ -43,7 +43,8 @@ def teacher_task(model: nn.Module, preprocess: Preprocess) -> Task:
     ce = losses.cross_entropy(output.logits, batch.labels)
     return {'ce': ce}, (collections, {'teacher': output.logits})
 
-  return Task(loss, predict_as('teacher', model), {}, preprocess)
+  return Task(
+      loss=loss, predict=predict_as('teacher', model), frozen={}, preprocess=preprocess)
 
 
 def teacher_problem(

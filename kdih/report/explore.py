@@ -24,7 +24,7 @@ from kdih.phases.teacher import load_teacher
 from kdih.report.style import GREY, STUDENT, TEACHER, new_figure, shown
 from kdih.runtime.files import read_json
 from kdih.runtime.workdir import Workdir
-from kdih.training.task import LABELS
+from kdih.training.task import NO_TEACHER
 
 _SIDE = 1.5  # Inches, of an image in a grid.
 
@@ -80,7 +80,7 @@ def load(path: epath.PathLike, data_dir: str = '') -> Answers:
   experiment = Experiment(config, built, workdir, source_lib.open_splits(builder, config.data))
   teacher, owner = load_teacher(experiment)
   heads, _ = load_heads(experiment, owner)
-  task = heads_task(built, teacher, experiment.data.preprocess, LABELS, {})
+  task = heads_task(built, teacher, experiment.data.preprocess, NO_TEACHER, {})
   logits, labels = predict_cohort(experiment, task, heads, 'test')
   return Answers(logits, labels, builder.info.features[config.data.label_key].names,
                  source_lib.open_split(builder, 'test_split', config.data))

@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers
 from kdih import errors
 from kdih.runtime import devices, digests, processes
 from kdih.runtime.files import is_remote
-from kdih.training.state import TrainState
+from kdih.training.state import TrainState, from_stored, to_stored
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Checkpoints:
 
   def __init__(self, directory: epath.PathLike, like: TrainState):
     self._directory = _absolute(directory)
-    self._like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    self._like = to_stored(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
     self._set_damaged_aside()
     self._manager = _manager(self._directory)
 
@@ -51,14 +51,14 @@ class Checkpoints:
     Raises:
       TrainingError: it cannot be written; the earlier ones are still there.
     """
-    state = devices.to_host(state)
     step = int(state.step)
+    stored_state = to_stored(devices.to_host(state))
     content = {'meta': meta, 'metrics': metrics}
-    stored = {**content, 'digests': [digests.of(state), digests.of_json(content)]}
+    stored = {**content, 'digests': [digests.of(stored_state), digests.of_json(content)]}
     try:
       self._require_there()
       self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(stored)))
+          state=ocp.args.StandardSave(stored_state), meta=ocp.args.JsonSave(stored)))
     except (OSError, ValueError) as error:  # Of tensorstore the latter.
       raise errors.TrainingError(
           f'the checkpoint of step {step} cannot be written to {self._directory} '
@@ -117,7 +117,7 @@ class Checkpoints:
             metrics=ocp.args.JsonRestore()))['metrics']
         if metrics != content['metrics']:
           raise ValueError('its metrics are not those that were written')
-    return found['state'], content['meta']
+    return from_stored(found['state']), content['meta']
 
   def _set_damaged_aside(self) -> None:
     steps = sorted(ocp.utils.checkpoint_steps(self._directory))
