@@ -67,14 +67,15 @@ def _measure(
   from kdih.benchmark import measuring, programs, results, roofline, step_parts
 
   logger.info(f'benchmark: {teacher} -> {student}, batch {batch_size}')
-  lab = programs.make_lab(teacher, student, batch_size, settings.precision, programs.made_images())
-  dih = programs.Training(programs.student_problem(lab, 'dih'))
+  pair = programs.make_pair(
+      teacher, student, batch_size, settings.precision, programs.made_images())
+  dih = programs.Training(programs.student_problem(pair, 'dih'))
   peer = None
   if settings.peer:
     from kdih.benchmark.peer import equality
-    peer = equality.Peer(lab, (teacher, student), settings.precision)
-  items = [*programs.items(lab, dih, settings.measures),
-           *(step_parts.items(lab) if 'parts' in settings.measures else []),
+    peer = equality.Peer(pair, (teacher, student), settings.precision)
+  items = [*programs.items(pair, dih, settings.measures),
+           *(step_parts.items(pair) if 'parts' in settings.measures else []),
            *(peer.items() if peer else [])]
   times = measuring.measure(items, settings.runs)
   found = results.of_pair(teacher, student, batch_size, times,

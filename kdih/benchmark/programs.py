@@ -52,7 +52,7 @@ def made_images(count: int = NUM_IMAGES) -> MadeImages:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lab:
+class ModelPair:
   """A pair, its fresh variables and what it learns from.
 
   Attributes:
@@ -77,9 +77,9 @@ class Lab:
     return self.config.student.train.global_batch_size
 
 
-def make_lab(
+def make_pair(
     teacher: str, student: str, batch_size: int, precision: str, examples: MadeImages
-) -> Lab:
+) -> ModelPair:
   """Initialises a pair of models.
 
   The teacher's running statistics become those of a few images, so that its logits are of a usual
@@ -100,7 +100,7 @@ def make_lab(
   keys = jax.random.split(jax.random.key(SEED), 3)
   frozen = {'teacher': _settled(built.teacher.clone(dtype=jnp.float32), keys[0], data, examples),
             'heads': networks.initialise_heads(built, keys[1])}
-  return Lab(config, built, data, examples, jax.device_get(frozen),
+  return ModelPair(config, built, data, examples, jax.device_get(frozen),
              jax.device_get(networks.initialise(built.student, keys[2], SPEC.image_shape)))
 
 
@@ -122,22 +122,22 @@ def _settled(
   return {**variables, 'batch_stats': settle(variables, images)}
 
 
-def student_problem(lab: Lab, method: str, signals: Signals | None = None) -> Problem:
+def student_problem(pair: ModelPair, method: str, signals: Signals | None = None) -> Problem:
   """Returns how the student learns by 'dih' or 'kd' in a run; from a cache, if `signals` is one."""
   parts = ('teacher', 'heads') if method == 'dih' else ('teacher',)
   teacher = student_lib.teacher_of(
-      lab.config, lab.built, {part: lab.frozen[part] for part in parts})
+      pair.config, pair.built, {part: pair.frozen[part] for part in parts})
   teacher = dataclasses.replace(teacher, taps=())  # No method here reads features.
   return student_lib.student_problem(
-      lab.config, lab.built, lab.data, initial_variables(lab), method, teacher,
+      pair.config, pair.built, pair.data, initial_variables(pair), method, teacher,
       make_table=None if signals is None else lambda: signals)
 
 
-def taught_problem(lab: Lab, signal: TeacherSignal, images: jax.Array) -> Problem:
+def taught_problem(pair: ModelPair, signal: TeacherSignal, images: jax.Array) -> Problem:
   """Returns DIH on these images for every step, with their teacher signal given."""
-  problem = student_problem(lab, 'dih')
-  data = copy.copy(lab.data)
-  data.splits = _Still(images, lab.examples.labels()[:len(images)])  # type: ignore[assignment]
+  problem = student_problem(pair, 'dih')
+  data = copy.copy(pair.data)
+  data.splits = _Still(images, pair.examples.labels()[:len(images)])  # type: ignore[assignment]
   task = dataclasses.replace(
       problem.task, frozen={'signal': signal}, preprocess=_as_they_are,
       signals=LiveSignals(lambda frozen, images: jax.tree.map(
@@ -167,19 +167,19 @@ def _as_they_are(images, index, key):
   return images
 
 
-def cached_problem(lab: Lab) -> Problem:
+def cached_problem(pair: ModelPair) -> Problem:
   """Returns DIH with a cache of the teacher signal of every view, which is the same of all."""
-  prepare, count = lab.data.student_preprocess, len(lab.examples)
+  prepare, count = pair.data.student_preprocess, len(pair.examples)
   images = -(-count // devices.num_devices()) * devices.num_devices()
-  like = lab.built.cached_signals['dih']
+  like = pair.built.cached_signals['dih']
   made = np.full((images, prepare.num_slots, rows.width(like)), 1 / SPEC.num_classes, np.float16)
-  return student_problem(lab, 'dih', lookup.DeviceTable(
+  return student_problem(pair, 'dih', lookup.DeviceTable(
       made, like, np.arange(count, dtype=np.int32), prepare))
 
 
-def initial_variables(lab: Lab) -> dict[str, Any]:
+def initial_variables(pair: ModelPair) -> dict[str, Any]:
   """Returns those of a student, and of the method, which has none."""
-  return state.join(student=lab.student, method={})
+  return state.join(student=pair.student, method={})
 
 
 class Training:
@@ -258,15 +258,15 @@ class Training:
     return Item(name, seconds, least)
 
 
-def items(lab: Lab, dih: Training, measures: Sequence[str]) -> list[Item]:
+def items(pair: ModelPair, dih: Training, measures: Sequence[str]) -> list[Item]:
   """Returns the whole steps among `measures`; `dih` is DIH's."""
   found = [dih.item('bare', _LEAST)]
   if 'loop' in measures:
     found.append(dih.loop_item('loop', _LEAST))
   if 'kd' in measures:
-    found.append(Training(student_problem(lab, 'kd')).item('kd'))
+    found.append(Training(student_problem(pair, 'kd')).item('kd'))
   if 'several' in measures:
-    found.append(Training(student_problem(lab, 'dih'), students=TOGETHER).item('several'))
+    found.append(Training(student_problem(pair, 'dih'), students=TOGETHER).item('several'))
   if 'cached' in measures:
-    found.append(Training(cached_problem(lab)).loop_item('cached', _LEAST))
+    found.append(Training(cached_problem(pair)).loop_item('cached', _LEAST))
   return found

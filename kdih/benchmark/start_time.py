@@ -46,8 +46,8 @@ def _seconds(command: list[str], environment: dict[str, str]) -> float:
 def main(argv: list[str]) -> None:
   """Makes the first step that the command line `argv` names."""
   teacher, student, batch_size, precision = argv[1:]
-  lab = programs.make_lab(teacher, student, int(batch_size), precision, programs.made_images())
-  training = programs.Training(programs.student_problem(lab, 'dih'))
+  pair = programs.make_pair(teacher, student, int(batch_size), precision, programs.made_images())
+  training = programs.Training(programs.student_problem(pair, 'dih'))
   jax.block_until_ready(training.step(*training.arguments()))
   print(_DONE, flush=True)
 

@@ -15,12 +15,12 @@ from kdih.phases.student import teacher_of
 from kdih.runtime import devices
 
 
-def items(lab: programs.Lab) -> list[Item]:
+def items(pair: programs.ModelPair) -> list[Item]:
   """`input`, `teacher`, `heads` and `student` (forward, backward and update) of a DIH step."""
-  share = lab.batch_size // devices.num_devices()
+  share = pair.batch_size // devices.num_devices()
   index = jnp.arange(share)
-  built, loader = lab.built, lab.data.splits.loader('train')
-  teacher = teacher_of(lab.config, built, lab.frozen)
+  built, loader = pair.built, pair.data.splits.loader('train')
+  teacher = teacher_of(pair.config, built, pair.frozen)
   frozen, resident = jax.device_put(
       (teacher.frozen, loader.resident), jax.local_devices()[0])
 
@@ -28,7 +28,7 @@ def items(lab: programs.Lab) -> list[Item]:
   def read(resident, index, step):
     batch = loader.gather(resident, {'index': index})
     key = jax.random.fold_in(jax.random.key(programs.SEED), step)
-    return lab.data.preprocess(batch['image'], index, key)
+    return pair.data.preprocess(batch['image'], index, key)
 
   @jax.jit
   def teach(frozen, images):
@@ -42,7 +42,7 @@ def items(lab: programs.Lab) -> list[Item]:
   images = read(resident, index, 0)
   output = teach(frozen, images)
   student = programs.Training(
-      programs.taught_problem(lab, mount(frozen, output), images))
+      programs.taught_problem(pair, mount(frozen, output), images))
   return [_item('input', read, resident, index, 0), _item('teacher', teach, frozen, images),
           _item('heads', mount, frozen, output), student.item('student')]
 

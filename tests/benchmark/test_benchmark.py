@@ -137,19 +137,19 @@ def assert_close(found, expected):
 
 @pytest.mark.slow
 def test_students_of_one_start_learn_together_as_one_alone():
-  lab = programs.make_lab('resnet8', 'resnet8', 8, 'float32', programs.made_images(64))
-  problem = programs.student_problem(lab, 'dih')
+  pair = programs.make_pair('resnet8', 'resnet8', 8, 'float32', programs.made_images(64))
+  problem = programs.student_problem(pair, 'dih')
   alone = learnt(programs.Training(problem))
   assert_close(learnt(programs.Training(problem, students=2)), alone * 2)
-  names = [item.name for item in step_parts.items(lab)]
+  names = [item.name for item in step_parts.items(pair)]
   assert names == ['input', 'teacher', 'heads', 'student']
 
 
 @pytest.mark.slow
 def test_a_deep_teacher_has_logits_of_a_usual_size():
-  lab = programs.make_lab('resnet20', 'resnet8', 8, 'float32', programs.made_images(16))
-  images = lab.data.preprocess(lab.examples.read(np.arange(16))[0], jnp.arange(16), None)
-  logits = lab.built.teacher.apply(lab.frozen['teacher'], images, train=False)
+  pair = programs.make_pair('resnet20', 'resnet8', 8, 'float32', programs.made_images(16))
+  images = pair.data.preprocess(pair.examples.read(np.arange(16))[0], jnp.arange(16), None)
+  logits = pair.built.teacher.apply(pair.frozen['teacher'], images, train=False)
   assert 0.01 < np.std(logits) < 10
 
 

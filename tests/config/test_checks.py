@@ -143,7 +143,7 @@ def test_any_argument_of_a_config_is_read_or_refused(argument):
 
 
 @pytest.mark.parametrize(('path', 'value', 'expected'), [
-    ('methods.dih_at.methods', ('dih_at', 'kd'), 'config.methods.dih_at: is a part of itself'),
+    ('methods.dih_at.methods', ('dih_at', 'kd'), 'config.methods.dih_at: contains itself'),
     ('methods.dih_at.methods', 3, 'config.methods.dih_at.methods: is 3; it must be a tuple'),
     ('methods.takd.chain', 3, 'config.methods.takd.chain: is 3; it must be a tuple, each a name'),
     ('methods.takd.chain', (3,), 'config.methods.takd.chain: is 3; it must be a name'),

@@ -143,7 +143,7 @@ def test_what_teachers_say_is_computed_once_for_all_seeds_of_a_sweep(
   assert 'teacher: epoch' not in said and 'heads: epoch' not in said
   assert said.count('cache: 160 images x 9 views') == 2  # Of logits and of the mean soft label.
   assert said.count('of 160 images') == 1  # The teachers are asked once for both.
-  assert said.count('at: is taught without config.compute.cache') == 2
+  assert said.count('at: runs its teachers in every step') == 2
   assert_same(tmp_path / PAIR / 'seed30', finished, 1e-4)
   files = list(tmp_path.glob(f'{teacher}/cache/*/rows.bin'))
   assert len(files) == (2 if place == 'disk' else 0)

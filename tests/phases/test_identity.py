@@ -202,7 +202,7 @@ def test_another_teacher_at_the_path_of_the_one_that_was_taken_is_noticed(scene,
   shutil.copytree(tmp_path / 'other/teacher/variables', taken)
   capsys.readouterr()
   assert main.main(scene.command('--config.phases=teacher,heads', taking)) == 2
-  assert f"config.teacher.variables: '{taken}' holds others than" in capsys.readouterr().err
+  assert f"config.teacher.variables: '{taken}' has changed since it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(('variable', 'value', 'said'), [

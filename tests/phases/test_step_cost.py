@@ -79,7 +79,7 @@ def test_the_steps_of_a_chain_and_of_a_preparation():
       'student/takd/assistant1', 'student/takd/assistant2', 'student/takd']
   prepare, taught = run.steps('student/fitnets')
   assert (prepare.phase, prepare.train) == ('student/fitnets/prepare', 'student.prepare')
-  assert prepare.asks == taught.asks == 'teacher'
+  assert prepare.signal_source == taught.signal_source == 'teacher'
 
 
 @pytest.mark.parametrize('role', ['teacher', 'heads'])

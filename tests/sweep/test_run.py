@@ -158,9 +158,9 @@ def test_the_options_of_a_method_are_those_of_its_runs_with_other_seeds(swept, d
      'config.sweep.students: is set, and config.sweep.pairs too'),
     (('--config.teacher.variables=/nowhere',), 'config.teacher.variables: no exported variables'),
     (('--dry_run', '--config.student.train.global_batch_size=30'),
-     'config.student.train.global_batch_size: 30 cannot be split over 4 devices'),
+     'config.student.train.global_batch_size: 30 images cannot be divided equally over 4 devices'),
     (('--methods=sp', f'--students={NETS}:NoTaps'),
-     f'config.methods.sp: the teacher {NETS}:TinyNet cannot teach the student {NETS}:NoTaps '),
+     f'config.methods.sp: does not fit the teacher {NETS}:TinyNet and the student {NETS}:NoTaps: '),
 ])
 def test_bad_input_is_one_line_before_anything_is_written(
     tmp_path, digits_dir, capsys, overrides, expected):

@@ -27,7 +27,7 @@ class Peer:
   """Both forms, ready to be timed.
 
   Args:
-    lab: whose numbers and images they get.
+    pair: whose numbers and images they get.
     names: of teacher and student.
     precision: of the tuned form; the paper's is float32.
 
@@ -36,7 +36,7 @@ class Peer:
     TrainingError: one of them does not compute what kdih does.
   """
 
-  def __init__(self, lab: programs.Lab, names: tuple[str, str], precision: str):
+  def __init__(self, pair: programs.ModelPair, names: tuple[str, str], precision: str):
     threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     torch.set_num_threads(threads or 1)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -44,17 +44,17 @@ class Peer:
     # for convolutions on a GPU, which is off by more than the tolerances allow.
     _allow_tensor_float_32(False)
     forms: dict[str, Any] = {
-        'torch_paper': forms_lib.Paper(lab, names, device),
-        'torch_tuned': tuned.Tuned(lab, names, device, precision='float32')}
+        'torch_paper': forms_lib.Paper(pair, names, device),
+        'torch_tuned': tuned.Tuned(pair, names, device, precision='float32')}
     forms['torch_tuned'].compile()
     with jax.default_matmul_precision('highest'):
-      expected = _expected(lab, names)
+      expected = _expected(pair, names)
     self.deviations = {name: _compare(name, form, expected) for name, form in forms.items()}
     # As fast as jax, which takes TensorFloat-32 for float32 on a GPU.
     _allow_tensor_float_32(True)
     torch.backends.cudnn.benchmark = True
     if precision != 'float32':
-      forms['torch_tuned'] = tuned.Tuned(lab, names, device, precision=precision)
+      forms['torch_tuned'] = tuned.Tuned(pair, names, device, precision=precision)
       forms['torch_tuned'].compile()
     forms['torch_tuned'].capture()
     self._forms = forms
@@ -76,33 +76,33 @@ def _allow_tensor_float_32(allowed: bool) -> None:
   torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def _expected(lab: programs.Lab, names: tuple[str, str]) -> dict[str, Any]:
+def _expected(pair: programs.ModelPair, names: tuple[str, str]) -> dict[str, Any]:
   """kdih's numbers of its first step, all in float32."""
-  if lab.built.student.dtype != jnp.float32:
+  if pair.built.student.dtype != jnp.float32:
     # With the same numbers: made again, the teacher's running statistics need not be the same, for
     # the first time a GPU may have computed them in TensorFloat-32.
-    exact = programs.make_lab(*names, lab.batch_size, 'float32', lab.examples)
-    lab = dataclasses.replace(exact, frozen=lab.frozen, student=lab.student)
-  training = programs.Training(programs.student_problem(lab, 'dih'))
-  index = next(iter(programs.student_problem(lab, 'dih').feeds(0, [1])))['index'].reshape(-1)
+    exact = programs.make_pair(*names, pair.batch_size, 'float32', pair.examples)
+    pair = dataclasses.replace(exact, frozen=pair.frozen, student=pair.student)
+  training = programs.Training(programs.student_problem(pair, 'dih'))
+  index = next(iter(programs.student_problem(pair, 'dih').feeds(0, [1])))['index'].reshape(-1)
   key = jax.random.fold_in(jax.random.key(programs.SEED), 0)
-  pixels, labels = lab.examples.read(index)
-  images = jax.jit(lab.data.preprocess)(pixels, index, key)
+  pixels, labels = pair.examples.read(index)
+  images = jax.jit(pair.data.preprocess)(pixels, index, key)
   members = jax.jit(lambda frozen, images: cohort_logits(
-      lab.built.teacher, lab.built.heads, frozen, images, tuple(lab.built.taps)))(
-          lab.frozen, images)
+      pair.built.teacher, pair.built.heads, frozen, images, tuple(pair.built.taps)))(
+          pair.frozen, images)
   alone = registry.create(names[1], programs.SPEC.num_classes)
   student = jax.jit(lambda variables, images: taps.observe(
-      alone, variables, images, (), train=True)[0].logits)(lab.student, images)
+      alone, variables, images, (), train=True)[0].logits)(pair.student, images)
   state, metrics = training.step(*training.arguments())
   after = devices.to_host(state.params['student'])
-  plain = jax.jit(lab.data.preprocess)(pixels, index, None)
+  plain = jax.jit(pair.data.preprocess)(pixels, index, None)
   return {
       'index': index, 'images': np.asarray(images), 'labels': labels,
       'input': np.asarray(plain),
-      'members': np.stack([np.asarray(members[name]) for name in (*lab.built.taps, FINAL)]),
+      'members': np.stack([np.asarray(members[name]) for name in (*pair.built.taps, FINAL)]),
       'student': np.asarray(student), 'loss': np.asarray(metrics['loss'][0]),
-      'variables': lab.student, 'after': after,
+      'variables': pair.student, 'after': after,
   }
 
 

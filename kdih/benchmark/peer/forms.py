@@ -55,32 +55,32 @@ def dih_loss(
 
 
 class Form:
-  """A student, its cohort and its optimizer, with the same numbers as those of a lab.
+  """A student, its cohort and its optimizer, with the same numbers as those of a pair.
 
   Args:
-    lab: of kdih.
+    pair: of kdih.
     names: of teacher and student, for messages.
     device: that they live on.
   """
 
   channels_last = False
 
-  def __init__(self, lab: programs.Lab, names: tuple[str, str], device: torch.device):
-    self._lab, self.device = lab, device
-    built = lab.built
+  def __init__(self, pair: programs.ModelPair, names: tuple[str, str], device: torch.device):
+    self._pair, self.device = pair, device
+    built = pair.built
     self.teacher = self._placed(networks.load(
-        networks.like(built.teacher, names[0]), lab.frozen['teacher'])).eval()
+        networks.like(built.teacher, names[0]), pair.frozen['teacher'])).eval()
     self.student = self._placed(networks.load(
-        networks.like(built.student, names[1]), lab.student)).train()
-    parameters = {tap: lab.frozen['heads']['params'][param_name(tap)] for tap in built.taps}
+        networks.like(built.student, names[1]), pair.student)).train()
+    parameters = {tap: pair.frozen['heads']['params'][param_name(tap)] for tap in built.taps}
     self.heads = self._placed(nn.ModuleDict({
         tap: networks.make_head(dense['kernel'], dense['bias'], built.taps[tap],
                                 self.channels_last)
         for tap, dense in parameters.items()})).eval()
     border = ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0))
-    pixels, _ = lab.examples.read(np.arange(len(lab.examples)))
+    pixels, _ = pair.examples.read(np.arange(len(pair.examples)))
     self.images = torch.from_numpy(np.pad(pixels, border))
-    self.labels = torch.from_numpy(lab.examples.labels().astype(np.int64))
+    self.labels = torch.from_numpy(pair.examples.labels().astype(np.int64))
     self.optimizer = torch.optim.SGD(
         self.student.parameters(), programs.LEARNING_RATE, programs.MOMENTUM, nesterov=True,
         weight_decay=programs.WEIGHT_DECAY, **self._optimizer_options())
@@ -106,7 +106,7 @@ class Form:
 
   def epoch(self):
     """Indices of batch after batch, in a random order, without end."""
-    size = self._lab.batch_size
+    size = self._pair.batch_size
     while True:
       yield from torch.randperm(len(self.labels)).split(size)[:len(self.labels) // size]
 

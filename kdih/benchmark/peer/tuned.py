@@ -51,7 +51,7 @@ class Tuned(Form):
     self._cohort = torch.compile(_Cohort(self.teacher, self.heads).eval(),
                                  options={'freezing': True})
     self._loss = torch.compile(self._student_loss)
-    index = torch.arange(self._lab.batch_size, device=self.device)
+    index = torch.arange(self._pair.batch_size, device=self.device)
     try:
       self._update(index)
       self.notes.append('torch.compile')
@@ -63,7 +63,7 @@ class Tuned(Form):
     """On a GPU, makes a step one CUDA graph, or notes why not."""
     if self.device.type != 'cuda':
       return
-    self._index = torch.arange(self._lab.batch_size, device=self.device)
+    self._index = torch.arange(self._pair.batch_size, device=self.device)
     try:
       stream = torch.cuda.Stream()
       stream.wait_stream(torch.cuda.current_stream())
