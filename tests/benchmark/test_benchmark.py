@@ -15,7 +15,7 @@ from kdih.benchmark.roofline import Ceilings, Work
 BAD = [
     ('--pairs=resnet8', '--pairs: ', 'resnet110:resnet8'),
     ('--pairs=resnet8:resnet9', '--pairs: ', "did you mean 'resnet"),
-    ('--batches=64,many', '--batches: ', "'many' is not a whole number"),
+    ('--batches=64,many', '--batches: ', "is 'many'; it must be a whole number"),
     ('--batches=1', '--batches: ', 'at least 2'),
     ('--batches=6', '--batches: ', '4 devices'),
     ('--batches=20000', '--batches: ', '10000 images'),

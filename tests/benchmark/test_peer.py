@@ -42,7 +42,7 @@ def test_models_have_the_same_logits_and_taps(name, train):
 
 
 def test_a_model_that_is_not_there_is_named():
-  with pytest.raises(errors.ConfigError, match='knows no vgg8; choose'):
+  with pytest.raises(errors.ConfigError, match='vgg8 is not available in PyTorch; choose'):
     networks.like(registry.create('vgg8', 5), 'vgg8')
 
 
@@ -100,5 +100,5 @@ def test_both_forms_are_checked_and_one_that_differs_is_refused():
   pair.config.student.train['weight_decay'] = 0.05
   expected = equality._expected(pair, ('resnet8', 'resnet8'))
   form = forms.Paper(pair, ('resnet8', 'resnet8'), torch.device('cpu'))
-  with pytest.raises(errors.TrainingError, match='update of paper is off by .*nothing was timed'):
+  with pytest.raises(errors.TrainingError, match='update of paper deviates .*nothing was timed'):
     equality._compare('paper', form, expected)

@@ -145,14 +145,15 @@ def test_any_argument_of_a_config_is_read_or_refused(argument):
 @pytest.mark.parametrize(('path', 'value', 'expected'), [
     ('methods.dih_at.methods', ('dih_at', 'kd'), 'config.methods.dih_at: contains itself'),
     ('methods.dih_at.methods', 3, 'config.methods.dih_at.methods: is 3; it must be a tuple'),
-    ('methods.takd.chain', 3, 'config.methods.takd.chain: is 3; it must be a tuple, each a name'),
+    ('methods.takd.chain', 3,
+     'config.methods.takd.chain: is 3; it must be a tuple, each value a name'),
     ('methods.takd.chain', (3,), 'config.methods.takd.chain: is 3; it must be a name'),
     ('methods.takd.chain', ('resent20',),
      "config.methods.takd: unknown 'resent20'; did you mean 'resnet20'?"),
     ('methods.crd.negatives', 10**400, 'config.methods.crd.negatives: is 1000'),
     ('methods.tofd.beta', None, 'config.methods.tofd.beta: is None; it must be a number'),
-    ('methods.kd.kind', b'kd', "config.methods.kd.kind: b'kd' is neither a number, nor a text"),
-    ('methods.ce', 3, 'config.methods.ce: is 3; it must hold fields of its own'),
+    ('methods.kd.kind', b'kd', "config.methods.kd.kind: is b'kd'; it must be a number, a string"),
+    ('methods.ce', 3, 'config.methods.ce: is 3; it must be a group of fields'),
     ('data.mean', (10**400,), 'config.data.mean: is 1000'),
     ('teacher.kwargs', {'dtype': 'x'}, 'config.teacher.kwargs.dtype: is set by config.dtype')])
 def test_what_once_ended_in_a_traceback(path, value, expected):

@@ -162,19 +162,19 @@ def test_the_message_says_what_a_value_must_be():
   said = {
       'seed': (2**32, 'is 4294967296; it must be a whole number from 0 to 2^32 - 1'),
       'data.std': ((0.0,), 'is 0.0; it must be a number from 1e-6 to 1000'),
-      'data.validation_fraction': (1, 'is 1; it must be a number at least 0 and below 1'),
+      'data.validation_fraction': (1, 'is 1; it must be a number of at least 0 and below 1'),
       'student.train.length': (0.0, 'is 0.0; it must be a number above 0 and at most 1e7'),
-      'student.train.weight_decay': (1e-40, 'is 1e-40, which float32 takes for 0; give another '
-                                            'number'),
+      'student.train.weight_decay': (1e-40, 'is 1e-40, which is 0 in float32; set it to 0 or '
+                                            'to a larger number'),
       'data.flip': ('yes', "is 'yes'; it must be True or False"),
-      'data.mean': (0.5, 'is 0.5; it must be a tuple, each a number from -1000 to 1000; one alone '
-                            'is written (VALUE,)'),
+      'data.mean': (0.5, 'is 0.5; it must be a tuple, each value a number from -1000 to 1000; '
+                            'write a single value as (VALUE,)'),
       'dtype': ('float23', "unknown 'float23'; did you mean 'float32'? choose from: bfloat16, "
                            'float32'),
       'compute.cache': ('views', "is 'views'; it must be 'none', 'all_views' or 'views:N', such "
                                  "as 'views:8'"),
-      'phases': ((), 'is (); name 1 or more'),
-      'sweep.seeds': ((1, 2, 1), 'is (1, 2, 1); name each wanted one once'),
+      'phases': ((), 'is (); it must hold 1 or more values'),
+      'sweep.seeds': ((1, 2, 1), 'is (1, 2, 1); it must hold every value only once'),
       'teacher.kwargs': ({'x': 1e39}, None)}
   for name, (value, message) in said.items():
     expected = f'config.{name}: {message}' if message else (

@@ -104,9 +104,10 @@ def test_heads_of_too_many_classes_are_refused_before_the_teacher_is_trained(
      '16777216'),
     # An index of 4 bytes for each negative of the 4096 images that a device has of a batch.
     (('--config.methods.crd.negatives=16777216', '--config.student.train.global_batch_size=16384'),
-     'kdih: student/crd: training needs at least 274.88 GB on each device, but an equal part of the '
-     'host memory is 16.00 GB; the largest part is the largest array of a step (274.88 GB); set '
-     'config.methods.crd.negatives to less, or config.student.train.global_batch_size to less')])
+     'kdih: student/crd: training needs at least 274.88 GB on each device, but an equal part of '
+     'the host memory is 16.00 GB; the largest part is the largest array of a step (274.88 GB); '
+     'set config.methods.crd.negatives to less, or config.student.train.global_batch_size to '
+     'less')])
 def test_too_many_negatives_are_refused(
     tmp_path, digits_dir, capsys, sixteen_gigabytes, overrides, expected):
   assert refused(capsys, tmp_path / 'w', digits_dir, '--config.student.methods=crd',
