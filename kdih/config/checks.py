@@ -46,8 +46,8 @@ def _check_group(config: ml_collections.ConfigDict, reference: Any, prefix: str)
   for key, default in reference.items():
     name, field = prefix + key, FIELDS.get(prefix + key)
     if key not in config:
-      raise errors.ConfigError(f'config.{name}: is missing in the config file; its default is '
-                               f'{shown(default)}')
+      raise errors.ConfigError(f'config.{name}: is missing in the config file; add it, its default '
+                               f'is {shown(default)}')
     value = _read(config, key, f'config.{name}')
     if field:
       is_group = isinstance(value, ml_collections.ConfigDict)

@@ -177,5 +177,5 @@ def test_a_field_that_is_read_first_may_be_missing(tmp_path, capsys):
   path.write_text((CONFIG).read_text().replace(
       'return config', "with config.unlocked():\n    del config['deterministic']\n  return config"))
   assert main.main(['kdih', f'--config={path}', f'--workdir={tmp_path}/w']) == 2
-  assert capsys.readouterr().err.startswith('kdih: config.deterministic: is missing; ')
+  assert capsys.readouterr().err.startswith('kdih: config.deterministic: is missing in ')
   assert not (tmp_path / 'w').exists()

@@ -148,7 +148,7 @@ def test_what_cannot_be_cut_into_parts_is_refused():
   config = read_config('unused', 'unused', '--config.compute.accumulate=2',
                        '--config.student.methods=ce,sp')
   pipeline.check_devices(config)
-  with pytest.raises(errors.ConfigError, match='accumulate: is 2, and the method sp '):
+  with pytest.raises(errors.ConfigError, match='accumulate: is 2, but the method sp '):
     networks.build(config, SPEC)
 
 
