@@ -156,10 +156,10 @@ class Choice(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Text(Kind):
-  """A text, of the form of a regular expression where one is given; `form` says it in words."""
+  """A string that matches the regular expression `pattern`, which `form` describes in words."""
 
   pattern: str = r'[^\0]*'
-  form: str = 'a text'
+  form: str = 'a string'
 
   def check(self, setting, value):
     if not (isinstance(value, str) and re.fullmatch(self.pattern, value, re.DOTALL)):

@@ -76,7 +76,7 @@ def _widths(config: 'ml_collections.ConfigDict', built: Networks) -> list[int]:
   """Returns the numbers in a row of each table that the phases require.
 
   Raises:
-    ConfigError: There are methods with teachers, and none of them can use a cache.
+    ConfigError: there are methods with teachers, and none of them can use a cache.
   """
   widths = []
   if 'heads' in config.phases and config.compute.cache_taps and not config.heads.variables:
@@ -157,7 +157,7 @@ def table(
     frozen: those of {'teacher', 'heads', 'weights'} that the methods are taught by.
 
   Raises:
-    ConfigError: There is not enough memory, or the cache on disk was built from something else.
+    ConfigError: there is not enough memory, or the cache on disk was built from something else.
   """
   built = experiment.networks
   fingerprints = {part: digests.of(variables) for part, variables in frozen.items()}

@@ -38,13 +38,13 @@ import kdih.benchmark
 """
 
 
-@pytest.mark.parametrize(('flag', 'begins', 'says'), BAD)
-def test_a_bad_flag_gets_one_line(flag, begins, says, capsys, monkeypatch):
+@pytest.mark.parametrize(('flag', 'begins', 'words'), BAD)
+def test_a_bad_flag_gets_one_line(flag, begins, words, capsys, monkeypatch):
   monkeypatch.setattr(roofline, 'measure_ceilings', lambda precision: Ceilings(1.0, 1.0))
   monkeypatch.setattr(programs.networks, 'initialise', None)  # Nothing is computed.
   assert benchmark.main(['benchmark', '--measure=bare', flag]) == 2
   line, = [line for line in capsys.readouterr().err.splitlines() if line.startswith('kdih: ')]
-  assert line.startswith(f'kdih: {begins}') and says in line
+  assert line.startswith(f'kdih: {begins}') and words in line
 
 
 def test_torch_that_is_missing_is_named_with_the_remedy(capsys, monkeypatch):
@@ -58,7 +58,7 @@ def test_none_of_it_imports_tensorflow_or_ml_collections():
 for module in pkgutil.iter_modules(kdih.benchmark.__path__):
   if module.name != 'peer':  # It needs PyTorch.
     importlib.import_module(f'kdih.benchmark.{module.name}')
-import launch.studies.scaling.problem  # It stands on the same construction.
+import launch.studies.scaling.problem  # It uses the same construction of problems.
 for module in ('problem', 'networks', 'teacher', 'heads', 'student'):
   importlib.import_module(f'kdih.phases.{module}')
 """

@@ -64,9 +64,9 @@ def outcome(call, *args):
   try:
     call(*args)
   except errors.ConfigError as error:
-    said = str(error)
-    assert said and '\n' not in said
-    return said
+    message = str(error)
+    assert message and '\n' not in message
+    return message
   return ''
 
 
@@ -168,8 +168,8 @@ def test_a_config_file_that_returns_something_else(tmp_path, returned):
   path = tmp_path / 'mine.py'
   path.write_text('import ml_collections\n' + (CONFIG).read_text().replace(
       'return config', f'return {returned}'))
-  said = outcome(flags.read, ['kdih', f'--config={path}', '--workdir=w'])
-  assert said.startswith('--config: ')
+  message = outcome(flags.read, ['kdih', f'--config={path}', '--workdir=w'])
+  assert message.startswith('--config: ')
 
 
 def test_a_field_that_is_read_first_may_be_missing(tmp_path, capsys):

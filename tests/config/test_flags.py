@@ -1,4 +1,4 @@
-"""The command line: which value arrives in which field, and what is said of a wrong one."""
+"""The command line: which value a field gets, and the message for a wrong one."""
 import pytest
 from hypothesis import given, strategies as st
 

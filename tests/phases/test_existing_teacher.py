@@ -110,7 +110,7 @@ def test_heads_learn_on_the_features_that_the_teacher_always_had(finished, elsew
 def test_it_teaches_as_where_it_was_trained(finished, digits_dir, tmp_path, settings):
   """In a step, from a cache too, with what the config makes of a frozen teacher."""
   pixels = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
-  said, tables = [], []
+  signals, tables = [], []
   for number, normalisation in enumerate(((), OTHER)):
     experiment = prepared(tmp_path / str(number), digits_dir, *settings, *normalisation,
                           teacher=finished / 'teacher' / 'variables')
@@ -124,14 +124,14 @@ def test_it_teaches_as_where_it_was_trained(finished, digits_dir, tmp_path, sett
     frozen = {'teacher': variables}
     teach = make_teach('teacher', module, tuple(built.taps), built.heads, ())
     of_taps = features_at_taps(built, module)({'backbone': variables}, images)
-    said.append((teach(frozen, images), of_taps,
+    signals.append((teach(frozen, images), of_taps,
                  cache_plan.summaries(built, ['kd'], module)(frozen, images)))
     assert list(of_taps.features) == list(built.taps)
     tables.append(digests.of(frozen))
   tolerance = 0.05 if 'compute.teacher_dtype=bfloat16' in settings else 1e-5
-  for there, here in zip(*map(jax.tree.leaves, said), strict=True):
+  for there, here in zip(*map(jax.tree.leaves, signals), strict=True):
     np.testing.assert_allclose(here, there, atol=tolerance)
-  assert tables[0] != tables[1]  # By which their caches are told apart.
+  assert tables[0] != tables[1]  # Their caches must not be confused.
 
 
 def test_it_is_exported_as_it_was_and_what_stands_on_it_says_its_own(finished, elsewhere, tmp_path,

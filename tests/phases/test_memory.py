@@ -21,9 +21,9 @@ def need(phase, *overrides):
   run = blank(*overrides)
   step, = run.steps(phase)
   problem = step.problem()
-  asked, signal = step_cost.of_signal(problem)
+  teachers, signal = step_cost.of_signal(problem)
   loss = step_cost.of_loss(problem, signal, gradient=False)
-  return memory.least(run, step, problem, asked + loss)
+  return memory.least(run, step, problem, teachers + loss)
 
 
 @pytest.mark.parametrize('optimizer, copies, counters', [('sgd', 3, 1), ('adamw', 4, 2)])
@@ -71,9 +71,9 @@ with tfds.core.registered.skip_registration():
 def refused(capsys, workdir, data_dir, *overrides) -> str:
   """The line by which a run is refused before anything is written."""
   assert main.main(tiny_command(workdir, data_dir, *overrides)) == 2
-  said = capsys.readouterr().err
-  lines = [line for line in said.splitlines() if not line.startswith('data: ')]
-  assert len(lines) == 1 and not workdir.exists(), said
+  output = capsys.readouterr().err
+  lines = [line for line in output.splitlines() if not line.startswith('data: ')]
+  assert len(lines) == 1 and not workdir.exists(), output
   return lines[0]
 
 
