@@ -33,7 +33,7 @@ _FIRST_PROFILED = 10  # Updates. By then the step is compiled, except for the la
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseOutcome:
-  """The variables that a phase ended with, and the cost of its training, stops included.
+  """The variables that a phase ended with, and the cost of its training over all resumed runs.
 
   Attributes:
     last: variables after the last step.

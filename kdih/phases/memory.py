@@ -111,7 +111,7 @@ def least(run: BlankRun, step: Step, problem: Problem, cost: Cost) -> MemoryNeed
   """
   params, train = problem.variables['params'], problem.train
   tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, problem.duration))
-  sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
+  sizes = [step_cost.size(leaf) for leaf in jax.tree.leaves(params)]
   # On a CPU, XLA keeps all gradients at once. Elsewhere it may apply one before the next is there.
   gradients = sum(sizes) if devices.on_cpu() else max(sizes, default=0)
   return MemoryNeed(

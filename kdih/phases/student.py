@@ -330,7 +330,7 @@ def _problem(
     make_table = functools.partial(
         cache_plan.table, experiment, teacher.cached_with, teacher.module, teacher.frozen)
   elif config.compute.cache != 'none' and built.methods[name].taught_by != 'labels':
-    logger.warning(
+    logger.info(
         f'{name}: runs its teachers in every step, because config.compute.cache holds only logits '
         'and the method reads more')
   return student_problem(config, built, experiment.data, variables, name, teacher,
