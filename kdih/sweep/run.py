@@ -358,7 +358,7 @@ def _try(sweep: _Sweep, job: Job, splits: Splits) -> None:
   try:
     experiment = _open(sweep, job, splits)
     failure.unlink(missing_ok=True)
-    with memory.told_in_a_line(job.phase):
+    with memory.reported_in_one_line(job.phase):
       pipeline.runner(job.phase)(experiment)
   except errors.PreemptedError:
     raise
@@ -392,9 +392,9 @@ def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
     runs, _ = found.get((pair.teacher, pair.student, phases), (0, pair))
     found[pair.teacher, pair.student, phases] = runs + 1, pair
   planned = [
-      dry_run.Planned(
-          pair.config, sweep.networks(pair), phases,
-          f'{teacher} -> {student}' if phases[0].startswith('student/') else teacher, runs)
+      dry_run.PlannedPhase(
+          config=pair.config, built=sweep.networks(pair), phases=phases, runs=runs,
+          pair=f'{teacher} -> {student}' if phases[0].startswith('student/') else teacher)
       for (teacher, student, phases), (runs, pair) in found.items()]
   text = dry_run.describe(planned, images, config.dry_run_seconds)
   return '\n'.join([*(f'left out: {reason}' for reason in sweep.left_out.values()), text])

@@ -49,7 +49,7 @@ def _lab() -> tuple[Any, Any]:
   from kdih.benchmark import programs
 
   with jax.default_matmul_precision('highest'):
-    lab = programs.make_lab(*_PAIR, _BATCH_SIZE, 'float32', programs.made_images())
+    lab = programs.make_pair(*_PAIR, _BATCH_SIZE, 'float32', programs.made_images())
   return lab, programs.student_problem(lab, 'dih')
 
 

@@ -15,7 +15,7 @@ from kdih.benchmark.roofline import Ceilings, Work
 BAD = [
     ('--pairs=resnet8', '--pairs: ', 'resnet110:resnet8'),
     ('--pairs=resnet8:resnet9', '--pairs: ', "did you mean 'resnet"),
-    ('--batches=64,many', '--batches: ', "'many' is not a whole number"),
+    ('--batches=64,many', '--batches: ', "is 'many'; it must be a whole number"),
     ('--batches=1', '--batches: ', 'at least 2'),
     ('--batches=6', '--batches: ', '4 devices'),
     ('--batches=20000', '--batches: ', '10000 images'),
@@ -38,13 +38,13 @@ import kdih.benchmark
 """
 
 
-@pytest.mark.parametrize(('flag', 'begins', 'says'), BAD)
-def test_a_bad_flag_gets_one_line(flag, begins, says, capsys, monkeypatch):
+@pytest.mark.parametrize(('flag', 'begins', 'words'), BAD)
+def test_a_bad_flag_gets_one_line(flag, begins, words, capsys, monkeypatch):
   monkeypatch.setattr(roofline, 'measure_ceilings', lambda precision: Ceilings(1.0, 1.0))
   monkeypatch.setattr(programs.networks, 'initialise', None)  # Nothing is computed.
   assert benchmark.main(['benchmark', '--measure=bare', flag]) == 2
   line, = [line for line in capsys.readouterr().err.splitlines() if line.startswith('kdih: ')]
-  assert line.startswith(f'kdih: {begins}') and says in line
+  assert line.startswith(f'kdih: {begins}') and words in line
 
 
 def test_torch_that_is_missing_is_named_with_the_remedy(capsys, monkeypatch):
@@ -58,7 +58,7 @@ def test_none_of_it_imports_tensorflow_or_ml_collections():
 for module in pkgutil.iter_modules(kdih.benchmark.__path__):
   if module.name != 'peer':  # It needs PyTorch.
     importlib.import_module(f'kdih.benchmark.{module.name}')
-import launch.studies.scaling.problem  # It stands on the same construction.
+import launch.studies.scaling.problem  # It uses the same construction of problems.
 for module in ('problem', 'networks', 'teacher', 'heads', 'student'):
   importlib.import_module(f'kdih.phases.{module}')
 """
@@ -156,19 +156,19 @@ def assert_close(found, expected):
 
 @pytest.mark.slow
 def test_students_of_one_start_learn_together_as_one_alone():
-  lab = programs.make_lab('resnet8', 'resnet8', 8, 'float32', programs.made_images(64))
-  problem = programs.student_problem(lab, 'dih')
+  pair = programs.make_pair('resnet8', 'resnet8', 8, 'float32', programs.made_images(64))
+  problem = programs.student_problem(pair, 'dih')
   alone = learnt(programs.Training(problem))
   assert_close(learnt(programs.Training(problem, students=2)), alone * 2)
-  names = [item.name for item in step_parts.items(lab)]
+  names = [item.name for item in step_parts.items(pair)]
   assert names == ['input', 'teacher', 'heads', 'student']
 
 
 @pytest.mark.slow
 def test_a_deep_teacher_has_logits_of_a_usual_size():
-  lab = programs.make_lab('resnet20', 'resnet8', 8, 'float32', programs.made_images(16))
-  images = lab.data.preprocess(lab.examples.read(np.arange(16))[0], jnp.arange(16), None)
-  logits = lab.built.teacher.apply(lab.frozen['teacher'], images, train=False)
+  pair = programs.make_pair('resnet20', 'resnet8', 8, 'float32', programs.made_images(16))
+  images = pair.data.preprocess(pair.examples.read(np.arange(16))[0], jnp.arange(16), None)
+  logits = pair.built.teacher.apply(pair.frozen['teacher'], images, train=False)
   assert 0.01 < np.std(logits) < 10
 
 

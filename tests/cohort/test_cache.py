@@ -138,9 +138,9 @@ def checked(path, *overrides, count=200):
 
 @pytest.mark.parametrize('overrides, message', [
     (['student.methods=at,sp', 'compute.cache=all_views'],
-     r'config\.compute\.cache: the method at, sp needs more .*none'),
+     r'config\.compute\.cache: at, sp cannot use a cache, .*none'),
     (['student.methods=kd', 'compute.cache=views:10'],
-     r"config\.compute\.cache: 'views:10' asks .* which are 9; "),
+     r"config\.compute\.cache: 'views:10' requires more views of an image than the 9 "),
     (['student.methods=kd', 'compute.cache=all_views', 'data.padding=1000'],
      r'config\.compute\.cache_place: what the teachers say takes \S+ GB, .*host or disk, or fewer'),
 ])

@@ -90,7 +90,7 @@ def test_a_method_that_is_named_like_a_path_is_refused(name):
   with config.unlocked():
     config.methods = ml_collections.ConfigDict(
         {**config.methods.to_dict(), name: {'kind': 'ce'}}, allow_dotted_keys=True)
-  with pytest.raises(errors.ConfigError, match='^config.methods[.].*: names a folder; give it'):
+  with pytest.raises(errors.ConfigError, match='^config.methods[.].*: the name must be usable as '):
     checks.check(config)
 
 

@@ -110,7 +110,7 @@ def test_heads_learn_on_the_features_that_the_teacher_always_had(finished, elsew
 def test_it_teaches_as_where_it_was_trained(finished, digits_dir, tmp_path, settings):
   """In a step, from a cache too, with what the config makes of a frozen teacher."""
   pixels = np.random.default_rng(0).uniform(size=(4, 8, 8, 1)).astype(np.float32)
-  said, tables = [], []
+  signals, tables = [], []
   for number, normalisation in enumerate(((), OTHER)):
     experiment = prepared(tmp_path / str(number), digits_dir, *settings, *normalisation,
                           teacher=finished / 'teacher' / 'variables')
@@ -124,14 +124,14 @@ def test_it_teaches_as_where_it_was_trained(finished, digits_dir, tmp_path, sett
     frozen = {'teacher': variables}
     teach = make_teach('teacher', module, tuple(built.taps), built.heads, ())
     of_taps = features_at_taps(built, module)({'backbone': variables}, images)
-    said.append((teach(frozen, images), of_taps,
+    signals.append((teach(frozen, images), of_taps,
                  cache_plan.summaries(built, ['kd'], module)(frozen, images)))
     assert list(of_taps.features) == list(built.taps)
     tables.append(digests.of(frozen))
   tolerance = 0.05 if 'compute.teacher_dtype=bfloat16' in settings else 1e-5
-  for there, here in zip(*map(jax.tree.leaves, said), strict=True):
+  for there, here in zip(*map(jax.tree.leaves, signals), strict=True):
     np.testing.assert_allclose(here, there, atol=tolerance)
-  assert tables[0] != tables[1]  # By which their caches are told apart.
+  assert tables[0] != tables[1]  # Their caches must not be confused.
 
 
 def test_it_is_exported_as_it_was_and_what_stands_on_it_says_its_own(finished, elsewhere, tmp_path,
@@ -149,7 +149,7 @@ def test_it_is_exported_as_it_was_and_what_stands_on_it_says_its_own(finished, e
   once_more = prepared(tmp_path / 'more', digits_dir, *OTHER,
                        teacher=tmp_path / 'again' / 'teacher' / 'variables')
   run_teacher(once_more)
-  assert ('teacher: keeps its own normalisation, mean (0.5), std (0.5)\n'
+  assert ('teacher: keeps the normalisation that it was trained with, mean (0.5), std (0.5)\n'
           in capsys.readouterr().err)
 
 
@@ -239,7 +239,7 @@ def test_where_names_are_unknown_the_teacher_is_taken_with_a_line(
     run_teacher(experiment)
     stored = described(folder / 'w' / 'teacher' / 'variables')['data']['classes']
     assert stored == (classes_here and list(classes_here))
-    return 'teacher: the names of its classes' in capsys.readouterr().err
+    return 'teacher: the class names of the teacher or of the' in capsys.readouterr().err
 
   assert taken(None, CLASSES) and taken(CLASSES, None)
   assert not taken(CLASSES, CLASSES)
@@ -266,7 +266,7 @@ def test_a_teacher_is_measured_anew_where_images_were_added(
             'was exported, on other data') in capsys.readouterr().err
     assert described(tmp_path / 'w/teacher/variables')['data']['content'] == here
   else:
-    assert 'its files or the images changed' in refused(run_teacher, experiment)
+    assert 'its files or the images have changed' in refused(run_teacher, experiment)
 
 
 @pytest.mark.parametrize('measured', [None, {}, 'abc', {'top1': 'x'}, 3])
@@ -332,8 +332,8 @@ def test_weights_of_members_are_those_that_were_exported_with_the_heads(finished
       'accuracy': 3, 'learnt': 3}
   path = change_weights(copy, lambda result: result['weights']['learnt'].reverse())
   line = refused(run_student, copy, 'dih')
-  assert line.startswith(f"--workdir: the members' weights in {path} are not those")
-  assert 'put the file back from a copy' in line
+  assert line.startswith(f'--workdir: the member weights in {path} differ from those')
+  assert 'restore the file from a copy' in line
 
 
 def test_heads_of_an_earlier_version_have_the_weights_of_their_result(finished, copy):

@@ -33,8 +33,10 @@ class Net(nn.Module):
 CONFIG = ml_collections.ConfigDict({
     'data': {'name': 'digits'}, 'seed': 3, 'teacher': {'name': 'net16', 'kwargs': {}},
     'student': {'name': 'net2', 'kwargs': {}, 'methods': ('ce', 'dih')}})
-MODULES = networks.Networks(DataSpec('digits', (4, 4, 1), 10), Net(16), Net(2),
-                            head_modules.Heads(10), {'stage1': (4, 4, 1)}, {}, {}, {}, {}, True)
+MODULES = networks.Networks(
+    spec=DataSpec('digits', (4, 4, 1), 10), teacher=Net(16), student=Net(2),
+    heads=head_modules.Heads(10), taps={'stage1': (4, 4, 1)}, methods={}, teacher_taps={},
+    student_taps={}, assistants={}, validated=True)
 
 
 def some_results() -> dict:

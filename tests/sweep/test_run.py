@@ -143,9 +143,9 @@ def test_the_options_of_a_method_are_those_of_its_runs_with_other_seeds(swept, d
 
 @pytest.mark.parametrize('overrides, expected', [
     (('--methods=ce,dhi',), "config.methods: unknown 'dhi'; did you mean 'dih'?"),
-    (('--methods=ce,ce',), "config.sweep.methods: is ('ce', 'ce'); name each wanted one once"),
-    (('--students=resnet8,resnet8',), "config.sweep.students: is ('resnet8', 'resnet8'); name "),
-    (('--methods=',), '--methods: has no value; write --methods=VALUE, or leave it out'),
+    (('--methods=ce,ce',), "config.sweep.methods: is ('ce', 'ce'); it must hold every value only "),
+    (('--students=resnet8,resnet8',), "config.sweep.students: is ('resnet8', 'resnet8'); it "),
+    (('--methods=',), '--methods: has no value; write --methods=VALUE, or remove the flag'),
     (('--seeds',), 'config.sweep.seeds: has no value; write --config.sweep.seeds=VALUE'),
     (('--seeds', '-1'), 'config.sweep.seeds: is -1; it must be a whole number from 0 to 2^32 - 1'),
     (('--seeds=-1',), 'config.sweep.seeds: is -1; it must be a whole number from 0 to 2^32 - 1'),
@@ -158,9 +158,9 @@ def test_the_options_of_a_method_are_those_of_its_runs_with_other_seeds(swept, d
      'config.sweep.students: is set, and config.sweep.pairs too'),
     (('--config.teacher.variables=/nowhere',), 'config.teacher.variables: no exported variables'),
     (('--dry_run', '--config.student.train.global_batch_size=30'),
-     'config.student.train.global_batch_size: 30 cannot be split over 4 devices'),
+     'config.student.train.global_batch_size: 30 images cannot be divided equally over 4 devices'),
     (('--methods=sp', f'--students={NETS}:NoTaps'),
-     f'config.methods.sp: the teacher {NETS}:TinyNet cannot teach the student {NETS}:NoTaps '),
+     f'config.methods.sp: does not fit the teacher {NETS}:TinyNet and the student {NETS}:NoTaps: '),
 ])
 def test_bad_input_is_one_line_before_anything_is_written(
     tmp_path, digits_dir, capsys, overrides, expected):

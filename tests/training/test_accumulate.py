@@ -142,13 +142,13 @@ def test_methods_that_gather_what_they_compare_say_that_they_couple():
 
 def test_what_cannot_be_cut_into_parts_is_refused():
   config = read_config('unused', 'unused', '--config.compute.accumulate=3')
-  with pytest.raises(errors.ConfigError, match='config.compute.accumulate: a share of 8 images .* '
-                     'cannot be cut into 3 equal parts'):
+  with pytest.raises(errors.ConfigError, match='config.compute.accumulate: is 3, but the 8 '
+                     'images of a device .* cannot be divided into 3 equal parts'):
     pipeline.check_devices(config)
   config = read_config('unused', 'unused', '--config.compute.accumulate=2',
                        '--config.student.methods=ce,sp')
   pipeline.check_devices(config)
-  with pytest.raises(errors.ConfigError, match='accumulate: is 2, and the method sp '):
+  with pytest.raises(errors.ConfigError, match='accumulate: is 2, but the method sp '):
     networks.build(config, SPEC)
 
 
