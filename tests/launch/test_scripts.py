@@ -42,7 +42,7 @@ GIVEN = {'PROJECT': 'p', 'ZONE': 'z', 'ACCELERATOR': 'v5litepod-8'}
     ('tpu_vm.sh delete', {'ZONE': ''}, 'ZONE: is not set'),
     ('tpu_vm.sh create', {'ACCELERATOR': ''}, 'ACCELERATOR: is not set'),
     ('tpu_vm.sh create', {'SPOT': 'true'}, "SPOT: is 'true'"),
-    ('tpu_vm.sh run', {}, 'run: names no flags'),
+    ('tpu_vm.sh run', {}, 'run: has no flags'),
     ('tpu_vm.sh resume', {}, 'resume: no run was started'),
     ('babysit.sh', {'PROJECT': ''}, 'PROJECT: is not set'),
     ('babysit.sh', {'ZONE': ''}, 'ZONE: is not set'),
