@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -17,11 +18,12 @@ import pytest
 
 from kdih import main, methods
 from kdih.cohort import head_modules
-from kdih.config import fields, method_presets, recipes
+from kdih.config import checks, fields, flags, method_presets, recipes
 from kdih.data import datasets
 from kdih.report import tables
 from kdih.report.aggregate import compare
 from kdih.report.collect import collect
+from kdih.sweep import __main__ as sweep
 from tests.helpers import lessons
 from tests.helpers.runs import ROOT, read_config
 
@@ -88,6 +90,30 @@ def test_every_module_config_and_script_that_a_command_names_exists(path):
     assert (ROOT / name).is_file(), name
   for name in re.findall(r'`(dih\w*|kd_\w+)`', text):
     assert name in method_presets.methods('paper'), name
+
+
+def command_lines(path: pathlib.Path) -> list[list[str]]:
+  """Returns the words of each command of kdih in the shell blocks without a label."""
+  found = []
+  for block in BLOCK.finditer(path.read_text(encoding='utf-8')):
+    if block[1] is None and block[3] in ('sh', 'python'):
+      for line in block[4].replace('\\\n', ' ').splitlines():
+        words = shlex.split(line.lstrip('!'), comments=True)
+        for name in ('kdih.main', 'kdih.sweep'):
+          if name in words:
+            found.append(words[words.index(name):])
+  return found
+
+
+@every_document
+def test_every_command_passes_the_checks_of_its_settings(path):
+  if path.suffix != '.md' or 'fixtures' in path.parts:
+    pytest.skip('no commands to paste')
+  for name, *given in command_lines(path):
+    short = main._SHORT if name == 'kdih.main' else sweep._SHORT
+    given = [word.replace('=configs/', f'={ROOT}/configs/') for word in given]
+    if any(word.startswith('--config=') for word in given):
+      checks.check(flags.read([name, *given], short)[0])
 
 
 def test_the_readme_is_one_page():
