@@ -145,7 +145,7 @@ def blocks(label: str) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-  """The folder with the files of the examples, which can be imported as the README says."""
+  """The folder with the files of the examples, which can be imported as the README describes."""
   for name, content in blocks('file'):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(content)
@@ -158,7 +158,7 @@ def commands() -> list[str]:
   return [code.replace('\\\n', ' ') for _, code in blocks('run')]
 
 
-def test_the_examples_are_four_files_and_three_commands():
+def test_the_examples_are_three_files_and_three_commands():
   assert [name for name, _ in blocks('file')] == [
       'kdih/methods/logit_distance.py', 'my_nets.py', 'kdih/data/stripes.py']
   assert len(commands()) == 3
@@ -168,7 +168,7 @@ def test_the_method_of_the_example_is_its_formula(written):
   method = lessons.make({'kind': 'logit_distance', 'weight': 0.5})
   lesson = lessons.lesson()
   terms = method.apply({}, lesson)
-  z, t = (np.asarray(said.logits, np.float64) for said in (lesson.student, lesson.teacher))
+  z, t = (np.asarray(output.logits, np.float64) for output in (lesson.student, lesson.teacher))
   np.testing.assert_allclose(terms['distance'], 0.5 * ((z - t)**2).mean(-1), rtol=1e-6)
 
 

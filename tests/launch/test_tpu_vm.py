@@ -197,9 +197,9 @@ def test_babysit_replaces_a_vm_that_is_taken_away(cloud):
   assert [call for call in cloud.calls() if call[0] == 'create'] == [
       ['create', 'kdih', '--accelerator-type=v5litepod-8', '--version=v2-alpha-tpuv5-lite',
        '--spot']] * 2
-  said = done.stderr.splitlines()
+  lines = done.stderr.splitlines()
   for line in ('kdih: was pre-empted', 'kdih: delete', 'kdih: resume', 'kdih: the run is done'):
-    assert any(line in text for text in said), line
+    assert any(line in text for text in lines), line
 
 
 @pytest.mark.parametrize('code', [1, 2])
