@@ -23,6 +23,7 @@ from kdih.data import datasets
 from kdih.report import tables
 from kdih.report.aggregate import compare
 from kdih.report.collect import collect
+from kdih.runtime.files import read_json
 from kdih.sweep import __main__ as sweep
 from tests.helpers import lessons
 from tests.helpers.runs import ROOT, read_config
@@ -135,6 +136,22 @@ def test_the_gains_in_the_readme_are_those_of_the_committed_sweep():
   text = (ROOT / 'README.md').read_text(encoding='utf-8')
   assert f'{over_kd} points over `kd`' in text.replace('\n', ' ')
   assert 'Over `kd_matched`' in text and f'the gain is {over_matched}' in text.replace('\n', ' ')
+
+
+def test_the_table_of_students_apart_is_that_of_its_file():
+  path = 'launch/results/same_student.json'
+  rows = []
+  for steps, students in read_json(ROOT / path)['steps'].items():
+    for name, student in students.items():
+      loss, weights = '', ''
+      if 'kernels_apart' in student:
+        least, most = (100 * apart for apart in student['kernels_apart'])
+        loss, weights = f'{student["first_loss_apart"]:.0g}', f'{least:.0f} to {most:.0f} %'
+      shown = name if ' ' in name else f'`{name}`'
+      rows.append(f'| {steps} | {shown} | {loss} | {weights} | {100 * student["test_top1"]:.1f} |')
+  table = '\n'.join(rows)
+  text = (ROOT / 'launch/studies/speed.md').read_text(encoding='utf-8')
+  assert f'\n{table}\n<!-- end -->' in text.partition(f'<!-- {path} -->')[2]
 
 
 def blocks(label: str) -> list[tuple[str, str]]:
