@@ -20,6 +20,7 @@ from kdih import main, methods
 from kdih.cohort import head_modules
 from kdih.config import checks, fields, flags, method_presets, recipes
 from kdih.data import datasets
+from kdih.models import registry
 from kdih.report import tables
 from kdih.report.aggregate import compare
 from kdih.report.collect import collect
@@ -126,6 +127,10 @@ def test_the_readme_lists_every_method():
   text = (ROOT / 'README.md').read_text(encoding='utf-8')
   listed = set(re.findall(r'`(\w+)`', text.partition('## Methods')[2].partition('\n## ')[0]))
   assert set(method_presets.methods('paper')) - listed == {'fitnets_one'}
+
+
+def test_the_code_lists_every_model():
+  assert set(registry.names()) <= set(re.findall(r'\w+', CODE.read_text(encoding='utf-8')))
 
 
 def test_the_gains_in_the_readme_are_those_of_the_committed_sweep():
