@@ -100,10 +100,8 @@ def command_lines(path: pathlib.Path) -> list[list[str]]:
   for block in BLOCK.finditer(path.read_text(encoding='utf-8')):
     if block[1] is None and block[3] in ('sh', 'python'):
       for line in block[4].replace('\\\n', ' ').splitlines():
-        words = shlex.split(line.lstrip('!'), comments=True)
-        for name in ('kdih.main', 'kdih.sweep'):
-          if name in words:
-            found.append(words[words.index(name):])
+        if command := re.search(r'-m (kdih\.(?:main|sweep) .*)', line):
+          found.append(shlex.split(command[1], comments=True))
   return found
 
 
