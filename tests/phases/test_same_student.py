@@ -39,8 +39,9 @@ def without_earlier_tables():
 def float64(monkeypatch):
   """Computes in float64 what is float32 otherwise."""
   monkeypatch.setattr(jnp, 'float32', jnp.float64)
-  with jax.enable_x64(True):
-    yield
+  jax.config.update('jax_enable_x64', True)
+  yield
+  jax.config.update('jax_enable_x64', False)
 
 
 def problem_of(path, *overrides: str):
