@@ -286,13 +286,13 @@ def test_help(capsys):
   assert 'python -m kdih.report WORKDIR… [--output=FOLDER]' in capsys.readouterr().out
 
 
-def test_the_table_in_the_readme_is_that_of_the_committed_sweep():
+def test_the_table_in_the_results_is_that_of_the_committed_sweep():
   root = ROOT
   runs, problems = collect([root / 'launch/results/cifar100_sweep'])
   [pair], more = compare(runs)
   assert problems == [] and more == []
   table = tables.markdown(pair)
-  readme = (root / 'README.md').read_text(encoding='utf-8')
+  readme = (root / 'launch/results/README.md').read_text(encoding='utf-8')
   path = 'launch/results/cifar100_sweep/comparison/report.md'
   assert f'<!-- {path} -->\n{table}\n<!-- end -->' in readme
   assert table in (root / path).read_text(encoding='utf-8')

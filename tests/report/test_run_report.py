@@ -269,11 +269,12 @@ def test_a_phase_that_was_loaded_has_no_curve(tmp_path):
   assert not (run.path / 'training_curves.png').exists()
 
 
-def test_the_tables_in_the_readme_are_those_that_the_results_give():
+def test_the_tables_in_the_documents_are_those_that_the_results_give():
   root = ROOT
   readme = (root / 'README.md').read_text(encoding='utf-8')
   digits = files.read_json(root / 'launch/results/digits.json')
   assert f'```text\n{run_report.table(digits)}\n```' in readme
+  readme = (root / 'launch/results/README.md').read_text(encoding='utf-8')
   path = 'launch/results/cifar100_laptop.json'
   laptop = run_report.markdown_table(files.read_json(root / path))
   assert f'<!-- {path} -->\n{laptop}\n<!-- end -->' in readme
