@@ -216,11 +216,12 @@ FIELDS: dict[str, Field] = {
             '`digits`, `tiny_imagenet`, `image_folder`.'),
     'data.folder': Field(
         default='', kind=Text(), **_ANY_TIME,
-        doc='The images of `image_folder`, in FOLDER/SPLIT/CLASS/*.jpg (.jpeg, .png). The folder '
-            'may move: its content is compared.'),
+        doc='The images of `image_folder`, in FOLDER/SPLIT/CLASS/*.jpg (.jpeg, .png), which are '
+            'read where they lie. The folder may move: its content is compared.'),
     'data.data_dir': Field(
         default='', kind=Text(), **_ANY_TIME,
-        doc="Where TFDS keeps its data sets. Empty is TFDS's default, ~/tensorflow_datasets."),
+        doc="Where TFDS keeps its data sets. Empty is TFDS's default, ~/tensorflow_datasets. From "
+            'an object store, such as gs://bucket/tfds, a data set is copied to the local disk.'),
     'data.train_split': Field(
         default='train', kind=NAME, caches=CACHES, described=True,
         doc='A TFDS split, slices included: `train[:90%]`.'),
