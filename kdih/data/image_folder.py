@@ -144,6 +144,7 @@ class FolderSplit:
     self.spec = spec
     self._folder = folder
     self._files = folder.files(split)
+    self._labels = np.array([file.label for file in self._files], np.int32)
 
   def __len__(self) -> int:
     return len(self._files)
@@ -153,11 +154,11 @@ class FolderSplit:
     batch = np.empty((len(indices), *self.spec.image_shape), np.uint8)
     for row, index in enumerate(indices):
       batch[row] = images.fit(self._folder.pixels(self._files[index]), self.spec.image_shape)
-    return batch, self.labels()[indices]
+    return batch, self._labels[indices]
 
   def labels(self) -> np.ndarray:
     """Returns the int32 labels of all images."""
-    return np.array([file.label for file in self._files], np.int32)
+    return self._labels
 
 
 def open_folder(data: ml_collections.ConfigDict) -> ImageFolder:
