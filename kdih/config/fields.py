@@ -164,7 +164,8 @@ FIELDS: dict[str, Field] = {
             'the other activations again, to save memory.'),
     'compute.fold_batch_norm': Field(
         default=True, kind=Flag(), **_ROUNDING,
-        doc='Fold the batch norms of the frozen teacher into its convolutions.'),
+        doc="Fold the batch norms of the frozen teacher, if it is one of kdih's models, into its "
+            'convolutions.'),
     'compute.teacher_dtype': Field(
         default='', kind=Choice(('', *choices.DTYPES)), averaged=_teacher_dtype, caches=CACHES,
         cached=_teacher_dtype,

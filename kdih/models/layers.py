@@ -19,6 +19,7 @@ Initializer = nn.initializers.Initializer
 
 # Of a convolution's weights: N(0, sqrt(2 / (k * k * features))), He et al. (2015) by fan-out; and
 # PyTorch's default, uniform within 1 / sqrt(k * k * inputs / groups).
+EPSILON = 1e-5  # Of batch norms.
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 PYTORCH_DEFAULT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
@@ -45,7 +46,7 @@ def batch_norm(*, train: bool, dtype: Any = jnp.float32, axis_name: str | None =
   needs one pass and errs by a tenth of the variance where the mean is 1000 deviations, and by all
   of it where it is 3000.
   """
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype,
+  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=dtype,
                       axis_name=axis_name, use_fast_variance=False, name=name)
 
 
