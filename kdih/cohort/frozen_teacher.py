@@ -92,4 +92,4 @@ def fold(model: nn.Module, variables: Variables, taps: Sequence[str]) -> Variabl
 def _convolution(model: type[nn.Module], norm: tuple[str, ...]) -> tuple[str, ...] | None:
   """Returns the path of the convolution whose output a norm normalises."""
   name = _CONVOLUTIONS[model].get(norm[-1], re.sub('^norm', 'conv', norm[-1]).removesuffix('_norm'))
-  return name and (*norm[:-1], name)
+  return None if name is None else (*norm[:-1], name)
