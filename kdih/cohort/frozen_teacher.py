@@ -46,7 +46,7 @@ def prepare(
     variables: its variables.
     taps: the names of all taps that will be read.
     fold_batch_norm: whether to `fold`.
-    dtype: the dtype to compute in; '' for that of `model`.
+    dtype: the dtype to compute in; '' for the dtype of `model`.
   """
   if dtype:
     model = model.clone(dtype=jnp.dtype(dtype))
@@ -64,7 +64,7 @@ def fold(model: nn.Module, variables: Variables, taps: Sequence[str]) -> Variabl
   Args:
     model: a module in evaluation mode.
     variables: its {'params', 'batch_stats'}.
-    taps: the names of all taps that will be read; a convolution that is one of them is kept.
+    taps: the names of all taps that will be read; a convolution that is a tap is kept.
   """
   if type(model) not in _CONVOLUTIONS:
     return variables

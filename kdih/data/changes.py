@@ -10,7 +10,7 @@ _NAMED = 3  # The number of classes that a line names.
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """Returns the changes from one result of `kdih.data.identity.identify` to another, as lines.
 
-  A part that is unknown in one of them is not compared. Consequences of a listed change are left
+  A part that is unknown on either side is not compared. Consequences of a listed change are left
   out: a new class brings new names of files, and more images bring other pixels.
   """
   classes = _changed_classes(before.get('classes') or (), now.get('classes') or ())

@@ -118,7 +118,7 @@ def prepare(builder: DataSet, timeout: float = 5.0) -> DataSet:
 
   Raises:
     DataError: it is not prepared, and its source does not answer within `timeout` seconds or
-      TFDS fails; the message tells how to prepare it.
+      TFDS fails; the message explains how to prepare it.
   """
   if isinstance(builder, ImageFolder):
     return builder

@@ -1,4 +1,4 @@
-"""The identity of a data set: what tells its content from another's, wherever it is stored."""
+"""The identity of a data set: digests by which its content is recognised, wherever it is stored."""
 from typing import Any
 
 import ml_collections

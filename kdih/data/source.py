@@ -99,7 +99,7 @@ class Source:
     """Reads images and labels.
 
     Raises:
-      DataError: a record is damaged, or its label is none of the classes.
+      DataError: a record is damaged, or its label is outside the classes.
     """
     images = np.empty((len(indices), *self.spec.image_shape), np.uint8)
     labels = np.empty(len(indices), np.int32)

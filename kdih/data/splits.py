@@ -54,8 +54,8 @@ class Splits:
     hundred, spread evenly; it finds damage to the others only when it reads them.
 
     Raises:
-      DataError: an example is damaged, a label is none of the classes, or all images to train
-        with are of one class.
+      DataError: an example is damaged, a label is outside the classes, or all train
+        images are of one class.
     """
     labels = {split: self._look_at(split) for split in self._sources}
     if _is_one(labels['train']) and _is_one(self.labels('train')):

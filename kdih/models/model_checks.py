@@ -11,7 +11,7 @@ from kdih import errors
 from kdih.models import taps as taps_lib
 from kdih.models.taps import EMBEDDING, FOLDED, INPUT, Output, Shapes, Traced, Variables
 
-# Collections that kdih adds to those of models, and what they hold.
+# Collections that kdih adds to a model's variables, and what they hold.
 RESERVED = {INPUT: 'of its input', FOLDED: 'of folded batch norms', 'memory': 'of methods'}
 
 

@@ -56,8 +56,8 @@ class GroupedBlock(nn.Module):
 class SplitBlock(nn.Module):
   """V2: half of the channels pass, the other half are convolved; then a shuffle (figure 3 c and d).
 
-  [batch, H, W, C] -> [batch, H / stride, W / stride, width]. With stride 2 both branches read all
-  channels and convolve. `conv` and `norm` make a convolution and a batch norm.
+  [batch, H, W, C] -> [batch, H / stride, W / stride, width]. With stride 2 both halves read all
+  channels and are convolved. `conv` and `norm` make a convolution and a batch norm.
   """
   width: int
   stride: int

@@ -43,7 +43,7 @@ class VisionTransformer(nn.Module):
 
   `stage{i}` taps the patches' tokens after block i, as a map [batch, H / patch_size,
   W / patch_size, width]. There is no ReLU, so there are no preactivations. The embedding is the
-  class token behind the final norm. The images' size is that of the initialisation.
+  class token behind the final norm. Images must have the size that they had at the initialisation.
   """
   num_classes: int
   patch_size: int = 4

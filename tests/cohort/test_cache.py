@@ -1,4 +1,4 @@
-"""What teachers say, computed once: tables, their files, and what is refused."""
+"""Cached teacher signals: tables, their files, and settings that are refused."""
 import threading
 
 import jax

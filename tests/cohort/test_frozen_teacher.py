@@ -1,4 +1,4 @@
-"""The frozen teacher, folded: it says the same, with fewer batch norms; and in bfloat16."""
+"""The frozen teacher, folded: equal outputs with fewer batch norms; and in bfloat16."""
 import functools
 
 import jax
@@ -33,7 +33,7 @@ def variables_of(model, images):
   return {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
 
 
-def says(model, images, names, variables):
+def outputs(model, images, names, variables):
   output, _ = taps.observe(model, variables, images, names)
   return output.logits, output.features, output.preactivations, output.embedding
 
@@ -55,7 +55,7 @@ def check(model, names, tolerance=1e-4, size=SIZE):
   before = jax.tree.map(np.copy, variables)
   folded = frozen_teacher.fold(model, variables, names)
   jax.tree.map(np.testing.assert_array_equal, variables, before)
-  call = functools.partial(says, model, images, names)
+  call = functools.partial(outputs, model, images, names)
   quick = jax.jit(call, compiler_options={'xla_backend_optimization_level': 0})
   expected, found = quick(variables), quick(folded)
   for right, value in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
@@ -66,7 +66,7 @@ def check(model, names, tolerance=1e-4, size=SIZE):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_every_family_says_the_same_with_the_norms_behind_its_convolutions_folded(name):
+def test_every_family_has_equal_outputs_with_the_norms_behind_its_convolutions_folded(name):
   model = smaller(name)
   normed = 5 if name == 'vit_tiny' else 0  # Its layer norms.
   before, after = NORMS[name]
@@ -109,7 +109,7 @@ def test_a_model_of_a_users_own_stays(model):
 
 
 def prepared(name, **fields):
-  """What the small model says, prepared so, and its kernels' types."""
+  """Returns the outputs of the small prepared model, and its kernels' types."""
   model, images = smaller(name), random_images(8, SIZE)
   names = tuple(taps.sown(model, (SIZE, SIZE, 3)))
   model, variables = frozen_teacher.prepare(
@@ -118,7 +118,7 @@ def prepared(name, **fields):
   kernels = {leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(variables['params'])
              if path[-1].key == 'kernel' and path[-2].key != 'classifier'}
   with jax.numpy_dtype_promotion('standard'):
-    quick = jax.jit(functools.partial(says, model, images, names),
+    quick = jax.jit(functools.partial(outputs, model, images, names),
                     compiler_options={'xla_backend_optimization_level': 0})
     return quick(variables), kernels
 
@@ -126,7 +126,7 @@ def prepared(name, **fields):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['resnet8', 'vgg8', 'vit_tiny'])
 @pytest.mark.parametrize('fold', [True, False])
-def test_in_bfloat16_a_teacher_says_in_float32_what_it_says_but_for_rounding(name, fold):
+def test_in_bfloat16_a_teacher_has_equal_float32_outputs_but_for_rounding(name, fold):
   exact, _ = prepared(name, fold_batch_norm=fold)
   rounded, kernels = prepared(name, fold_batch_norm=fold, dtype='bfloat16')
   assert kernels == {jnp.dtype('bfloat16' if fold and name != 'vit_tiny' else 'float32')}
@@ -172,7 +172,7 @@ class Begun(Experiment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('phase, folds', [('heads', True), ('dih', True), ('dih', False)])
-def test_what_trains_hears_the_folded_teacher_and_what_measures_the_teacher_itself(
+def test_training_uses_the_folded_teacher_and_evaluation_the_teacher_itself(
     tmp_path, plainly, digits_dir, phase, folds):
   config = tiny_config(tmp_path, digits_dir, f'fold_batch_norm={folds}')
   config.sync_batch_norm = False
@@ -204,7 +204,7 @@ def test_what_trains_hears_the_folded_teacher_and_what_measures_the_teacher_itse
 @pytest.mark.slow
 @pytest.mark.parametrize('setting, closest, farthest', [
     ('fold_batch_norm=True', 0, 1e-4), ('teacher_dtype=bfloat16', 1e-6, 0.05)])
-def test_what_learns_from_the_teacher_hears_it_so_and_the_teacher_itself_stays(
+def test_heads_and_students_learn_from_the_prepared_teacher_and_the_teacher_itself_stays(
     tmp_path, digits_dir, plainly, setting, closest, farthest):
   before, expected = plainly
   results = tiny_run(tmp_path, digits_dir, setting)

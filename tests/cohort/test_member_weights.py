@@ -1,4 +1,4 @@
-"""How much each member counts, by what it says of the validation images."""
+"""Weights of the members, from their logits for the validation images."""
 import numpy as np
 
 from kdih.cohort import member_weights

@@ -91,7 +91,7 @@ def overrides(folder):
           '--config.data.train_split=train', '--config.data.test_split=test')
 
 
-def test_a_run_says_it_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
+def test_a_run_warns_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
   copy(folder, 'train/cow/3.png', 'test/ant/1.png')
   config = read_config('unused', str(tmp_path / 'tfds'), *overrides(folder),
                        '--config.phases=teacher')
@@ -105,7 +105,7 @@ def test_a_run_says_it_once_and_a_finished_one_no_more(folder, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_sweep_says_it_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
+def test_a_sweep_warns_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
   copy(folder, 'train/cow/3.png', 'test/ant/1.png')
   for count in (1, 0):
     assert sweeps.run(tmp_path / 'w', str(tmp_path / 'tfds'), *overrides(folder),

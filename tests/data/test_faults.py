@@ -165,9 +165,9 @@ def test_damaged_data_end_the_run_in_one_line_before_anything_is_written(
   damage_content(shard(folder), empty)
   command = tiny_command(tmp_path / 'w', str(folder), f'--config.data.loader={loader}')
   assert main.main(command) == 2
-  said = capsys.readouterr().err.splitlines()
-  assert said[-1].startswith('kdih: config.data.name: ') and 'is damaged (' in said[-1]
-  assert all(line.startswith('data: ') for line in said[:-1])
+  *before, last = capsys.readouterr().err.splitlines()
+  assert last.startswith('kdih: config.data.name: ') and 'is damaged (' in last
+  assert all(line.startswith('data: ') for line in before)
   assert not (tmp_path / 'w').exists()
 
 

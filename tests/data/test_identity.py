@@ -1,4 +1,4 @@
-"""What tells a data set from another: the same after a move, and a line for every change."""
+"""The identity of a data set: the same after a move, and a line for every change."""
 import json
 import os
 import shutil
@@ -29,7 +29,7 @@ def of_folder(root, **fields):
 
 
 def changes(folder, change, **fields):
-  """What `differences` says after `change(folder)`."""
+  """Returns the `differences` after `change(folder)`."""
   before = of_folder(folder, **fields)
   change(folder)
   return changes_lib.differences(before, of_folder(folder, **fields))
@@ -109,7 +109,7 @@ def replace_pixels(folder):
     (replace_pixels, ['the pixels of test have changed']),
     (lambda folder: (folder / 'readme.txt').write_text('x'), []),
     (lambda folder: save(folder / 'more' / 'ant' / '0.png', pixels(9, 6, 6, 3)), [])])
-def test_what_changes_in_a_folder_is_said_in_a_line(folder, change, expected):
+def test_what_changes_in_a_folder_is_a_line(folder, change, expected):
   assert changes(folder, change) == expected
 
 

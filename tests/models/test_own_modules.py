@@ -247,9 +247,9 @@ def test_each_stream_has_a_key_of_its_own_and_dropout_the_one_that_is_given():
       if name not in rngs:
         raise flax.errors.InvalidRngError(f'Net needs PRNG for "{name}"')
     seen.update(rngs)
-    return 'said'
+    return 'result'
 
-  assert taps.with_streams(apply, key) == 'said'
+  assert taps.with_streams(apply, key) == 'result'
   numbers = {name: jax.random.key_data(found).tolist() for name, found in seen.items()}
   assert numbers['dropout'] == jax.random.key_data(key).tolist()
   assert len(set(map(tuple, numbers.values()))) == 3
