@@ -91,8 +91,8 @@ def _training(group: str, **meaning: Any) -> dict[str, Field]:
 
 # The introduction of each group of fields in README.md.
 GROUPS = {
-    'compute': 'Speed and memory. These fields change numbers only by rounding, except those whose '
-               'description states a larger change.',
+    'compute': 'Speed and memory. These fields change the result of a step only by rounding, which '
+               'training amplifies, except those whose description states a larger change.',
     'distributed': 'Several processes that run as one. Each of the first three fields has a short '
                    'flag, such as `--process_id=1`.',
     'data': 'The data set, its splits, and the augmentation of its images.',
@@ -125,8 +125,8 @@ FIELDS: dict[str, Field] = {
         doc='The type in which models compute. Parameters remain float32.'),
     'sync_batch_norm': Field(
         default=True, kind=Flag(),
-        doc='Compute batch-norm statistics over all devices, which gives the same numbers on any '
-            'number of devices.'),
+        doc='Compute batch-norm statistics over all devices. A step then has the same result on any '
+            'number of devices, up to rounding.'),
     'deterministic': Field(
         default=True, kind=Flag(), **_ROUNDING,
         doc='Use bit-reproducible kernels on a GPU, which are slower. CPUs and TPUs are always '
@@ -175,7 +175,8 @@ FIELDS: dict[str, Field] = {
             'backward pass, and compute the other activations again.'),
     'compute.fold_batch_norm': Field(
         default=True, kind=Flag(), **_ROUNDING,
-        doc='Fold the batch norms of the frozen teacher into its convolutions, to save time.'),
+        doc="Fold the batch norms of the frozen teacher into its convolutions, to save time, if it "
+            "is one of kdih's models."),
     'compute.teacher_dtype': Field(
         default='', kind=Choice(('', *choices.DTYPES)), averaged=_teacher_dtype, caches=CACHES,
         cached=_teacher_dtype,
@@ -235,10 +236,12 @@ FIELDS: dict[str, Field] = {
     'data.folder': Field(
         default='', kind=Text(), **_ANY_TIME,
         doc='The folder of the images of `image_folder`, FOLDER/SPLIT/CLASS/*.jpg (.jpeg, .png). '
-            'The folder may be moved, because the content of its images is compared.'),
+            'The images are read where they are. The folder may be moved, because the content of '
+            'its images is compared.'),
     'data.data_dir': Field(
         default='', kind=Text(), **_ANY_TIME,
-        doc='The folder in which TFDS keeps its data sets. Empty: ~/tensorflow_datasets.'),
+        doc='The folder in which TFDS keeps its data sets. Empty: ~/tensorflow_datasets. A data '
+            'set in an object store, such as gs://bucket/tfds, is copied to the local disk.'),
     'data.train_split': Field(
         default='train', kind=NAME, caches=CACHES, described=True,
         doc='The TFDS split to train and to validate with, for instance a slice: `train[:90%]`.'),

@@ -250,8 +250,8 @@ def prepare_teacher(
   """
   compute = config.compute
   return frozen_teacher.prepare(
-      module, variables, taps, built.spec.image_shape,
-      fold_batch_norm=compute.fold_batch_norm, dtype=compute.teacher_dtype)
+      module, variables, taps, fold_batch_norm=compute.fold_batch_norm,
+      dtype=compute.teacher_dtype)
 
 
 def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
     cache_plan.check(config, built, workdir.path, splits.size('train'))
     memory.check(config, built, splits, left)
     splits.check()
-    duplicates.say_shared(builder, config.data)
+    duplicates.warn_if_shared(builder, config.data)
   return Experiment(config, built, workdir, splits,
                     identity=dataclasses.replace(now, accepted=tuple(accepted)))
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from kdih import errors
 from kdih.config import fields
 from kdih.data import datasets, source as source_lib
+from kdih.data.image_folder import FolderSplit
 from kdih.phases import networks
 from kdih.phases.experiment import Experiment
 from kdih.phases.heads import heads_task, load_heads, predict_cohort
@@ -45,7 +46,7 @@ class Answers:
   logits: Logits
   labels: np.ndarray
   classes: list[str]
-  source: source_lib.Source
+  source: source_lib.Source | FolderSplit
 
   def images(self, indices: np.ndarray) -> np.ndarray:
     """Returns images before normalisation, uint8 [n, height, width, channels]."""

@@ -265,7 +265,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   pending, waits = sweep.jobs(), False
   if not all(job.workdir.result(job.phase) for jobs in pending for job in jobs):
-    duplicates.say_shared(sweep.builder, config.data)
+    duplicates.warn_if_shared(sweep.builder, config.data)
   while pending:
     left = _do_those_free(sweep, pending, splits)
     if len(left) == len(pending):

@@ -168,7 +168,7 @@ def test_heads_that_say_what_is_not_finite_fail_dih_and_not_kd(
   mean_soft_label = dih.mean_soft_label
   monkeypatch.setattr(dih, 'mean_soft_label', lambda *args: mean_soft_label(*args)._replace(
       spread=jnp.full(args[0].shape[0], jnp.nan)))
-  with pytest.raises(errors.TrainingError, match='say what is not finite in float16'):
+  with pytest.raises(errors.TrainingError, match='signal is not finite in float16'):
     run(tmp_path, finished, digits_dir, 'compute.cache=all_views')
   assert capsys.readouterr().err.count('x 9 views x 10 numbers') == 2  # With dih's, and again.
   found, expected_ = (exported(path, 'student/kd') for path in (tmp_path, finished))
