@@ -125,8 +125,8 @@ FIELDS: dict[str, Field] = {
         doc='The type in which models compute. Parameters remain float32.'),
     'sync_batch_norm': Field(
         default=True, kind=Flag(),
-        doc='Compute batch-norm statistics over all devices. A step then has the same result on any '
-            'number of devices, up to rounding.'),
+        doc='Compute batch-norm statistics over all devices. A step then has the same result on '
+            'any number of devices, up to rounding.'),
     'deterministic': Field(
         default=True, kind=Flag(), **_ROUNDING,
         doc='Use bit-reproducible kernels on a GPU, which are slower. CPUs and TPUs are always '
