@@ -1,12 +1,6 @@
 """What was measured, as JSON and as a table."""
-import importlib.metadata
-import os
-import pathlib
-import platform
 from collections.abc import Iterable
 from typing import Any
-
-import jax
 
 from kdih.benchmark import programs, step_parts
 from kdih.benchmark.measuring import Times
@@ -22,38 +16,6 @@ teacher, heads, student (forward, backward and update): the parts of the DIH ste
 its own. sweep_over_cached is computed of these: three seeds of three methods that read logits, of
 200 epochs each, without over with such a cache and its making.
 torch_paper, torch_tuned: the same training in PyTorch, crop, flip and normalisation included."""
-
-
-def machine() -> dict[str, Any]:
-  """Device, versions and processors."""
-  device = jax.devices()[0]
-  return {
-      'device': {'platform': device.platform, 'kind': device.device_kind,
-                 'count': jax.device_count()},
-      'processor': _processor(),
-      'cpu_count': os.cpu_count(),
-      'cpus_usable': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
-                     else os.cpu_count(),
-      'versions': {'python': platform.python_version(), **_versions()},
-      'xla_flags': os.environ.get('XLA_FLAGS', ''),
-  }
-
-
-def _versions() -> dict[str, str | None]:
-  found: dict[str, str | None] = {}
-  for package in ('jax', 'jaxlib', 'flax', 'torch'):
-    try:
-      found[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      found[package] = None
-  return found
-
-
-def _processor() -> str:
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text(encoding='utf-8').split('\n') if info.exists() else []
-  names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-  return names[0] if names else platform.processor()
 
 
 def of_pair(
@@ -115,11 +77,10 @@ def _sweep_over_cached(seconds: dict[str, float]) -> float:
 
 def table(content: dict[str, Any]) -> str:
   """All that was measured, for people."""
-  device, ceilings = content['device'], content['ceilings']
+  devices, ceilings = content['devices'], content['ceilings']
   lines = [
-      f'{device["count"]} x {device["kind"]}, {content["processor"]}, '
-      f'{content["cpus_usable"]} CPUs',
-      ', '.join(f'{name} {version}' for name, version in content['versions'].items() if version),
+      f'{len(devices)} x {devices[0]}, {content["processor"]}, {content["cpus_usable"]} CPUs',
+      ', '.join(f'{name} {version}' for name, version in content['versions'].items()),
       f'{content["precision"]}, {content["runs"]} runs; ceilings: '
       f'{ceilings["bytes_per_second"] / 1e9:,.1f} GB/s, '
       f'{ceilings["flops_per_second"] / 1e9:,.1f} GFLOP/s']

@@ -51,8 +51,8 @@ class MemoryLoader:
     count, processes = len(source), devices.num_processes()
     # Of all images, the last one repeated until the processes can share them evenly.
     indices = np.minimum(np.arange(-(-count // processes) * processes), count - 1)
-    mine = devices.share({'index': indices})['index']
-    images, labels = (devices.put_together(part)[:count] for part in source.read(mine))
+    mine = devices.local_slice({'index': indices})['index']
+    images, labels = (devices.all_processes(part)[:count] for part in source.read(mine))
     self.resident = devices.replicate({'image': images, 'label': labels})
 
   def feeds(self, batches):

@@ -264,7 +264,7 @@ def _measure(entries: Sequence[Entry], deadline: float) -> None:
       continue
     expected = slowest * entry.cost.equations
     # Several processes compute each step together, and so decide together.
-    if not devices.of_first(number == 0 or time.perf_counter() + expected < deadline):
+    if not devices.from_first_process(number == 0 or time.perf_counter() + expected < deadline):
       continue
     logger.info(f'dry run: measures {f"{entry.pair}, " * bool(entry.pair)}{entry.phase}')
     begun = time.perf_counter()

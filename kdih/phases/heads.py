@@ -19,7 +19,6 @@ from kdih.phases.experiment import Experiment, PhaseOutcome, finish, overview
 from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem, TrainingData
 from kdih.phases.teacher import load_teacher
-from kdih.runtime import files
 from kdih.training.task import LiveSignals, Preprocess, Signals, Task
 
 if TYPE_CHECKING:
@@ -150,15 +149,7 @@ def load_heads(experiment: Experiment, owner: str) -> tuple[Any, dict[str, list[
     raise errors.ConfigError(
         f'--workdir: the members\' weights in {path} are not those that were exported with the '
         f'heads; put the file back from a copy, or remove {folder} to do the phase anew')
-  if not _are_weights(weights, len(experiment.networks.taps) + 1):
-    raise files.damaged(path, 'its weights are not a number for each member')
   return variables, weights
-
-
-def _are_weights(weights: Any, num_members: int) -> bool:
-  return isinstance(weights, dict) and all(
-      isinstance(numbers, list) and len(numbers) == num_members
-      and all(type(number) in (int, float) for number in numbers) for numbers in weights.values())
 
 
 def predict_cohort(

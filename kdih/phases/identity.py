@@ -4,7 +4,6 @@ With the fields of its config that have to stay, these are the parts of its iden
 `choices.PARTS`. The manifest of a workdir holds them; `resume` compares them.
 """
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -104,10 +103,11 @@ def of_teacher(teachers: Workdir) -> dict[str, Any]:
 
 def of_versions() -> dict[str, Any]:
   """Returns the libraries, the platform and what else the bits of a result depend on."""
-  return {**provenance.versions(_LIBRARIES), 'platform': jax.default_backend(),
-          'devices': jax.device_count(), 'x64': bool(jax.config.values['jax_enable_x64']),
-          'prng': jax.config.values['jax_default_prng_impl'],
-          'xla_flags': os.environ.get('XLA_FLAGS', '')}
+  made_by = provenance.collect()
+  return {**{name: made_by['versions'][name] for name in _LIBRARIES},
+          'platform': made_by['platform'], 'devices': len(made_by['devices']),
+          'x64': bool(jax.config.values['jax_enable_x64']),
+          'prng': jax.config.values['jax_default_prng_impl'], 'xla_flags': made_by['xla_flags']}
 
 
 def record(workdir: Workdir, now: Identity, config: 'ml_collections.ConfigDict') -> None:

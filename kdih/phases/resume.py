@@ -14,7 +14,6 @@ from kdih.config.schema import Flat
 from kdih.data import changes
 from kdih.phases import computation
 from kdih.phases.identity import Identity
-from kdih.runtime import files
 from kdih.runtime.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def _differences(
   try:
     fields = compared(before)
   except (AttributeError, KeyError, TypeError, ValueError) as error:  # It may hold anything.
-    raise files.damaged(path, f'its config is none: {errors.first_line(error)}') from error
+    raise errors.FileError(path, f'its config is not one: {errors.first_line(error)}') from error
   return protocol.differences(fields, compared(now))
 
 
@@ -125,8 +124,8 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
              'versions': refused}
     accepted = [str(line) for line in manifest.get('accepted', ())]
   except (AttributeError, KeyError, TypeError, ValueError) as error:  # It may hold anything.
-    raise files.damaged(workdir.path / 'manifest.json',
-                        f'its identity is none: {errors.first_line(error)}') from error
+    raise errors.FileError(workdir.path / 'manifest.json',
+                           f'its identity is not one: {errors.first_line(error)}') from error
   for line in said:
     logger.warning(f'{workdir.path}: {line}')
   return [*accepted, *_accepted(workdir.path, found, config['accept'])]

@@ -207,7 +207,8 @@ def _on_disk(request: BuildRequest) -> list[np.ndarray]:
               for folder, table in zip(folders, request.tables, strict=True)]
     begun: dict[tuple[int, int], list[int]] = {}  # Those that go on alike are built together.
     for number, opened in enumerate(stores):
-      at = int(devices.of_first(opened.done)), int(devices.of_first(opened.block))
+      at = (int(devices.from_first_process(opened.done)),
+            int(devices.from_first_process(opened.block)))
       begun.setdefault(at, []).append(number)
     for (done, block), numbers in begun.items():
       if done < request.tables[0].shape[0]:
@@ -246,7 +247,7 @@ def _blocks(request: BuildRequest, done: int, block: int) -> Iterator[list[np.nd
   even = -(-block // devices.num_devices()) * devices.num_devices()
   batches = ({'index': np.resize(batch['index'], even)}  # So that the devices can share it evenly.
              for batch in sampling.eval_batches(subset, block))
-  feeds = loader.feeds(map(devices.share, batches))
+  feeds = loader.feeds(map(devices.local_slice, batches))
   for start, feed in zip(range(0, len(subset), block), feeds, strict=True):
     shared = devices.shard(feed)
     # One call a slot: within a loop of its own XLA computes convolutions slowly on a CPU.
