@@ -64,12 +64,18 @@ class _MadeBy(Struct):
   git_commit: str = ''
 
 
+class _Computation(Struct):
+  """Digests of the traced networks and methods, see `kdih.phases.computation`."""
+
+  methods: Fields | None = None
+
+
 class _Identity(Struct):
-  """What a run is made of, see `kdih.phases.identity.Identity`."""
+  """The identity of a run, see `kdih.phases.identity.Identity`."""
 
   data: Fields | None = None
   teacher: Fields | None = None
-  computation: Fields | None = None
+  computation: _Computation | None = None
   versions: Fields | None = None
 
 
