@@ -96,7 +96,7 @@ def load_model(
     raise
   except Exception as error:  # The description may hold any arguments.
     raise errors.ConfigError(f'path: {str(path)!r} does not describe its model '
-                             f'({errors.first_line(error)}); export it anew') from error
+                             f'({errors.first_line(error)}); export it again') from error
   return module, _load(path, like, 'path', meta), meta
 
 

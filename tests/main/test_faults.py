@@ -49,14 +49,14 @@ def test_sigterm_saves_at_once_and_the_same_command_goes_on(tmp_path, digits_dir
 def test_sigterm_outside_of_training_ends_the_run_at_once(tmp_path, digits_dir):
   preemption.listen()
   try:
-    with pytest.raises(errors.PreemptedError, match='goes on where it was'):
+    with pytest.raises(errors.PreemptedError, match='run the same command again to resume'):
       os.kill(os.getpid(), signal.SIGTERM)
       time.sleep(5)
     with pytest.raises(errors.PreemptedError), preemption.training():
       os.kill(os.getpid(), signal.SIGTERM)
       assert preemption.reached()
   finally:
-    preemption.listen()  # Forgets what was asked.
+    preemption.listen()  # Forgets the signals.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -227,7 +227,8 @@ SWEEP, = sweep_of(('a', 'b', ['ce'], (1,)))
     ({}, 'Expected `array`, got `object`'),
     ([without(SWEEP, 'config')], 'Object missing required field `config` - at `$[0]`'),
     ([{**SWEEP, 'pairs': 3}], 'Expected `array`, got `int` - at `$[0].pairs`'),
-    ([{**SWEEP, 'pairs': [['a', 'b', 'c']]}], 'Expected `array`, got `str` - at `$[0].pairs[0][2]`'),
+    ([{**SWEEP, 'pairs': [['a', 'b', 'c']]}],
+     'Expected `array`, got `str` - at `$[0].pairs[0][2]`'),
     ([{**SWEEP, 'pairs': [['a', '../..', ['c']]]}], '`pairs` holds a name that cannot be the name'),
     ([{**SWEEP, 'pairs': [['a', 'b', ['c/d']]]}], '`pairs` holds a method with a `/` in its name'),
     ([{**SWEEP, 'seeds': 1}], 'Expected `array`, got `int` - at `$[0].seeds`')])

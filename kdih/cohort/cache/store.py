@@ -59,6 +59,7 @@ class Store:
     for number, digest in enumerate(self._digests):
       if digest != hashlib.sha256(self._read(number)).hexdigest():
         raise self._damaged(f'block {number} is not the one that was written')
+    logger.debug(f'cache: {self.folder} holds {self.done:,} of {self._shape[0]:,} images')
 
   def _damaged(self, reason: str) -> errors.ConfigError:
     return errors.ConfigError(f'config.compute.cache: {self.folder} is damaged ({reason}); remove '
