@@ -82,9 +82,9 @@ def log_compilations() -> None:
   """Logs every compilation of over a second, as a detail."""
   import jax  # After the flags are set.
 
-  def listen(event: str, seconds: float, **_: Any) -> None:
-    if event.endswith('backend_compile_duration') and seconds > 1:
-      logger.debug(f'compiled a program in {seconds:.1f} s')
+  def listen(event: str, duration_secs: float, **_: str | int) -> None:
+    if event.endswith('backend_compile_duration') and duration_secs > 1:
+      logger.debug(f'compiled a program in {duration_secs:.1f} s')
 
   jax.monitoring.register_event_duration_secs_listener(listen)
 

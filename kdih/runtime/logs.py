@@ -13,8 +13,8 @@ from kdih.runtime import processes
 _KDIH = logging.getLogger('kdih')
 FLAGS = {'-v': logging.DEBUG, '--verbose': logging.DEBUG,
          '-q': logging.WARNING, '--quiet': logging.WARNING}
-USAGE = """  -v, --verbose  Also log details: settings, checkpoints, caches, compilations, and the traceback
-      of an error.
+USAGE = """\
+  -v, --verbose  Log details, too: settings, checkpoints, caches, compilations, tracebacks.
   -q, --quiet  Log only warnings, and show no progress."""
 
 

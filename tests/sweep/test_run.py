@@ -170,6 +170,17 @@ def test_bad_input_is_one_line_before_anything_is_written(
   assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.parametrize('loader', ['memory', 'streaming'])
+def test_images_that_cannot_be_used_are_refused_before_anything_is_written(
+    tmp_path, digits_dir, capsys, loader):
+  assert run(tmp_path / 'w', digits_dir, '--methods=ce', '--seeds=1',
+             '--config.data.train_split=train[:1]', '--config.data.validation_fraction=0',
+             f'--config.data.loader={loader}') == 2
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last.startswith('kdih: config.data.train_split: all 1 images are of one class')
+  assert not (tmp_path / 'w').exists()
+
+
 def test_a_workdir_that_cannot_be_made_is_one_line(digits_dir, capsys):
   assert run('/proc/kdih', digits_dir, '--methods=ce', '--seeds=1') == 2
   *progress, line = capsys.readouterr().err.splitlines()
