@@ -213,7 +213,8 @@ def test_other_classes_or_another_order_are_refused(finished, digits_dir, tmp_pa
   pipeline.check_existing(*named(digits_dir, path, CLASSES))
   swapped = (*CLASSES[:2], 'three', 'two', *CLASSES[4:])
   line = refused(pipeline.check_existing, *named(digits_dir, path, swapped))
-  assert line.startswith(f"config.teacher.variables: the teacher at '{path}' knows other classes")
+  assert line.startswith(
+      f"config.teacher.variables: the teacher at '{path}' was trained with other classes")
   assert "its class 2 is 'two', here it is 'three'; " in line
   line = refused(pipeline.check_existing, *named(digits_dir, path, (*CLASSES[:9], 'ten')))
   assert "its class 9 is 'nine', here it is 'ten'; " in line
@@ -302,7 +303,7 @@ def test_a_folder_with_other_variables_is_refused(finished, copy, phase, other):
   replaced(folder / 'variables', finished / other / 'variables')
   line = refused(run_student, copy, 'dih')
   assert line.startswith(f"--workdir: '{folder}/variables' does not hold the variables that "
-                         f'{folder}/result.json tells of; put the folder back')
+                         f'{folder}/result.json names; restore the folder')
   assert line == refused(explore.load, copy.workdir.path)
 
 
@@ -353,4 +354,4 @@ def test_weights_that_cannot_be_are_refused(finished, copy, weights):
          lambda meta: meta.pop('weights'), phase='heads')
   path = change_weights(copy, lambda result: result.update(weights=weights))
   line = refused(run_student, copy, 'dih')
-  assert line.startswith(f'--workdir: {path} is damaged')
+  assert line.startswith(f'{path} is damaged (')
