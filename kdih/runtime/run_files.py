@@ -15,7 +15,7 @@ from kdih import errors
 from kdih.runtime import files
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Amount = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 Fields = dict[str, Any]
@@ -224,6 +224,12 @@ class Results(Struct):
   heads: HeadsResult | None = None
   student: dict[str, StudentResult] | None = None
   compression: _Compression | None = None
+
+
+class MetricsLine(Struct):
+  """A line of `metrics.jsonl`: the number of updates; every other field is a metric, or null."""
+
+  step: Count
 
 
 class SweepCommand(Struct):

@@ -73,9 +73,10 @@ def read_metrics(path: epath.PathLike) -> list[Line]:
   found, damaged = [], 0
   for text in path.read_bytes().split(b'\n')[:-1] if path.exists() else ():
     try:
-      line = msgspec.json.decode(text, type=dict[str, int | float | None])
-      found.append({'step': msgspec.convert(line.pop('step', None), run_files.Count),
-                    **{name: value for name, value in line.items() if value is not None}})
+      numbers = msgspec.json.decode(text, type=dict[str, run_files.Finite | None])
+      step = msgspec.json.decode(text, type=run_files.MetricsLine).step
+      found.append({name: value for name, value in numbers.items() if value is not None}
+                   | {'step': step})
     except (ValueError, RecursionError):
       damaged += 1
   if damaged:

@@ -140,10 +140,10 @@ def test_a_huge_file_and_a_folder_are_refused_and_a_missing_one_is_none(tmp_path
 
 
 @pytest.mark.parametrize(('field', 'value'), [
-    ('top1', 1.5), ('top1', -0.1), ('top5', 2), ('agreement', True), ('loss', 1e400)])
+    ('parameters', 10**400), ('top1', 1.5), ('top1', -0.1), ('top5', 2), ('agreement', True), ('loss', 1e400)])
 def test_scores_are_fractions_and_finite(tmp_path, field, value):
   changed = copy.deepcopy(STUDENT)
-  changed['test_last'][field] = value
+  (changed if field == 'parameters' else changed['test_last'])[field] = value
   (tmp_path / 'x.json').write_text(json.dumps(changed).replace('Infinity', '1e400'))
   assert refused(tmp_path / 'x.json', run_files.StudentResult)
 
@@ -197,13 +197,15 @@ def test_the_folders_of_an_earlier_version_are_read(tmp_path, name):
 def test_damaged_lines_of_metrics_are_left_out_with_one_warning(tmp_path, caplog):
   lines = [b'{"step": 2, "loss": 1.5}', b'{"step": 3, "lo', b'[' * 20_000, b'\xff', b'[1]',
            b'{"loss": 1.0}', b'{"step": -1}', b'{"step": 4, "loss": "x"}', b'{"step": 4, "a": NaN}',
+           b'{"step": 2.5}', b'{"step": 4, "a": 1' + b'0' * 400 + b'}',
            b'{"step": 5, "loss": null}', b'{"step": 6, "loss": 2}']
   (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join(lines) + b'\n{"step": 7, "lo')
   with caplog.at_level('WARNING', 'kdih'):
     found = metric_log.read_metrics(tmp_path / 'metrics.jsonl')
   assert found == [{'step': 2, 'loss': 1.5}, {'step': 5}, {'step': 6, 'loss': 2}]
+  assert all(type(line['step']) is int for line in found)
   message, = [record.message for record in caplog.records]
-  assert message == f'{tmp_path / "metrics.jsonl"}: 8 of its lines are damaged and left out'
+  assert message == f'{tmp_path / "metrics.jsonl"}: 10 of its lines are damaged and left out'
 
 
 def test_metrics_are_continued_after_a_resume(tmp_path):
