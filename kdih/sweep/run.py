@@ -155,7 +155,7 @@ class Worker:
       self.failures[job.name] = reason
       failure.parent.mkdir(parents=True, exist_ok=True)
       run_files.write(failure, {'error': errors.printable(reason), 'time': time.time(),
-                                'traceback': traceback.format_exc()})
+                                'traceback': _unicode(traceback.format_exc())})
       logger.warning(f'sweep: {job.name} failed: {reason}')
 
   def _failed_meanwhile(self, job: Job) -> bool:
@@ -165,6 +165,11 @@ class Worker:
       return False
     self.failures[job.name] = failure['error']
     return True
+
+
+def _unicode(text: str) -> str:
+  """Returns the text without lone surrogates, such as bytes of a path that are not UTF-8."""
+  return text.encode(errors='replace').decode()
 
 
 def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
