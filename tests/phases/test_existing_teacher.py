@@ -190,7 +190,8 @@ def test_students_explorer_and_report_work_with_its_normalisation(
 def test_a_description_without_a_normalisation_is_refused(finished, digits_dir, tmp_path, data):
   path = copied(finished, tmp_path / 'v', lambda meta: meta.update(data=data))
   line = refused(prepared, tmp_path / 'w', digits_dir, f'teacher.variables={path}')
-  assert line.startswith('config.teacher.variables: ') and 'by which mean and std' in line
+  assert line.startswith(f"config.teacher.variables: the variables at '{path}' are damaged, or ")
+  assert 'the mean and std of their images' in line or ' - at `$.data' in line
 
 
 # Classes.
@@ -223,8 +224,9 @@ def test_other_classes_or_another_order_are_refused(finished, digits_dir, tmp_pa
 @pytest.mark.parametrize('stored', ['abc', [1], list('abc'), {'a': 1}])
 def test_classes_that_cannot_be_are_refused(finished, digits_dir, tmp_path, stored):
   path = copied(finished, tmp_path / 'v', lambda meta: meta['data'].update(classes=stored))
-  assert 'name other classes than they have' in refused(
-      pipeline.check_existing, *named(digits_dir, path, CLASSES))
+  line = refused(pipeline.check_existing, *named(digits_dir, path, CLASSES))
+  assert line.startswith(f"config.teacher.variables: the variables at '{path}' are damaged, or ")
+  assert 'another number of classes' in line or ' - at `$.data.classes' in line
 
 
 def test_where_names_are_unknown_the_teacher_is_taken_with_a_line(
