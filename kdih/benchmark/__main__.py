@@ -46,11 +46,12 @@ def _run(argv: list[str]) -> int:
       start = start_time.measure(*pair, batch_size, settings.precision)
       starts[(*pair, batch_size)] = {'start': start}
   from kdih.benchmark import results, roofline  # Imported here, because jax takes seconds.
+  from kdih.runtime import provenance
 
   environment.keep_freed_memory()
   ceilings = roofline.measure_ceilings(settings.precision)
   content: dict[str, Any] = {
-      **results.machine(), 'precision': settings.precision, 'runs': settings.runs,
+      **provenance.collect(), 'precision': settings.precision, 'runs': settings.runs,
       'ceilings': dataclasses.asdict(ceilings), 'pairs': []}
   for pair in settings.pairs:
     for batch_size in settings.batches:

@@ -1,13 +1,8 @@
 """The results of a benchmark, as JSON and as a table."""
-import importlib.metadata
-import os
-import pathlib
-import platform
 import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import tabulate
 
 from kdih.benchmark import programs, step_parts
@@ -25,38 +20,6 @@ compiled as a separate program. sweep_over_cached is computed from these times: 
 methods with three seeds and 200 epochs, its time without a cache divided by its time with a cache,
 including the time to build it.
 torch_paper, torch_tuned: the same training in PyTorch, including crop, flip and normalisation."""
-
-
-def machine() -> dict[str, Any]:
-  """Returns the device, the processor and the versions of packages."""
-  device = jax.devices()[0]
-  return {
-      'device': {'platform': device.platform, 'kind': device.device_kind,
-                 'count': jax.device_count()},
-      'processor': _processor(),
-      'cpu_count': os.cpu_count(),
-      'cpus_usable': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
-                     else os.cpu_count(),
-      'versions': {'python': platform.python_version(), **_versions()},
-      'xla_flags': os.environ.get('XLA_FLAGS', ''),
-  }
-
-
-def _versions() -> dict[str, str | None]:
-  versions: dict[str, str | None] = {}
-  for package in ('jax', 'jaxlib', 'flax', 'torch'):
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      versions[package] = None
-  return versions
-
-
-def _processor() -> str:
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text(encoding='utf-8').split('\n') if info.exists() else []
-  names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-  return names[0] if names else platform.processor()
 
 
 def pair_results(
@@ -119,11 +82,10 @@ def _sweep_over_cached(seconds: dict[str, float]) -> float:
 
 def table(content: dict[str, Any]) -> str:
   """Returns all results as text for the terminal."""
-  device, ceilings = content['device'], content['ceilings']
+  devices, ceilings = content['devices'], content['ceilings']
   lines = [
-      f'{device["count"]} x {device["kind"]}, {content["processor"]}, '
-      f'{content["cpus_usable"]} CPUs',
-      ', '.join(f'{name} {version}' for name, version in content['versions'].items() if version),
+      f'{len(devices)} x {devices[0]}, {content["processor"]}, {content["cpus_usable"]} CPUs',
+      ', '.join(f'{name} {version}' for name, version in content['versions'].items()),
       f'{content["precision"]}, {content["runs"]} runs; ceilings: '
       f'{ceilings["bytes_per_second"] / 1e9:,.1f} GB/s, '
       f'{ceilings["flops_per_second"] / 1e9:,.1f} GFLOP/s']

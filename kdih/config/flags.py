@@ -1,5 +1,7 @@
 """The command line: `--config=FILE[:ARGUMENT] --workdir=FOLDER --config.field=value ...`."""
+import logging
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,6 +13,8 @@ from ml_collections import config_flags
 from kdih import errors
 from kdih.config.fields import FIELDS
 from kdih.config.values import Flag, Group, Text, read_plain, shown
+
+logger = logging.getLogger(__name__)
 
 _HELP = {
     'config': 'Config file, with its argument if any: configs/cifar100.py:runlocal. Set any field '
@@ -56,6 +60,7 @@ def read(
   if type(config) is not ml_collections.ConfigDict:
     raise errors.ConfigError('--config: get_config must return a mutable ConfigDict; begin it with '
                              'config = fields.base()')
+  logger.debug(f'command line: {shlex.join(argv[1:])}')
   for override in overrides:
     _set(config, override)
   return config, workdir
@@ -169,6 +174,7 @@ def _set(config: ml_collections.ConfigDict, override: _Override) -> None:
     _assign(group, key, _own_value(group.get(key), text))
   else:
     _assign(group, key, FIELDS[name].kind.read(setting, text))
+  logger.debug(f'{setting} = {group[key]!r}')
 
 
 def _no_field(name: str, setting: str) -> errors.ConfigError:

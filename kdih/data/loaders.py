@@ -55,8 +55,8 @@ class MemoryLoader:
     count, processes = len(source), devices.num_processes()
     # The last image is repeated to make the parts of all processes equally large.
     indices = np.minimum(np.arange(-(-count // processes) * processes), count - 1)
-    mine = devices.share({'index': indices})['index']
-    images, labels = (devices.put_together(part)[:count] for part in source.read(mine))
+    mine = devices.local_slice({'index': indices})['index']
+    images, labels = (devices.all_processes(part)[:count] for part in source.read(mine))
     self.resident = devices.replicate({'image': images, 'label': labels})
 
   def feeds(self, batches):

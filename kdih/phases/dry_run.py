@@ -276,7 +276,7 @@ def _measure(estimates: Sequence[PhaseEstimate], deadline: float) -> None:
       continue
     expected = slowest * estimate.cost.equations
     # Several processes compute each step together, and must make the same decision.
-    if not devices.of_first(number == 0 or time.perf_counter() + expected < deadline):
+    if not devices.from_first_process(number == 0 or time.perf_counter() + expected < deadline):
       continue
     pair = f'{estimate.pair}, ' if estimate.pair else ''
     logger.info(f'dry run: measures {pair}{estimate.phase}')

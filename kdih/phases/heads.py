@@ -28,7 +28,6 @@ from kdih.phases.experiment import Experiment, PhaseOutcome, finish, overview
 from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem, TrainingData
 from kdih.phases.teacher import load_teacher
-from kdih.runtime import files
 from kdih.training.task import LiveSignals, Preprocess, Signals, Task
 
 if TYPE_CHECKING:
@@ -166,15 +165,7 @@ def load_heads(experiment: Experiment, owner: str) -> tuple[Any, dict[str, list[
     raise errors.ConfigError(
         f'--workdir: the member weights in {path} differ from those that were exported with the '
         f'heads; restore the file from a copy, or remove {folder} to train the heads again')
-  if not _are_weights(weights, len(experiment.networks.taps) + 1):
-    raise files.damaged(path, "its 'weights' do not hold one number for each member")
   return variables, weights
-
-
-def _are_weights(weights: Any, num_members: int) -> bool:
-  return isinstance(weights, dict) and all(
-      isinstance(numbers, list) and len(numbers) == num_members
-      and all(type(number) in (int, float) for number in numbers) for numbers in weights.values())
 
 
 def predict_cohort(

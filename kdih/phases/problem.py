@@ -160,7 +160,7 @@ class Problem:
         self.data.train_subset, self.train.global_batch_size, order_seed, start,
         start + sum(sizes))
     fed = self.loader.feeds(
-        self.task.signals.feeds(map(devices.share, batches), order_seed, start))
+        self.task.signals.feeds(map(devices.local_slice, batches), order_seed, start))
     stacked = steps_per_call.stacked(map(devices.shard, fed), sizes)
     return steps_per_call.ahead(stacked, self.config.compute.prefetch) if self._streams else stacked
 

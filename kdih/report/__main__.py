@@ -9,7 +9,6 @@ run is printed. Runs that are unfinished, damaged or under another protocol are 
 other runs are compared. Exit codes: 0 done, 2 nothing to compare.
 """
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from kdih import errors
 from kdih.report import aggregate, collect, findings, tables
 from kdih.report.aggregate import Pair, Run
-from kdih.runtime import program
+from kdih.runtime import program, run_files
 from kdih.runtime.files import write_atomically
 
 _TITLE = 'Comparison of distillation methods'
@@ -66,15 +65,11 @@ def _run(argv: list[str]) -> int:
 def _print_results(path: str) -> None:
   from kdih.report import run_report  # Imports jax, which takes seconds.
 
-  try:
-    results = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-    if not {'teacher', 'heads', 'student'} & results.keys():
-      raise LookupError('it has none of the keys teacher, heads and student')
-    table = run_report.markdown_table(results)
-  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-    raise errors.ConfigError(f'{path}: is not a results.json ({errors.first_line(error)}); such as '
-                             'runs/digits/results.json') from error
-  print(table)
+  results = run_files.read(path, run_files.Results)
+  if not (results and {'teacher', 'heads', 'student'} & results.keys()):
+    raise errors.ConfigError(f'{path}: holds no results of a run; give its results.json, such as '
+                             'runs/digits/results.json')
+  print(run_report.markdown_table(results))
 
 
 def _output(flag: str, paths: Sequence[str]) -> pathlib.Path:

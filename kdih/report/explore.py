@@ -23,7 +23,7 @@ from kdih.phases.experiment import Experiment
 from kdih.phases.heads import heads_task, load_heads, predict_cohort
 from kdih.phases.teacher import load_teacher
 from kdih.report.style import GREY, STUDENT, TEACHER, new_figure, shown
-from kdih.runtime.files import read_json
+from kdih.runtime import run_files
 from kdih.runtime.workdir import Workdir
 from kdih.training.task import NO_TEACHER
 
@@ -89,7 +89,7 @@ def load(path: epath.PathLike, data_dir: str = '') -> Answers:
 
 def _config(workdir: Workdir) -> ml_collections.ConfigDict:
   """Returns the config of the run, without students."""
-  manifest = read_json(workdir.path / 'manifest.json')
+  manifest = run_files.read(workdir.path / 'manifest.json', run_files.Manifest)
   if not manifest or not workdir.result('heads'):
     raise errors.ConfigError(f'path: {workdir.path} holds no run with finished heads; give the '
                              'workdir of a run, such as runs/digits')

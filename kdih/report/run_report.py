@@ -13,7 +13,8 @@ from kdih.models import cost
 from kdih.phases import exported_variables
 from kdih.phases.networks import Networks
 from kdih.report import run_plots, style
-from kdih.runtime.files import read_json, write_atomically, write_json
+from kdih.runtime import run_files
+from kdih.runtime.files import write_atomically
 from kdih.runtime.workdir import Workdir
 from kdih.training.metric_log import read_metrics
 
@@ -86,8 +87,8 @@ def write(workdir: Workdir, networks: Networks, config: ml_collections.ConfigDic
   results = workdir.results()
   if 'teacher' in results and 'student' in results:
     results['compression'] = _compression(workdir, networks, results)
-  write_json(workdir.path / 'results.json', results)
-  manifest = read_json(workdir.path / 'manifest.json')
+  run_files.write(workdir.path / 'results.json', results)
+  manifest = run_files.read(workdir.path / 'manifest.json', run_files.Manifest)
   text = _markdown(results, config, _draw(workdir, results), manifest)
   write_atomically(workdir.path / 'report.md', text)
   return results
@@ -96,7 +97,7 @@ def write(workdir: Workdir, networks: Networks, config: ml_collections.ConfigDic
 def _compression(
     workdir: Workdir, networks: Networks, results: Results
 ) -> dict[str, Any]:
-  known = (read_json(workdir.path / 'results.json') or {}).get('compression')
+  known = (workdir.reported() or {}).get('compression')
   fingerprints = {name: result['fingerprint'] for name, result in results['student'].items()}
   if (known and known['teacher']['fingerprint'] == results['teacher']['fingerprint']
       and known['student']['fingerprint'] in fingerprints.values()):

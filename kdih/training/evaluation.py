@@ -62,5 +62,5 @@ class Evaluator:
     return {name: array[mask > 0] for name, array in logits.items()}, labels[mask > 0]
 
   def _feeds(self):
-    batches = map(devices.share, sampling.eval_batches(self._subset, self._batch_size))
+    batches = map(devices.local_slice, sampling.eval_batches(self._subset, self._batch_size))
     return map(devices.shard, self._loader.feeds(batches))

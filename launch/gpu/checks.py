@@ -109,10 +109,11 @@ def warm(file: str, name: str) -> None:
 def times(file: str) -> None:
   """Times all programs in turns."""
   from kdih.benchmark import measuring, results
+  from kdih.runtime import provenance
 
   found = measuring.measure(_items(), _RUNS)
   _write(file, {
-      **results.machine(), 'pair': _PAIR, 'batch': _BATCH_SIZE, 'precision': 'float32',
+      **provenance.collect(), 'pair': _PAIR, 'batch': _BATCH_SIZE, 'precision': 'float32',
       'runs': _RUNS,
       'items': {name: results.item_results(_BATCH_SIZE, measured)
                 for name, measured in found.items()},
@@ -198,10 +199,13 @@ def _steps(checkpoints: pathlib.Path) -> list[int]:
 
 def _phases(folder: pathlib.Path) -> dict[str, Any]:
   """Returns the content of the result files of a run, by phase."""
+  from kdih.runtime import run_files
+
   found = {}
   for path in sorted(folder.glob('**/result.json')):
-    result = json.loads(path.read_text())
-    found[str(path.parent.relative_to(folder))] = {
+    phase = str(path.parent.relative_to(folder))
+    result = run_files.read_result(folder, phase)
+    found[phase] = {
         key: result.get(key) for key in ('val', 'test_last', 'fingerprint', 'seconds',
                                          'examples_per_second')}
   return found

@@ -19,6 +19,8 @@ import subprocess
 import sys
 import time
 
+from kdih.runtime import run_files
+
 _EPOCHS = 200 * 2 / 162
 _SEEDS, _METHODS = (30, 50, 67), ('kd', 'dih', 'dkd')
 
@@ -46,11 +48,11 @@ def main() -> None:
     _run('sweep', *common, f'--config.compute.cache={cache}', f'--workdir={folder}',
          f'--methods={",".join(_METHODS)}', f'--seeds={",".join(map(str, _SEEDS))}')
     seconds[cache] = time.perf_counter() - begun
-    results = {str(path.parent.relative_to(folder)): json.loads(path.read_text())
+    results = {str(path.parent.relative_to(folder)): run_files.read(path, run_files.StudentResult)
                for path in sorted(folder.glob('*/*/seed*/student/*/result.json'))}
     training_seconds[cache] = sum(result['seconds'] for result in results.values())
     test_loss[cache] = {run: result['test_last']['loss'] for run, result in results.items()}
-  manifest = json.loads((teacher / 'manifest.json').read_text())
+  manifest = run_files.read(teacher / 'manifest.json', run_files.Manifest)
   content = {
       # The times of both sweeps, in total and for training alone, and how their students differ.
       'seconds': seconds,

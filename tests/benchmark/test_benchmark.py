@@ -182,9 +182,9 @@ def test_a_tiny_run_without_tensorflow(tmp_path):
   assert child.returncode == 0, child.stderr
   content = json.loads(path.read_text())
   assert set(content) == {
-      'device', 'processor', 'cpu_count', 'cpus_usable', 'versions', 'xla_flags', 'precision',
-      'runs', 'ceilings', 'pairs'}
-  assert content['device'] == {'platform': 'cpu', 'kind': 'cpu', 'count': 4}
+      'command', 'git_commit', 'devices', 'platform', 'processor', 'cpu_count', 'cpus_usable',
+      'versions', 'xla_flags', 'precision', 'runs', 'ceilings', 'pairs'}
+  assert content['devices'] == ['cpu'] * 4
   assert content['versions']['jax'] == jax.__version__
   pair, = content['pairs']
   assert list(pair['items']) == ['bare', 'loop', 'kd', 'several', 'cached', 'input', 'teacher',

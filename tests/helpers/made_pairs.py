@@ -43,7 +43,8 @@ def heads(members: int) -> dict:
   matrix = [[1 - abs(a - b) / (members + 2) for b in range(members)] for a in range(members)]
   without = {'none': 0.76, **{name: 0.76 - 0.004 * (at - 1) for at, name in enumerate(names)}}
   return {
-      'members': {name: {'test_last': {'top1': share}, 'test_best_val': {'top1': share}}
+      'members': {name: {'val': None, **dict.fromkeys(('test_last', 'test_best_val'),
+                                                      {'top1': share})}
                   for name, share in {**top1, 'mean': 0.76}.items()},
       'analysis': {'members': analysed, 'agreement': {'names': names, 'matrix': matrix},
                    'without': without}}

@@ -42,6 +42,7 @@ OVERRIDES = [
     ('phases=teachers', 'config.phases: ', "did you mean 'teacher'"),
     ('sead=3', 'config.sead: ', "did you mean 'seed'"),
     ('seed=three', 'config.seed: ', 'a whole number from 0 to 2^32 - 1'),
+    ('data.data_dir=/x\udcff', "'/x\ufffd' is not valid Unicode", 'choose another name'),
     ('data.flip=perhaps', 'config.data.flip: ', 'True or False'),
     ('data.mean=a', 'config.data.mean: ', 'a number from -1000 to 1000'),
     ('dtype=float16', 'config.dtype: ', 'bfloat16'),

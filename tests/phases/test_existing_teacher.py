@@ -190,7 +190,8 @@ def test_students_explorer_and_report_work_with_its_normalisation(
 def test_a_description_without_a_normalisation_is_refused(finished, digits_dir, tmp_path, data):
   path = copied(finished, tmp_path / 'v', lambda meta: meta.update(data=data))
   line = refused(prepared, tmp_path / 'w', digits_dir, f'teacher.variables={path}')
-  assert line.startswith('config.teacher.variables: ') and 'by which mean and std' in line
+  assert line.startswith(f"config.teacher.variables: the variables at '{path}' are damaged, or ")
+  assert 'the mean and std of their images' in line or ' - at `$.data' in line
 
 
 # Classes.
@@ -213,7 +214,8 @@ def test_other_classes_or_another_order_are_refused(finished, digits_dir, tmp_pa
   pipeline.check_existing(*named(digits_dir, path, CLASSES))
   swapped = (*CLASSES[:2], 'three', 'two', *CLASSES[4:])
   line = refused(pipeline.check_existing, *named(digits_dir, path, swapped))
-  assert line.startswith(f"config.teacher.variables: the teacher at '{path}' knows other classes")
+  assert line.startswith(
+      f"config.teacher.variables: the teacher at '{path}' was trained with other classes")
   assert "its class 2 is 'two', here it is 'three'; " in line
   line = refused(pipeline.check_existing, *named(digits_dir, path, (*CLASSES[:9], 'ten')))
   assert "its class 9 is 'nine', here it is 'ten'; " in line
@@ -222,8 +224,9 @@ def test_other_classes_or_another_order_are_refused(finished, digits_dir, tmp_pa
 @pytest.mark.parametrize('stored', ['abc', [1], list('abc'), {'a': 1}])
 def test_classes_that_cannot_be_are_refused(finished, digits_dir, tmp_path, stored):
   path = copied(finished, tmp_path / 'v', lambda meta: meta['data'].update(classes=stored))
-  assert 'name other classes than they have' in refused(
-      pipeline.check_existing, *named(digits_dir, path, CLASSES))
+  line = refused(pipeline.check_existing, *named(digits_dir, path, CLASSES))
+  assert line.startswith(f"config.teacher.variables: the variables at '{path}' are damaged, or ")
+  assert 'another number of classes' in line or ' - at `$.data.classes' in line
 
 
 def test_where_names_are_unknown_the_teacher_is_taken_with_a_line(
@@ -302,7 +305,7 @@ def test_a_folder_with_other_variables_is_refused(finished, copy, phase, other):
   replaced(folder / 'variables', finished / other / 'variables')
   line = refused(run_student, copy, 'dih')
   assert line.startswith(f"--workdir: '{folder}/variables' does not hold the variables that "
-                         f'{folder}/result.json tells of; put the folder back')
+                         f'{folder}/result.json names; restore the folder')
   assert line == refused(explore.load, copy.workdir.path)
 
 
@@ -353,4 +356,4 @@ def test_weights_that_cannot_be_are_refused(finished, copy, weights):
          lambda meta: meta.pop('weights'), phase='heads')
   path = change_weights(copy, lambda result: result.update(weights=weights))
   line = refused(run_student, copy, 'dih')
-  assert line.startswith(f'--workdir: {path} is damaged')
+  assert line.startswith(f'{path} is damaged (')

@@ -21,7 +21,7 @@ def test_a_run_is_read(tmp_path):
   assert (ce.data, ce.teacher, ce.student, ce.method, ce.seed) == (
       'cifar100', 'resnet110', 'resnet8', 'ce', 3)
   assert kd.path == str(tmp_path / 'w') and kd.method == 'kd' and kd.protocol == ce.protocol
-  assert kd.result == result(0.6, method=dict(kind='kd'))
+  assert kd.result == result(0.6, method=dict(kind='kd'), fingerprint='f')
   assert kd.teacher_result['fingerprint'] == 't' and kd.heads_result == heads('stage1')
   assert kd.provenance == ('command: unknown', 'git commit: unknown', 'devices: unknown (unknown)',
                            'versions: unknown')
@@ -189,7 +189,7 @@ def test_a_student_belongs_to_the_teacher_that_taught_it(tmp_path):
                         ('kd_matched', {'variables': 't', 'heads': 'h'})):
     student(tmp_path, method, identity={'teacher': known})
   (dih, *others), problems = collect([tmp_path])
-  said = 'holds others than those that taught some of its students'
+  said = 'is not the one that taught some of its students'
   assert problems == [f'{tmp_path}/{phase}: {said}' for phase in ('teacher', 'heads')]
   assert (dih.teacher_result, dih.heads_result) == (None, None)
   for run in others:

@@ -198,8 +198,10 @@ def test_the_unfinished_the_failed_the_mixed_and_the_corrupt_are_named(tmp_path)
   written = contents(workdir / 'comparison')
   page = Page(written['index.html']).text
   for said in ('seed1/student/at: is not finished', 'seed1/student/sp: failed: TrainingError',
-               'seed1/student/cc/result.json: is not JSON', "'test_last.top1' is nan",
-               "rkd/result.json: 'test_last.top1' is missing", 'pictures of this cohort are left',
+               'cc/result.json is damaged (Input data was truncated)',
+               'vid/result.json is damaged (JSON is malformed: invalid character',
+               'rkd/result.json is damaged (Object missing required field',
+               'pictures of this cohort are left',
                'under 2 protocols are not compared with each other; they differ in '
                'student.train.length'):
     assert said in printed and said in page and said in written['report.md'].decode()
@@ -251,12 +253,12 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
     (['w', '--output=file/x'], '--output: file/x cannot be written (Not a directory: '),
     (['w', '--output=w'],
      '--output: w/report.md is not part of a comparison and would be overwritten'),
-    (['no.json'], 'no.json: is not a results.json ('),
-    (['broken.json'], 'broken.json: is not a results.json'),
-    (['list.json'], 'list.json: is not a results.json'),
-    (['text.json'], 'text.json: is not a results.json'),
-    (['other.json'], 'other.json: is not a results.json (it has none of the keys teacher'),
-    (['deep.json'], 'deep.json: is not a results.json'),
+    (['no.json'], 'no.json: holds no results'), (['other.json'], 'other.json: holds no results'),
+    (['broken.json'], 'broken.json is damaged (Input data was truncated); restore it'),
+    (['list.json'], 'list.json is damaged (Expected `object`, got `array`)'),
+    (['text.json'], 'text.json is damaged (Expected `object`, got `str`)'),
+    (['deep.json'],
+     'deep.json is damaged (Expected `object | null`, got `int` - at `$.teacher.val`)'),
 ])
 def test_a_bad_command_ends_in_one_line_and_writes_nothing(folders, capsys, argv, expected):
   before = contents(folders), sorted(folders.rglob('*'))
@@ -271,7 +273,8 @@ def test_runs_that_cannot_be_compared_are_explained(folders, capsys):
   write(folders / 'w/student/ce/result.json', '{')
   assert report.main(['kdih.report', 'w']) == 2
   error = capsys.readouterr().err
-  assert 'w/student/ce/result.json: is not JSON' in error and error.count('\n') == 1
+  assert 'w/student/ce/result.json is damaged (Input data was truncated)' in error
+  assert error.count('\n') == 1
   assert not (folders / 'w/comparison').exists()
 
 

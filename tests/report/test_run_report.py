@@ -12,7 +12,7 @@ from kdih.data.spec import DataSpec
 from kdih.models import cost, taps
 from kdih.phases import exported_variables, networks
 from kdih.report import run_report
-from kdih.runtime import digests, files
+from kdih.runtime import digests, run_files
 from kdih.runtime.workdir import Workdir, resolved
 from tests.helpers.made_results import heads, read_png, result
 from tests.helpers.runs import ROOT
@@ -183,7 +183,7 @@ def test_report_has_the_table_of_the_terminal(whole):
 
 def test_report_has_its_provenance(whole):
   run, _ = whole
-  text, manifest = text_of(run), files.read_json(run.path / 'manifest.json')
+  text, manifest = text_of(run), json.loads((run.path / 'manifest.json').read_text())
   assert '- seed: 3\n' in text
   assert f'- git commit: {manifest["git_commit"]}\n' in text
   assert f'jax {jax.__version__}' in text and manifest['devices'][0] in text
@@ -208,13 +208,13 @@ def copy_of(whole, tmp_path) -> Workdir:
 
 def test_compression_is_not_measured_twice(whole, tmp_path):
   run, known = copy_of(whole, tmp_path), {**whole[1]['compression'], 'device': 'another'}
-  files.write_json(run.path / 'results.json', {'compression': known})
+  run_files.write(run.path / 'results.json', {'compression': known})
   assert run_report.write(run, MODULES, CONFIG)['compression'] == known
 
 
 def test_compression_outlives_a_method_that_is_added(whole, tmp_path):
   run, known = copy_of(whole, tmp_path), whole[1]['compression']
-  files.write_json(run.path / 'results.json', {'compression': known})
+  run_files.write(run.path / 'results.json', {'compression': known})
   finish(run, 'student/at', result(0.5, fingerprint='new'))
   assert run_report.write(run, MODULES, CONFIG)['compression'] == known
 
@@ -226,7 +226,7 @@ def test_compression_of_other_variables_is_measured_anew(whole, tmp_path, role):
   export(run, 'student/ce', 'student', 1)
   known = json.loads(json.dumps(whole[1]['compression']))
   known['device'], known[role]['fingerprint'] = 'another', 'other'
-  files.write_json(run.path / 'results.json', {'compression': known})
+  run_files.write(run.path / 'results.json', {'compression': known})
   results = run_report.write(run, MODULES, CONFIG)
   assert results['compression']['device'] == jax.devices()[0].device_kind
   assert results['compression'][role]['fingerprint'] != 'other'
@@ -272,9 +272,9 @@ def test_a_phase_that_was_loaded_has_no_curve(tmp_path):
 def test_the_tables_in_the_documents_are_those_that_the_results_give():
   root = ROOT
   readme = (root / 'README.md').read_text(encoding='utf-8')
-  digits = files.read_json(root / 'launch/results/digits.json')
+  digits = run_files.read(root / 'launch/results/digits.json', run_files.Results)
   assert f'```text\n{run_report.table(digits)}\n```' in readme
   readme = (root / 'launch/results/README.md').read_text(encoding='utf-8')
   path = 'launch/results/cifar100_laptop.json'
-  laptop = run_report.markdown_table(files.read_json(root / path))
+  laptop = run_report.markdown_table(run_files.read(root / path, run_files.Results))
   assert f'<!-- {path} -->\n{laptop}\n<!-- end -->' in readme

@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(tmp_path, saved, cap
     message = capsys.readouterr().err
     assert ('the checkpoint of step 3 is damaged' in message) == (step == 2)
     if step == 2:
-      assert 'the last good one is that of step 2' in message
+      assert 'the last good one is of step 2' in message
       assert (folder.parent / 'damaged' / '3').is_dir() and not (folder / '3').exists()
       fell_back.add(name.name)
   large = max(names, key=lambda name: (saved / name).stat().st_size)  # It holds the arrays.
@@ -126,7 +126,7 @@ def test_checkpoints_of_arrays_with_other_names_are_another_versions(tmp_path, s
   assert str(caught.value) == (
       f'{folder}: another version of kdih wrote the checkpoints, which hold '
       'opt_state/0/trace/bias, params/bias and lack opt_state/0/trace/scale, params/scale; nothing '
-      'was changed. Go on with that version, or remove the folder to train the phase anew')
+      'was changed. Resume with that version, or remove the folder to train the phase again')
   assert contents(tmp_path) == before
 
 
@@ -196,7 +196,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_readable(tmp_path):
       save(folder, range(1, 9))
     message = str(raised.value)
     assert '(No space left on device)' in message and len(message) < 300
-    step = int(message.partition('the last good checkpoint is that of step ')[2].partition('.')[0])
+    step = int(
+        message.partition('the last good checkpoint is the one of step ')[2].partition('.')[0])
     assert step >= 1
     assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), step)
 

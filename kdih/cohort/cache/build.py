@@ -209,7 +209,8 @@ def _on_disk(request: BuildRequest) -> list[np.ndarray]:
     # Tables that resume at the same image are built together.
     begun: dict[tuple[int, int], list[int]] = {}
     for number, opened in enumerate(stores):
-      at = int(devices.of_first(opened.done)), int(devices.of_first(opened.block))
+      at = (int(devices.from_first_process(opened.done)),
+            int(devices.from_first_process(opened.block)))
       begun.setdefault(at, []).append(number)
     for (done, block), numbers in begun.items():
       if done < request.tables[0].shape[0]:
@@ -245,7 +246,7 @@ def _blocks(request: BuildRequest, done: int, block: int) -> Iterator[list[np.nd
   even = -(-block // devices.num_devices()) * devices.num_devices()
   batches = ({'index': np.resize(batch['index'], even)}  # A multiple of the number of devices.
              for batch in sampling.eval_batches(subset, block))
-  feeds = loader.feeds(map(devices.share, batches))
+  feeds = loader.feeds(map(devices.local_slice, batches))
   for start, feed in zip(range(0, len(subset), block), feeds, strict=True):
     shared = devices.shard(feed)
     # One call for each slot: in a compiled loop, convolutions are slow on a CPU.

@@ -72,7 +72,8 @@ class DeviceTable(_Table):
   def __init__(
       self, rows: np.ndarray, like: TeacherSignal, subset: np.ndarray, preprocess: Preprocess):
     self._like, self._preprocess = like, preprocess
-    self.resident = {'signals': devices.split(rows), 'signal_images': devices.replicate(subset)}
+    self.resident = {'signals': devices.place_sharded(rows),
+                     'signal_images': devices.replicate(subset)}
     self.axes = {'signals': 0, 'signal_images': None}
 
   def read(self, frozen, arrays, batch, key):

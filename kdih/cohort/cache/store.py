@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from kdih import errors
-from kdih.runtime.files import read_json, write_json
+from kdih.runtime import run_files
 
 logger = logging.getLogger(__name__)
 
@@ -40,22 +40,18 @@ class Store:
     self.folder = pathlib.Path(folder)  # epath cannot write to the middle of a file.
     self.folder.mkdir(parents=True, exist_ok=True)
     self._identity, self._shape, self._dtype = identity, shape, dtype
-    before = read_json(self.folder / 'cache.json')
+    before = run_files.read(self.folder / 'cache.json', run_files.CacheIndex)
     self.block = block
     self._digests: list[str] = []
     if before is not None:
       self._check(before)
 
-  def _check(self, before: Any) -> None:
-    try:
-      stored, self.block, self._digests = (
-          before['identity'], int(before['block']), list(before['digests']))
-      other = sorted(key for key in self._identity.keys() | stored.keys()
-                     if self._identity.get(key) != stored.get(key)
-                     and not (key.startswith(COMPUTATION)
-                              and (key not in self._identity or key not in stored)))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise self._damaged(f'cache.json lacks {errors.first_line(error)}') from error
+  def _check(self, before: dict[str, Any]) -> None:
+    stored, self.block, self._digests = before['identity'], before['block'], before['digests']
+    other = sorted(key for key in self._identity.keys() | stored.keys()
+                   if self._identity.get(key) != stored.get(key)
+                   and not (key.startswith(COMPUTATION)
+                            and (key not in self._identity or key not in stored)))
     if other:
       raise errors.ConfigError(
           f'config.compute.cache: {self.folder} was made for something else; changed: '
@@ -63,6 +59,7 @@ class Store:
     for number, digest in enumerate(self._digests):
       if digest != hashlib.sha256(self._read(number)).hexdigest():
         raise self._damaged(f'block {number} is not the one that was written')
+    logger.debug(f'cache: {self.folder} holds {self.done:,} of {self._shape[0]:,} images')
 
   def _damaged(self, reason: str) -> errors.ConfigError:
     return errors.ConfigError(f'config.compute.cache: {self.folder} is damaged ({reason}); remove '
@@ -96,7 +93,7 @@ class Store:
         file.seek(self.done * self._image_bytes)
         file.write(content)
       self._digests.append(hashlib.sha256(content).hexdigest())
-      write_json(self.folder / 'cache.json', {
+      run_files.write(self.folder / 'cache.json', {
           'identity': self._identity, 'block': self.block, 'digests': self._digests})
     except OSError as error:
       raise errors.TrainingError(

@@ -20,8 +20,7 @@ import sys
 from typing import Any
 
 from kdih import errors
-from kdih.runtime import environment, program
-from kdih.runtime.files import read_json, write_json
+from kdih.runtime import environment, program, run_files
 
 logger = logging.getLogger(__name__)
 
@@ -90,22 +89,18 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     ConfigError: the file is damaged or was not written by this program.
   """
-  content = read_json(folder / NAME) or {}
-  if not isinstance(content, dict):
-    raise errors.ConfigError(f'--out: {folder / NAME} holds no parts; choose another folder')
-  return content
+  return run_files.read(folder / NAME, dict[str, Any]) or {}
 
 
 def put(folder: pathlib.Path, part: str, content: Any) -> None:
   """Writes the numbers of one part, atomically, and keeps all other parts."""
   folder.mkdir(parents=True, exist_ok=True)
-  write_json(folder / NAME, {**read(folder), part: content})
+  run_files.write(folder / NAME, {**read(folder), part: content})
 
 
 def _numbers(part: str, flags: argparse.Namespace) -> Any:
   """Computes or measures the numbers of a part."""
-  import jax
-
+  from kdih.runtime import provenance
   from launch.studies.scaling import arithmetic, curves
 
   if part == 'head_sizes':
@@ -114,8 +109,9 @@ def _numbers(part: str, flags: argparse.Namespace) -> Any:
     return arithmetic.caches()
   repeats = int(flags.repeats)
   rows = curves.measure(part, curves.points(flags.smallest)[part], repeats)
-  machine = {'cores': os.cpu_count(), 'jax': jax.__version__,
-             'load_before': os.getloadavg()[2], 'device': jax.devices()[0].device_kind}
+  made_by = provenance.collect()
+  machine = {'cores': made_by['cpu_count'], 'jax': made_by['versions']['jax'],
+             'load_before': os.getloadavg()[2], 'device': made_by['devices'][0]}
   return {'machine': machine, 'repeats': repeats, 'rows': rows}
 
 
