@@ -11,7 +11,7 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=setuptools.find_packages(include=['kdih', 'kdih.*']),
-    package_data={'': ['*.css', '*.jinja', '*.js', '*.svg']},
+    package_data={'kdih': ['**/*.css', '**/*.jinja', '**/*.js', '**/*.svg']},
     python_requires='>=3.11',
     # Each bound is the oldest version with which the fast tests pass, all bounds together
     # (`.ci/more oldest`); `.ci/oldest.txt` repeats them.
@@ -21,7 +21,7 @@ setuptools.setup(
         'clu>=0.0.12',
         'etils[epath]>=1.13',
         'filelock>=3.18',
-        'flax>=0.12',
+        'flax>=0.12.7',
         'google-crc32c>=1.7',
         'importlib_resources>=6.5',  # TFDS imports it and does not require it.
         'jax>=0.10',
@@ -37,7 +37,7 @@ setuptools.setup(
         'requests>=2.32.2',
         'scikit-learn>=1.7',
         'scipy>=1.15',
-        'tabulate>=0.9',
+        'tabulate>=0.10',
         'tensorboard>=2.20',  # clu writes events with these two and requires neither.
         'tensorflow-cpu>=2.20; platform_machine == "x86_64" and sys_platform == "linux"',
         'tensorflow>=2.20; platform_machine != "x86_64" or sys_platform != "linux"',

@@ -60,13 +60,13 @@ MUTANTS = (
         ('pooling_windows_too_short',
          '-(-(i + 1) * size // side)', 'max((i + 1) * size // side, i * size // side + 1)')),
     *_mutants(
-        'distillation/method.py', 'methods/test_methods.py',
+        'distillation/method.py', 'methods/test_at_nst_vid.py',
         ('feature_weight_ignored',
          "'feature': self.weight * self.term(lesson)", "'feature': self.term(lesson)")),
 
     # --- Methods. ---
     *_mutants(
-        'methods/dih.py', 'methods/test_dih.py',
+        'methods/dih.py', 'methods/test_dih.py methods/test_logits.py',
         ('dih_cross_entropy_never_once',
          "if self.reduction == 'mean' or self.cross_entropy == 'once':",
          "if self.reduction == 'mean':"),
@@ -75,7 +75,7 @@ MUTANTS = (
         ('dih_taught_by_the_first_member',
          '_LAST = -1', '_LAST = 0')),
     *_mutants(
-        'methods/kd.py', 'methods/test_logits.py',
+        'methods/kd.py', 'methods/test_methods.py',
         ('kd_scale_ignored',
          "self.context.num_members if self.scale == 'cohort' else 1", '1')),
     *_mutants(
