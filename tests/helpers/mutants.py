@@ -72,8 +72,8 @@ MUTANTS = (
          "if self.reduction == 'mean':"),
         ('dih_gain_ignored',
          'kl_weight = self.gain / (', 'kl_weight = 1 / ('),
-        ('dih_taught_by_the_first_member',
-         '_LAST = -1', '_LAST = 0')),
+        ('dih_controls_swapped',
+         "if self.members == 'teacher' else", "if self.members != 'teacher' else")),
     *_mutants(
         'methods/kd.py', 'methods/test_methods.py',
         ('kd_scale_ignored',
@@ -121,12 +121,13 @@ MUTANTS = (
         'cohort/member_weights.py', 'cohort/test_member_weights.py',
         ('members_weighted_by_errors',
          'stacked.argmax(-1) == labels', 'stacked.argmax(-1) != labels'),
-        ('mixture_loss_maximised',
-         'return -jax.nn.logsumexp(', 'return jax.nn.logsumexp(')),
+        ('weights_of_the_sum_1',
+         'weights / max(weights.mean(), 1e-12)', 'weights / max(weights.sum(), 1e-12)')),
     *_mutants(
-        'cohort/frozen_teacher.py', 'cohort/test_frozen_teacher.py',
-        ('fold_adds_the_mean',
-         "numbers('bias', 0) - numbers('mean', 0)", "numbers('bias', 0) + numbers('mean', 0)")),
+        'cohort/head_modules.py', 'cohort/test_members.py',
+        ('gap_head_takes_the_highest',
+         'feature.mean(axis=range(1, feature.ndim - 1))',
+         'feature.max(axis=range(1, feature.ndim - 1))')),
     *_mutants(
         'cohort/cache/lookup.py', 'phases/test_problem.py cohort/test_cache.py',
         ('device_row_off_by_one',
@@ -143,7 +144,7 @@ MUTANTS = (
 
     # --- Training. ---
     *_mutants(
-        'training/state.py', 'training/test_step.py',
+        'training/state.py', 'training/test_update.py',
         ('updates_times_zero',
          'params=optax.apply_updates(self.params, updates)', 'params=self.params'),
         ('same_random_numbers_every_step',
@@ -158,7 +159,7 @@ MUTANTS = (
         ('nesterov_ignored',
          'nesterov=train.nesterov', 'nesterov=False')),
     *_mutants(
-        'training/step.py', 'training/test_step.py',
+        'training/step.py', 'training/test_update.py training/test_step.py',
         ('mask_ignored',
          'jnp.where(mask > 0, per_example, 0)', 'jnp.where(mask >= 0, per_example, 0)'),
         ('gradients_summed_over_devices',
@@ -169,7 +170,7 @@ MUTANTS = (
     *_mutants(
         'training/accumulate.py', 'training/test_accumulate.py',
         ('parts_summed',
-         'lambda x: x / parts', 'lambda x: x')),
+         'values.mean(0)', 'values.sum(0)')),
     *_mutants(
         'training/checkpoints.py', 'training/test_checkpoints.py',
         ('best_is_last',
