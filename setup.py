@@ -24,7 +24,7 @@ setuptools.setup(
         'flax>=0.12.7',
         'google-crc32c>=1.7',
         'importlib_resources>=6.5',  # TFDS imports it and does not require it.
-        'jax>=0.10',
+        'jax>=0.10.2',
         'jinja2>=3.1.6',
         'matplotlib>=3.10',
         'ml-collections>=1.1',
