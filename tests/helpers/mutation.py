@@ -1,6 +1,6 @@
 """Makes mistakes on purpose, one at a time, and shows which of them the fast tests notice.
 
-  python -m tests.helpers.mutation                    # All of them: two hours on two cores.
+  python -m tests.helpers.mutation                    # All of them: ten minutes on two quiet cores.
   python -m tests.helpers.mutation --only=best_is_last,mask_ignored
   python -m tests.helpers.mutation --list
 
