@@ -71,6 +71,19 @@ def test_tempered_kl_is_the_formula_per_example(temperature):
   np.testing.assert_allclose(loss, temperature**2 * kl(teacher, STUDENT, temperature), rtol=1e-4)
 
 
+@pytest.mark.parametrize('temperature', [1.0, 4.0])
+def test_soft_cross_entropy_is_the_formula_per_example(temperature):
+  teacher = MEMBERS['final']
+  expected = -(soft(teacher, temperature) * np.log(soft(STUDENT, temperature))).sum(-1)
+  found = losses.soft_cross_entropy(single(STUDENT), single(teacher), temperature)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_standardised_logits_have_the_mean_0_and_the_deviation_1_of_a_sample():
+  expected = (STUDENT - STUDENT.mean(-1, keepdims=True)) / STUDENT.std(-1, keepdims=True, ddof=1)
+  np.testing.assert_allclose(losses.standardise(single(STUDENT)), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('alpha, temperature', [(0.1, 5.0), (0.9, 4.0), (0.0, 5.0), (1.0, 1.0)])
 def test_the_terms_of_kd_are_those_of_the_formula_per_example(alpha, temperature):
   teacher = MEMBERS['final']
