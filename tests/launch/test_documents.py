@@ -24,7 +24,7 @@ from kdih.models import registry
 from kdih.report import tables
 from kdih.report.aggregate import compare
 from kdih.report.collect import collect
-from kdih.runtime.files import read_json
+from kdih.runtime import run_files
 from kdih.sweep import __main__ as sweep
 from tests.helpers import lessons
 from tests.helpers.runs import ROOT, read_config
@@ -144,7 +144,7 @@ def test_the_gains_in_the_readme_are_those_of_the_committed_sweep():
 def test_the_table_of_students_apart_is_that_of_its_file():
   path = 'launch/results/same_student.json'
   rows = []
-  for steps, students in read_json(ROOT / path)['steps'].items():
+  for steps, students in run_files.read(ROOT / path, dict)['steps'].items():
     for name, student in students.items():
       loss, weights = '', ''
       if 'kernels_apart' in student:
