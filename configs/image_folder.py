@@ -1,32 +1,43 @@
-"""Your own images, in folders: resnet34 and its heads teach resnet8.
+"""Your own images, in folders: a resnet34 and its heads teach a resnet8.
 
     python -m kdih.main --config=configs/image_folder.py --workdir=runs/mine \\
         --config.data.folder=~/pictures --config.data.image_size=64
     python -m kdih.main --config=configs/image_folder.py:runlocal --workdir=/tmp/smoke \\
         --config.data.folder=~/pictures --config.data.image_size=64
 
-The images lie in ~/pictures/train/cat/1.jpg, ~/pictures/test/dog/2.png and so on: one folder for
-each split, and in it one for each class. JPEG and PNG of any size and kind will do;
-`image_size` resizes each to a square of so many pixels, and is not needed where all have one size.
-Other names than train and test: `--config.data.test_split=val`. Without images for testing, cut
-some off: `--config.data.train_split='train[:80%]' --config.data.test_split='train[80%:]'`.
+The images are ~/pictures/train/cat/1.jpg, ~/pictures/test/dog/2.png and so on: a folder for each
+split, and within it a folder for each class. JPEG and PNG files of any size are read.
+`config.data.image_size` resizes each image to a square of this side in pixels; it is not needed if
+all images have the same size. If the splits have other names, set them, for instance
+`--config.data.test_split=val`. If there are no test images, take slices of the train images:
+`--config.data.train_split='train[:80%]' --config.data.test_split='train[80%:]'`.
 
-They are written once to `config.data.data_dir`, again if a file changes. All of them are kept on
-the device, 12 KiB each at 64 pixels; for more than fit there, `--config.data.loader=streaming`.
+The images are written once to `config.data.data_dir`, and again if a file changes. All images are
+kept on the device, 12 KiB for each image of 64x64 pixels. If they do not fit there, add
+`--config.data.loader=streaming`.
+
+Time and accuracy depend on your images. Add --dry_run to the command to estimate the time.
 """
 from kdih.config import arguments, fields, recipes
 
 
 def get_config(arg=None):
-  """`arg`: `runlocal` for a smoke test, `recipe=paper|repdistiller`."""
+  """Returns the config.
+
+  Args:
+    arg: `runlocal` for a smoke test, `recipe=paper` or `recipe=repdistiller`.
+  """
   arg = arguments.parse_arg(arg, runlocal=False, recipe='paper')
+  # 200 epochs with batches of 64, or 240 with the recipe of RepDistiller; methods ce, kd and dih.
   config = fields.base(arg.recipe)
   config.data.name = 'image_folder'
-  # Those of ImageNet, which serve photos of all kinds.
+  # The mean and std of ImageNet, which fit photos of all kinds.
   config.data.update(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+  # Models for images of 32 to 64 pixels, with a large gap in size.
   config.teacher.name = 'resnet34'
   config.student.name = 'resnet8'
   if arg.runlocal:
     recipes.run_local(config)
-    config.data.update(train_split='train', test_split='test')  # Few images would not fill slices.
+    # Whole splits: the slices of `run_local` need more images than a small folder may have.
+    config.data.update(train_split='train', test_split='test')
   return config

@@ -1,4 +1,4 @@
-"""The errors that a user can mend; `kdih.main` prints each as one line."""
+"""The errors that a user can fix; every program prints each of them as one line."""
 import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Iterator
@@ -9,11 +9,19 @@ class ConfigError(ValueError):
 
 
 class UnfitError(ConfigError):
-  """A method does not fit a pair of teacher and student; `method` is its name."""
+  """A method cannot be used with a pair of teacher and student; `method` is its name."""
 
   def __init__(self, message: str, method: str):
     super().__init__(message)
     self.method = method
+
+
+class FileError(ConfigError):
+  """A file of a run folder is damaged. The message is one line: file, reason and remedy."""
+
+  def __init__(self, path: object, reason: str):
+    super().__init__(in_line(f'{path} is damaged ({reason}); restore it from a copy, or remove it '
+                             'to have it made again'))
 
 
 class DataError(ConfigError):
@@ -21,7 +29,7 @@ class DataError(ConfigError):
 
 
 class TrainingError(RuntimeError):
-  """Training cannot go on (a full disk, damaged checkpoints)."""
+  """Training cannot continue (a full disk, damaged checkpoints)."""
 
 
 class NotFiniteError(TrainingError):
@@ -29,56 +37,56 @@ class NotFiniteError(TrainingError):
 
 
 class PreemptedError(RuntimeError):
-  """The process was asked to stop and has saved what it had; the same command goes on."""
+  """The process received SIGTERM and has saved a checkpoint; the same command resumes the run."""
 
 
 def closest(value: object, choices: Iterable[str]) -> str:
-  """`did you mean 'x'? `, or nothing where no choice resembles `value`."""
+  """Returns "did you mean 'x'? ", or '' if no choice resembles `value`."""
   close = difflib.get_close_matches(str(value), list(choices), n=1)
   return f'did you mean {close[0]!r}? ' if close else ''
 
 
 def unknown(setting: str, value: object, choices: Iterable[str]) -> ConfigError:
-  """The error for a `value` that is not among `choices`, closest choice first."""
+  """Returns the error for a `value` that is not among `choices`; it suggests the closest choice."""
   choices = sorted(choices)
   return ConfigError(f'{setting}: unknown {value!r}; {closest(value, choices)}'
                      f'choose from: {", ".join(choices)}')
 
 
 def first_line(error: BaseException) -> str:
-  """What a library says of its error, without the lines that explain; never empty."""
+  """Returns the first line of an error's message, or the name of its type if it has none."""
   if isinstance(error, SystemExit):
     return f'sys.exit({error.code!r})'
   line = str(error).strip().split('\n')[0]
-  if isinstance(error, KeyError) and line:  # It says no more than the key.
+  if isinstance(error, KeyError) and line:  # Its message is only the key.
     return f'KeyError: {line}'
   return line or type(error).__name__
 
 
 @contextlib.contextmanager
 def of_users_code(
-    said: str, known: Callable[[BaseException], str | None] = lambda _: None
+    prefix: str, known: Callable[[BaseException], str | None] = lambda _: None
 ) -> Iterator[None]:
-  """Makes a ConfigError of whatever code of a user's raises, but for an interruption.
+  """Turns every error that the user's code raises into a ConfigError; interruptions pass.
 
   Args:
-    said: how the line begins.
-    known: an error to the rest of the line, or None for what the error says itself.
+    prefix: the beginning of the message.
+    known: returns the rest of the message for an error, or None to take the error's first line.
   """
   try:
     yield
   except (ConfigError, KeyboardInterrupt, GeneratorExit):
     raise
-  except BaseException as error:  # sys.exit is none of the Exceptions.
-    raise ConfigError(in_line(f'{said}{known(error) or first_line(error)}')) from error
+  except BaseException as error:  # SystemExit is not an Exception.
+    raise ConfigError(in_line(f'{prefix}{known(error) or first_line(error)}')) from error
 
 
 def in_line(text: object) -> str:
-  """As `printable`, with one space where there are several."""
+  """Returns the text as `printable` does, with single spaces."""
   return ' '.join(printable(str(text)).split())
 
 
 def printable(text: str) -> str:
-  """The text in one line, without control characters and halves of characters."""
+  """Returns the text in one line; U+FFFD replaces control characters and lone surrogates."""
   return ''.join(char if char.isprintable() else ' ' if char.isspace() else '\ufffd'
                  for char in text)

@@ -6,9 +6,9 @@
       --config.seed=50 --config.student.methods=kd,dih
   python -m kdih.main --config=configs/cifar100.py --workdir=runs/cifar100 --dry_run
 
-The last one says what it will take, and trains nothing. The same command goes on with a run that
-was cut off. Exit codes: 0 done, 1 training failed, 2 a setting is wrong, 75 asked to stop by
-SIGTERM, and saved: start it again, 130 interrupted.
+With --dry_run the command prints the time and the memory that the run will take, and trains
+nothing. Run the same command again to resume a run that was interrupted. Exit codes: 0 done, 1
+training failed, 2 a setting is wrong, 75 stopped by SIGTERM with a checkpoint, 130 interrupted.
 """
 import functools
 import sys
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
   import ml_collections
   from etils import epath
 
-_SHORT = {  # Flags, and the fields that they set.
+_SHORT = {  # Short flags, with the fields that they set.
     **{name: name for name in ('accept', 'dry_run', 'dry_run_seconds')},
     **{name: f'distributed.{name}' for name in ('coordinator', 'num_processes', 'process_id')},
 }
 
 
 def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[str, Any]:
-  """Runs the phases that `config` names, writes the report, and returns what was found.
+  """Runs the phases that `config` names, writes the report, and returns the results.
 
   Args:
     config: from a config file.
-    workdir: the folder of the run; one that was cut off goes on.
+    workdir: the folder of the run; a run that was interrupted resumes.
 
   Returns:
     The results, as in `results.json`.
 
   Raises:
     ConfigError: a setting is wrong; nothing has been written to the workdir.
-    TrainingError: training cannot go on.
-    PreemptedError: the process was asked to stop, and has saved.
+    TrainingError: training cannot continue.
+    PreemptedError: the process received SIGTERM and has saved a checkpoint.
   """
   from kdih.phases import pipeline  # These import jax, which takes seconds.
   from kdih.report import run_report
@@ -55,7 +55,7 @@ def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[
 def _run(argv: list[str]) -> int:
   config, workdir = flags.read(argv, _SHORT)
   environment.set_environment(config)
-  # These take seconds; the settings are read first.
+  # These imports take seconds; a wrong setting has been reported before.
   from kdih.config import checks
   from kdih.phases import pipeline
   from kdih.report import run_report
@@ -65,9 +65,9 @@ def _run(argv: list[str]) -> int:
   processes.join(config.distributed)
   preemption.listen()
   if config.dry_run:
-    said = pipeline.estimate(config, workdir)
+    text = pipeline.estimate(config, workdir)
     if processes.is_first():
-      print(said)
+      print(text)
     return 0
   results = run(config, workdir)
   if processes.is_first():
@@ -76,7 +76,7 @@ def _run(argv: list[str]) -> int:
   return 0
 
 
-# Runs what a command line asks for, and returns the exit code.
+# Runs a command line, program name first, and returns the exit code.
 main = functools.partial(program.main, help_text=f'{__doc__}\n{flags.usage(_SHORT)}', body=_run)
 
 if __name__ == '__main__':

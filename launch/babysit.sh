@@ -1,27 +1,29 @@
 #!/usr/bin/env bash
-# Keeps a run going on a Cloud TPU VM that may be taken away, until it is done.
+# Keeps a run on a Cloud TPU VM going until it is done, although the VM may be taken away.
 #
-#   launch/babysit.sh FLAG...    starts `python -m kdih.main FLAG...`, as tpu_vm.sh would, and stays
-#   launch/babysit.sh            stays with the run that was last started
+#   launch/babysit.sh FLAG...    starts `python -m kdih.main FLAG...` on the VM, and watches it
+#   launch/babysit.sh            watches the run that was started last
 #
 # Environment variables: those of tpu_vm.sh, and
-#   POLL           seconds between two looks at the run; 60
-#   WAIT, MAX_WAIT seconds to wait after something failed, twice as long each time; 30, 600
-#   TRIES          how often in a row something may fail; 100
+#   POLL           seconds between two checks of the run; 60
+#   WAIT, MAX_WAIT seconds to wait after a failure, twice as long each time, and at most; 30, 600
+#   TRIES          failures in a row after which it gives up; 100
 #
-# A pre-empted VM is deleted, created, set up and started again. Exit code: 0 when the run is done;
-# 1 or 2 when it ended so, a setting is wrong, or nothing helps. The VM stays: delete it yourself.
-# This script may be stopped at any time; the run goes on, and `launch/babysit.sh` takes over again.
+# A pre-empted VM is deleted, created, set up and started again. Exit code: 0 if the run is done; 1
+# or 2 if the run ended with it; 2 if a setting is wrong; 1 after too many failures. The VM is not
+# deleted. This script may be stopped at any time: the run continues, and `launch/babysit.sh`
+# without flags watches it again.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "${BASH_SOURCE[0]%/*}/lib.sh"
 
-# vm VERB...: false where it failed and may be tried again.
+# vm VERB...: returns nonzero if it failed and may be tried again; ends the script if it cannot
+# work.
 vm() {
   local code=0
   say "$NAME: $1"
   "${BASH_SOURCE[0]%/*}/tpu_vm.sh" "$@" || code=$?
-  if ((code == 2)); then refuse "$NAME: $1 cannot work; mend what is said above"; fi
+  if ((code == 2)); then refuse "$NAME: $1 cannot work; fix the setting that is named above"; fi
   return "$code"
 }
 
@@ -29,7 +31,7 @@ hopeful() {
   failures=0 pause=$WAIT
 }
 
-# failed WHAT: waits, or gives up.
+# failed WHAT: waits, or ends the script after too many failures.
 failed() {
   failures=$((failures + 1))
   if ((failures >= TRIES)); then
@@ -72,11 +74,11 @@ replace() {
 ended() {
   case $1 in
     0)
-      say "$NAME: the run is done; \`launch/tpu_vm.sh delete\` ends what the VM costs"
+      say "$NAME: the run is done; \`launch/tpu_vm.sh delete\` deletes the VM, which costs money"
       exit 0
       ;;
     1 | 2)
-      say "$NAME: the run failed with exit code $1; \`launch/tpu_vm.sh logs\` says why"
+      say "$NAME: the run failed with exit code $1; \`launch/tpu_vm.sh logs\` shows why"
       exit "$1"
       ;;
     75)
@@ -97,7 +99,8 @@ look() {
     preempted) replace ;;
     idle) set_up ;;
     running)
-      ((${#flags[@]} == 0)) || refuse "$NAME: another run is going on; without flags I stay with it"
+      ((${#flags[@]} == 0)) ||
+        refuse "$NAME: another run is in progress; start babysit.sh without flags to watch it"
       sleep "$POLL"
       ;;
     ended*) if ((${#flags[@]})); then set_up; else ended "${state#ended }"; fi ;;
@@ -105,7 +108,7 @@ look() {
   esac
 }
 
-# The disk of the VM is lost with it.
+# The VM's disk is deleted with the VM.
 check_workdir() {
   case " $* " in
     *' --workdir=gs://'* | *' --workdir=/'*) ;;

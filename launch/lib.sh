@@ -1,22 +1,22 @@
 # shellcheck shell=bash
-# What the launch scripts share; they source it.
+# Functions that the launch scripts share; they source this file.
 
 say() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
 }
 
-# One line for what the user can mend, and exit code 2.
+# Prints one line about what the user has to fix, and exits with code 2.
 refuse() {
   say "$@"
   exit 2
 }
 
-# need SETTING EXAMPLE: refuses where the environment variable is not set.
+# need SETTING EXAMPLE: refuses if the environment variable is not set.
 need() {
-  [[ -n ${!1:-} ]] || refuse "$1: is not set; such as $1=$2"
+  [[ -n ${!1:-} ]] || refuse "$1: is not set; set it, for instance $1=$2"
 }
 
-# The arguments as one line, which any POSIX shell reads back as they were.
+# Prints the arguments as one line that any POSIX shell splits into the same arguments.
 quoted() {
   local argument line='' apostrophe="'\\''"
   for argument; do
@@ -35,8 +35,8 @@ rank() {
   esac
 }
 
-# The exit code that tells most of those of several processes: 1 and 2 cannot be mended by another
-# try, 75 means that one was asked to stop, 0 that one is done.
+# Prints the most severe of the exit codes of several processes: 1 and 2 mean that another try does
+# not help, 75 that a process was asked to stop, 0 that it is done.
 worst() {
   local code worst=0
   for code; do

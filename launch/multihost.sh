@@ -4,22 +4,22 @@
 #   launch/multihost.sh HOSTFILE COMMAND [ARGUMENT...]
 #   launch/multihost.sh hosts python -m kdih.main --config=configs/cifar100.py --workdir=/nfs/runs/x
 #
-# HOSTFILE names a host in each line, [USER@]HOST, after which `#` begins a comment. The others must
-# reach the first by that name. Each COMMAND also gets --coordinator, --num_processes, --process_id.
+# HOSTFILE has one host in each line, [USER@]HOST; `#` begins a comment. All hosts must reach the
+# first one by this name. Each COMMAND also gets --coordinator, --num_processes and --process_id.
 #
-#   DIR    the folder on the hosts in which it runs; the present one
-#   PORT   of the coordinator, on the first host; 9876
+#   DIR    the folder on the hosts in which COMMAND runs; the current folder
+#   PORT   the port of the coordinator, which is on the first host; 9876
 #   GRACE  seconds from SIGTERM to SIGKILL; 60
 #
-# Each line of output begins with its host. When one process fails, when Ctrl-C is pressed and when
-# this script dies, all are stopped. Exit code: 1 or 2 if a process ended so, else 75 if one did
-# (start it again: the run goes on), else 0; 130 after Ctrl-C.
+# Each line of output begins with its host. If one process fails, if Ctrl-C is pressed or if this
+# script dies, all processes are stopped. Exit code: 1 or 2 if a process ended with it; else 75 if
+# one did (the same command resumes the run); else 0; 130 after Ctrl-C.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "${BASH_SOURCE[0]%/*}/lib.sh"
 
-# On a host: runs "$@" until it ends, or until stdin ends, which tells it to stop. The group of
-# "$@" gets SIGTERM, and SIGKILL if that does not help; nothing of it stays behind.
+# On a host: runs "$@" until it ends or until stdin ends, which is the request to stop. Then the
+# process group of "$@" gets SIGTERM, and SIGKILL if it has not ended after GRACE seconds.
 # shellcheck disable=SC2016
 readonly ON_HOST='
 cd "$1" || exit 2
@@ -59,7 +59,7 @@ label() {
   done
 }
 
-# reach HOST COMMAND: ssh, its two outputs labelled; its exit code is ssh's.
+# reach HOST COMMAND: runs ssh with both outputs labelled; returns the exit code of ssh.
 reach() {
   local options=(-T -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15)
   # shellcheck disable=SC2029
@@ -78,7 +78,7 @@ start() {
   started[$!]=$1
 }
 
-# Ends the stdin that all processes share.
+# Closes the stdin that all processes share, which asks them to stop.
 stop() {
   if [[ -n $open ]]; then exec {open}>&-; fi
   open=''
@@ -87,7 +87,7 @@ stop() {
 # ended HOST CODE
 ended() {
   local code=$2
-  if [[ -z $open ]] && ((code > 128)); then code=75; fi  # Stopped from here before it could save.
+  if [[ -z $open ]] && ((code > 128)); then code=75; fi  # Stopped here before it could save.
   codes+=("$code")
   ((code)) || return 0
   say "$1 ended with exit code $code"
@@ -100,7 +100,7 @@ wait_for_all() {
   while ((${#started[@]})); do
     code=0
     wait -n -p process || code=$?
-    if [[ -n ${process:-} ]]; then  # Else a signal was caught.
+    if [[ -n ${process:-} ]]; then  # Empty if a signal interrupted the wait.
       ended "${hosts[${started[$process]}]}" "$code"
       unset "started[$process]"
     fi

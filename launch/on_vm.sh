@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh has each worker do: setup | start FLAG... | status | logs | stop.
+# The part of tpu_vm.sh that runs on each worker: setup | start FLAG... | status | logs | stop.
 #
-# ~/kdih.tar.gz becomes ~/kdih (the code), and ~/kdih_env (its environment); ~/kdih_run holds the
-# log, the exit code, and a lock which is held for as long as a run goes on.
+# `setup` unpacks ~/kdih.tar.gz to ~/kdih and installs it in the environment ~/kdih_env. ~/kdih_run
+# holds the log, the exit code, and a lock that is held while a run is in progress.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "${BASH_SOURCE[0]%/*}/lib.sh"
@@ -12,14 +12,14 @@ is_free() {
   flock --nonblock "$RUN/lock" true
 }
 
-# Replaces the files of the last archive; what a run wrote between them stays.
+# Replaces the files of the last archive and keeps the files that a run wrote.
 unpack() {
   if [[ -f $RUN/files ]]; then (cd ~/kdih && xargs -d '\n' rm -f -- <"$RUN/files"); fi
   tar -xzf ~/kdih.tar.gz -C ~/kdih
   tar -tzf ~/kdih.tar.gz >"$RUN/files"
 }
 
-# uv brings a Python where the image's is too old, and needs neither pip, apt nor root.
+# uv installs a newer Python if the image's is too old, and needs neither pip, apt nor root.
 install() {
   export PATH=$HOME/.local/bin:$PATH
   if ! command -v uv >/dev/null; then
@@ -30,25 +30,25 @@ install() {
 }
 
 setup() {
-  is_free || refuse "$HOSTNAME: a run is going on; stop it first"
+  is_free || refuse "$HOSTNAME: a run is in progress; stop it first"
   unpack
   install
 }
 
-# Starts a run that outlives the connection.
+# Starts a run that continues when the connection ends.
 start() {
   exec 9>>"$RUN/lock"
-  flock --nonblock 9 || refuse "$HOSTNAME: a run is going on; stop it first"
+  flock --nonblock 9 || refuse "$HOSTNAME: a run is in progress; stop it first"
   rm -f "$RUN/code"
   cd ~/kdih
   nohup setsid bash launch/on_vm.sh keep "$@" >>"$RUN/log" 2>&1 </dev/null &
   echo $! >"$RUN/process"
 }
 
-# The run itself, which leaves its exit code.
+# Runs kdih and writes its exit code to a file.
 keep() {
   local code=0
-  trap : TERM  # A machine that shuts down sends it to all; the run saves first.
+  trap : TERM  # At shutdown all processes get SIGTERM; this one waits until the run has saved.
   ~/kdih_env/bin/python -m kdih.main "$@" || code=$?
   echo "$code" >"$RUN/code"
 }
@@ -59,7 +59,7 @@ status() {
   elif [[ -s $RUN/code ]]; then
     echo "ended $(<"$RUN/code")"
   elif [[ -f $RUN/process ]]; then
-    echo 'ended 75'  # The machine was taken away before the run could say so.
+    echo 'ended 75'  # The machine was taken away before the run could write its exit code.
   else
     echo idle
   fi
@@ -80,7 +80,7 @@ stop() {
 main() {
   case ${1:-} in
     setup | start | keep | status | logs | stop) ;;
-    *) refuse "unknown: ${1:-}" ;;
+    *) refuse "unknown command: ${1:-}" ;;
   esac
   mkdir -p "$RUN"
   "$@"

@@ -3,12 +3,14 @@
 #
 #   sbatch launch/slurm.sh python -m kdih.main --config=configs/cifar100.py --workdir=runs/cifar100
 #
-# Edit the #SBATCH lines; those that are given to sbatch beat them. Submit in the folder in which
-# the command is to run, with its environment active. All nodes must see that folder and --workdir.
+# Edit the #SBATCH lines, or override them by options of sbatch. Submit the job in the folder in
+# which the command is to run, with its Python environment active. All nodes must be able to read
+# this folder and --workdir.
 #
-# One task for each GPU, so that --ntasks-per-node and --gpus-per-node are the same number: of
-# several tasks JAX gives each the one GPU that has its number on its node. Each must see all GPUs
-# of the node, so use neither --gpus-per-task nor --gpu-bind. One task alone takes all GPUs it sees.
+# Use one task for each GPU, hence the same number for --ntasks-per-node and --gpus-per-node: if
+# there are several tasks, JAX gives each task the GPU whose number is the task's number on its
+# node. Each task must see all GPUs of the node: use neither --gpus-per-task nor --gpu-bind. A
+# single task uses all GPUs that it sees.
 #SBATCH --job-name=kdih
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -27,7 +29,7 @@ say() {
   printf 'slurm.sh: job %s: %s\n' "$SLURM_JOB_ID" "$*" >&2
 }
 
-# srun returns the largest exit code of its tasks; 1 and 2 have to be larger than 75.
+# srun returns the largest exit code of its tasks. 1 and 2 become 101 and 102, to be larger than 75.
 # shellcheck disable=SC2016
 readonly TASK='
 trap : TERM
@@ -36,7 +38,7 @@ code=$?
 case $code in 1 | 2) code=$((code + 100)) ;; esac
 exit "$code"'
 
-# Tasks that still save must not be killed because one has ended.
+# --kill-on-bad-exit=0: tasks that are still saving must not be killed when another one has ended.
 run() {
   local code=0
   srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
@@ -47,10 +49,10 @@ run() {
 
 requeue() {
   if ((${SLURM_RESTART_COUNT:-0} >= RESTARTS)); then
-    say "was queued again $SLURM_RESTART_COUNT times, and stops here; submit it again to go on"
+    say "was queued again $SLURM_RESTART_COUNT times, and stops here; submit it again to resume"
     exit 75
   fi
-  say 'asked to stop, and saved; queued again'
+  say 'was asked to stop and has saved; queued again'
   scontrol requeue "$SLURM_JOB_ID" || exit 75
 }
 
@@ -59,7 +61,7 @@ main() {
     echo 'usage: sbatch launch/slurm.sh COMMAND [ARGUMENT...]' >&2
     exit 2
   fi
-  trap : TERM  # It is for the tasks.
+  trap : TERM  # The tasks handle it.
   local code=0
   run "$@" || code=$?
   if ((code == 75)); then requeue; exit; fi

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# A Cloud TPU VM, or all workers of a slice.
+# Manages a Cloud TPU VM, or all workers of a slice.
 #
-#   launch/tpu_vm.sh create           makes it
+#   launch/tpu_vm.sh create           creates the VM
 #   launch/tpu_vm.sh setup            copies this working tree there, and installs it
 #   launch/tpu_vm.sh run FLAG...      starts `python -m kdih.main FLAG...`, and returns
-#   launch/tpu_vm.sh logs             follows the first worker's log; Ctrl-C ends that, not the run
+#   launch/tpu_vm.sh logs             follows the first worker's log; Ctrl-C does not end the run
 #   launch/tpu_vm.sh status           running, ended CODE, idle, preempted, missing, ...
-#   launch/tpu_vm.sh stop             the run saves and ends
-#   launch/tpu_vm.sh resume           starts the last run again: it goes on in its workdir
-#   launch/tpu_vm.sh delete           and all that is on its disk
+#   launch/tpu_vm.sh stop             asks the run to save and end
+#   launch/tpu_vm.sh resume           starts the last run again, in the same workdir
+#   launch/tpu_vm.sh delete           deletes the VM and its disk
 #
 # Environment variables:
 #   PROJECT, ZONE  of Google Cloud
 #   ACCELERATOR    its type: v5litepod-8 is one VM, v5litepod-16 a slice; `create` needs it
-#   NAME           of the VM; kdih
-#   VERSION        of the image; the one that is meant for JAX on ACCELERATOR
-#   SPOT           no, or yes: cheap, and taken away at any time; see babysit.sh
+#   NAME           name of the VM; kdih
+#   VERSION        version of the image; by default the one for JAX on ACCELERATOR
+#   SPOT           no, or yes: cheap, but it may be taken away at any time; see babysit.sh
 #
-# A slice needs a workdir that all workers reach: gs://BUCKET/..., or a folder mounted on all. The
-# same holds for a VM whose run is to outlive it.
+# A slice needs a workdir that all workers can use: gs://BUCKET/..., or a folder mounted on all. A
+# run on a VM that may be taken away needs one outside of the VM.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "${BASH_SOURCE[0]%/*}/lib.sh"
@@ -30,7 +30,7 @@ cloud() {
   gcloud compute tpus tpu-vm "$@" --project="$PROJECT" --zone="$ZONE" --quiet
 }
 
-# on WORKERS COMMAND; not through ssh's stdin, which may be that of the caller's loop.
+# on WORKERS COMMAND: stdin is closed, because ssh would read that of the caller's loop.
 on() {
   cloud ssh "$NAME" --worker="$1" --command="$2" \
     --ssh-flag='-o ConnectTimeout=30 -o ServerAliveInterval=30' </dev/null
@@ -53,7 +53,7 @@ create() {
     "${spot[@]}"
 }
 
-# The files of the working tree that git does not ignore, as they are now.
+# Prints the files of the working tree that git does not ignore, changed and new ones included.
 files() {
   git ls-files -z --cached --others --exclude-standard --deduplicate |
     while IFS= read -r -d '' path; do
@@ -71,7 +71,7 @@ setup() {
 
 run() {
   local like='--config=configs/cifar100.py --workdir=gs://BUCKET/cifar100'
-  (($#)) || refuse "run: names no flags of kdih.main, such as $like"
+  (($#)) || refuse "run: has no flags for kdih.main; add them, for instance $like"
   free
   mkdir -p "${last%/*}"
   quoted "$@" >"$last"
@@ -85,13 +85,13 @@ resume() {
 }
 
 free() {
-  [[ $(status) != running ]] || refuse "$NAME: a run is going on; see \`logs\`, or \`stop\` it"
+  [[ $(status) != running ]] || refuse "$NAME: a run is in progress; see \`logs\`, or \`stop\` it"
 }
 
 start() {
   local code=0
   on all "$ON_VM start $(<"$last")" || code=$?
-  if ((code)); then  # Those that have started would wait for the others.
+  if ((code)); then  # Workers that have started would wait for the others.
     on all "$ON_VM stop" || say "some workers of $NAME may still run; see \`status\`"
   fi
   return "$code"
@@ -124,7 +124,7 @@ status() {
   esac
 }
 
-# Of all workers: running while one runs, idle if one is.
+# Prints the status of all workers: running if one is running, else idle if one is idle.
 run_status() {
   local lines
   if ! lines=$(on all "if test -f kdih/launch/on_vm.sh; then $ON_VM status; else echo idle; fi")
@@ -148,7 +148,7 @@ main() {
   need PROJECT my-project
   need ZONE us-west4-a
   NAME=${NAME:-kdih} SPOT=${SPOT:-no}
-  [[ $SPOT == yes || $SPOT == no ]] || refuse "SPOT: is '$SPOT'; choose yes or no"
+  [[ $SPOT == yes || $SPOT == no ]] || refuse "SPOT: is '$SPOT'; set it to yes or no"
   command -v gcloud >/dev/null || refuse 'gcloud: is not installed; see cloud.google.com/sdk'
   ROOT=$(cd "${BASH_SOURCE[0]%/*}/.." && pwd)
   last=${XDG_STATE_HOME:-$HOME/.local/state}/kdih/$PROJECT.$ZONE.$NAME

@@ -1,1 +1,1 @@
-"""How fast a step of DIH is, what bounds it, and how PyTorch compares; see `__main__`."""
+"""Measures the time of a DIH training step, its hardware limits, and PyTorch's; see `__main__`."""

@@ -1,18 +1,19 @@
-"""Measures how fast DIH trains, on made images; writes a table, and JSON.
+"""Measures how fast DIH trains on made images; prints a table, and writes JSON.
 
   python -m kdih.benchmark
   python -m kdih.benchmark --pairs=resnet20:resnet8 --batches=64 --peer=torch --out=speed.json
 
-  --pairs      Of teacher and student, TEACHER:STUDENT,...
-  --batches    Global batch sizes: 64,128,512
-  --runs       How often each thing is measured, in turns: 5
-  --precision  That models compute in: float32 or bfloat16
-  --peer       torch: the same training in PyTorch too, in two forms; pip install 'kdih[torch]'
-  --out        A file for the JSON, written anew after every pair and batch size.
-  --measure    What to measure: start,bare,loop,kd,several,cached,parts
+  --pairs      Teachers and students, TEACHER:STUDENT,...
+  --batches    Global batch sizes. Default: 64,128,512
+  --runs       The number of measurements of each item. Default: 5
+  --precision  The type in which models compute: float32 or bfloat16. Default: float32
+  --peer       torch also measures two PyTorch versions of the training; it needs
+               pip install 'kdih[torch]'
+  --out        The JSON file, which is written again after every pair and batch size.
+  --measure    The items to measure. Default: start,bare,loop,kd,several,cached,parts
 
-It needs neither a data set nor TensorFlow. Exit codes: 0 done, 1 a measurement failed, 2 a setting
-is wrong, 130 interrupted.
+The benchmark needs neither a data set nor TensorFlow. Exit codes: 0 done, 1 a measurement failed,
+2 a setting is wrong, 130 interrupted.
 """
 import dataclasses
 import json
@@ -29,32 +30,33 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
-  """Runs what the command line `argv` asks for and returns the exit code."""
+  """Runs the benchmark with the command line `argv` and returns the exit code."""
   return program.main(argv, __doc__ or '', _run)
 
 
 def _run(argv: list[str]) -> int:
-  environment.set_environment({'deterministic': True})  # The default of a run.
+  environment.set_environment({'deterministic': True})  # As a run by default.
   settings = settings_lib.read(argv)
-  starts: dict[tuple[str, str, int], dict] = {}  # Of every pair, at the first batch size.
-  if 'start' in settings.measures:  # While this process holds no device yet.
+  starts: dict[tuple[str, str, int], dict] = {}  # Every pair, with the first batch size.
+  if 'start' in settings.measures:  # Measured before this process occupies a device.
     from kdih.benchmark import start_time
 
     batch_size = settings.batches[0]
     for pair in settings.pairs:
       start = start_time.measure(*pair, batch_size, settings.precision)
       starts[(*pair, batch_size)] = {'start': start}
-  from kdih.benchmark import results, roofline  # These import jax, which takes seconds.
+  from kdih.benchmark import results, roofline  # Imported here, because jax takes seconds.
+  from kdih.runtime import provenance
 
   environment.keep_freed_memory()
   ceilings = roofline.measure_ceilings(settings.precision)
   content: dict[str, Any] = {
-      **results.machine(), 'precision': settings.precision, 'runs': settings.runs,
+      **provenance.collect(), 'precision': settings.precision, 'runs': settings.runs,
       'ceilings': dataclasses.asdict(ceilings), 'pairs': []}
   for pair in settings.pairs:
     for batch_size in settings.batches:
-      found = _measure(settings, *pair, batch_size, ceilings)
-      content['pairs'].append({**found, **starts.get((*pair, batch_size), {})})
+      measured = _measure(settings, *pair, batch_size, ceilings)
+      content['pairs'].append({**measured, **starts.get((*pair, batch_size), {})})
       _write(settings, content)
   print(results.table(content))
   return 0
@@ -63,23 +65,24 @@ def _run(argv: list[str]) -> int:
 def _measure(
     settings: Settings, teacher: str, student: str, batch_size: int, ceilings: Any
 ) -> dict[str, Any]:
-  """One pair at one batch size."""
+  """Returns the measurements of a pair with a batch size."""
   from kdih.benchmark import measuring, programs, results, roofline, step_parts
 
   logger.info(f'benchmark: {teacher} -> {student}, batch {batch_size}')
-  lab = programs.make_lab(teacher, student, batch_size, settings.precision, programs.made_images())
-  dih = programs.Training(programs.student_problem(lab, 'dih'))
+  pair = programs.make_pair(
+      teacher, student, batch_size, settings.precision, programs.made_images())
+  dih = programs.Training(programs.student_problem(pair, 'dih'))
   peer = None
   if settings.peer:
     from kdih.benchmark.peer import equality
-    peer = equality.Peer(lab, (teacher, student), settings.precision)
-  items = [*programs.items(lab, dih, settings.measures),
-           *(step_parts.items(lab) if 'parts' in settings.measures else []),
+    peer = equality.Peer(pair, (teacher, student), settings.precision)
+  items = [*programs.items(pair, dih, settings.measures),
+           *(step_parts.items(pair) if 'parts' in settings.measures else []),
            *(peer.items() if peer else [])]
   times = measuring.measure(items, settings.runs)
-  found = results.of_pair(teacher, student, batch_size, times,
-                          roofline.work(dih.step, *dih.arguments()), ceilings)
-  return {**found, 'peer': peer.report()} if peer else found
+  result = results.pair_results(teacher, student, batch_size, times,
+                                roofline.work(dih.step, *dih.arguments()), ceilings)
+  return {**result, 'peer': peer.report()} if peer else result
 
 
 def _write(settings: Settings, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Times of several things, measured in turns."""
+"""Measures the times of several items in turns."""
 import dataclasses
 import math
 import statistics
@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-  """Something to measure.
+  """A computation to measure.
 
   Attributes:
-    name: of it.
-    seconds: of so many calls in a row, all that they compute included; a call before them, which
-      may compile, does not count.
-    least: calls of one measurement.
+    name: the name of the item in the table.
+    seconds: a function that makes a number of calls in a row and returns their time in seconds. It
+      makes one more call before them, which may compile and is not timed.
+    least: the smallest number of calls in a measurement.
   """
 
   name: str
@@ -23,18 +23,18 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Seconds of one call, by measurement."""
+  """The seconds of one call in each measurement."""
 
   seconds: tuple[float, ...]
 
   @property
   def median(self) -> float:
-    """Of all measurements."""
+    """Returns the median of all measurements, in seconds."""
     return statistics.median(self.seconds)
 
   @property
   def quartiles(self) -> tuple[float, float]:
-    """The first and the third."""
+    """Returns the first and the third quartile of all measurements, in seconds."""
     if len(self.seconds) == 1:
       return self.seconds * 2
     first, _, third = statistics.quantiles(self.seconds, method='inclusive')
@@ -42,17 +42,25 @@ class Times:
 
 
 def measure(items: Sequence[Item], runs: int, seconds: float = 0.5) -> dict[str, Times]:
-  """Measures every item `runs` times: all of them, then all again, and so on.
+  """Measures all items in turns, `runs` times.
 
-  So the noise of a busy machine meets all of them, and their ratios say more than their times.
-  One measurement is of as many calls as take `seconds`, at least.
+  The noise of a busy machine then affects all items, and the ratios of their times are more
+  reliable than the times.
+
+  Args:
+    items: the items.
+    runs: the number of measurements of each item.
+    seconds: the shortest duration of a measurement.
+
+  Returns:
+    {name of the item: its times}.
   """
   calls = {}
   for item in items:
     once = item.seconds(item.least) / item.least
     calls[item.name] = max(item.least, math.ceil(seconds / once))
-  found: dict[str, list[float]] = {item.name: [] for item in items}
+  measured: dict[str, list[float]] = {item.name: [] for item in items}
   for _ in range(runs):
     for item in items:
-      found[item.name].append(item.seconds(calls[item.name]) / calls[item.name])
-  return {name: Times(tuple(times)) for name, times in found.items()}
+      measured[item.name].append(item.seconds(calls[item.name]) / calls[item.name])
+  return {name: Times(tuple(times)) for name, times in measured.items()}

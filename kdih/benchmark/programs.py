@@ -1,7 +1,4 @@
-"""What is measured of kdih: the training problems of a run, on made images.
-
-All that the benchmark asks of the rest of kdih is here.
-"""
+"""The programs of kdih that are measured: training problems of a run, on made images."""
 import contextlib
 import copy
 import dataclasses
@@ -38,30 +35,30 @@ NUM_IMAGES = 10_000
 AUGMENTATION: dict[str, Any] = {
     'mean': (0.507, 0.487, 0.441), 'std': (0.267, 0.256, 0.276), 'padding': 4,
     'padding_mode': 'zeros', 'flip': True}
-# The paper's, which are the defaults of the config.
+# The numbers of the paper, which are the defaults of the config.
 ALPHA, TEMPERATURE = 0.1, 5.0
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 SEED = 30
-TOGETHER = 3  # Students that are trained at once.
-_LEAST = 4  # Steps in a row of the two that tell what the loop costs.
+TOGETHER = 3  # The number of students that are trained together.
+_LEAST = 4  # The smallest number of steps in a row of the items 'bare', 'loop' and 'cached'.
 
 
 def made_images(count: int = NUM_IMAGES) -> MadeImages:
-  """Returns random images and labels, of the size of CIFAR-100's."""
+  """Returns random images and labels with the shapes of CIFAR-100."""
   return MadeImages(SPEC, count, SEED)
 
 
-@dataclasses.dataclass(frozen=True)
-class Lab:
-  """A pair, its fresh variables and what it learns from.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelPair:
+  """A teacher and a student, their initial variables and their data.
 
   Attributes:
-    config: of the run that it stands for.
-    built: its networks.
-    data: what it learns from.
-    examples: the made images of it.
-    frozen: variables {'teacher', 'heads'}.
-    student: variables of the student.
+    config: the config of a run with this pair.
+    built: the networks of the run.
+    data: the data of the run.
+    examples: the made images that the data consist of.
+    frozen: the variables {'teacher', 'heads'}.
+    student: the initial variables of the student.
   """
 
   config: plain.Plain
@@ -73,23 +70,28 @@ class Lab:
 
   @property
   def batch_size(self) -> int:
-    """Global."""
+    """Returns the global batch size."""
     return self.config.student.train.global_batch_size
 
 
-def make_lab(
+def make_pair(
     teacher: str, student: str, batch_size: int, precision: str, examples: MadeImages
-) -> Lab:
+) -> ModelPair:
   """Initialises a pair of models.
 
-  The teacher's running statistics become those of a few images, so that its logits are of a usual
-  size. Raises ConfigError where the devices cannot share the batch evenly.
+  The teacher's running statistics are computed from a few images, which gives its logits a usual
+  size.
+
+  Raises:
+    ConfigError: the devices cannot divide the batch equally, or there are fewer images.
   """
   if batch_size % devices.num_devices():
-    raise errors.ConfigError(f'--batches: {batch_size} is no multiple of the '
-                             f'{devices.num_devices()} devices')
+    raise errors.ConfigError(
+        f'--batches: {batch_size} images cannot be divided equally over {devices.num_devices()} '
+        f'devices; choose a multiple of {devices.num_devices()}')
   if batch_size > len(examples):
-    raise errors.ConfigError(f'--batches: {batch_size} is more than the {len(examples)} images')
+    raise errors.ConfigError(f'--batches: is {batch_size}, but there are only {len(examples)} '
+                             'images; choose a smaller number')
   config = plain.config({
       'seed': SEED, 'dtype': precision, 'data.order_seed': SEED, 'data.validation_fraction': 0.0,
       **{f'data.{name}': value for name, value in AUGMENTATION.items()},
@@ -100,21 +102,22 @@ def make_lab(
   keys = jax.random.split(jax.random.key(SEED), 3)
   frozen = {'teacher': _settled(built.teacher.clone(dtype=jnp.float32), keys[0], data, examples),
             'heads': networks.initialise_heads(built, keys[1])}
-  return Lab(config, built, data, examples, jax.device_get(frozen),
-             jax.device_get(networks.initialise(built.student, keys[2], SPEC.image_shape)))
+  initial = networks.initialise(built.student, keys[2], SPEC.image_shape)
+  return ModelPair(config=config, built=built, data=data, examples=examples,
+                   frozen=jax.device_get(frozen), student=jax.device_get(initial))
 
 
 def _settled(
     model: Any, key: jax.Array, data: TrainingData, examples: MadeImages
 ) -> dict[str, Any]:
-  """Returns variables whose batch statistics are those of 16 images."""
+  """Returns initial variables of a model, whose running statistics are those of 16 images."""
   model = model.clone(axis_name=None)
   variables = networks.initialise(model, key, SPEC.image_shape)
   images = data.preprocess(jnp.asarray(examples.read(np.arange(16))[0]), jnp.arange(16), None)
 
   def statistics(variables, images):
     changed = taps_lib.observe(model, variables, images, (), train=True)[1]['batch_stats']
-    # The model kept nine tenths of what there was.
+    # The model has a momentum of 0.9: it has kept nine tenths of the initial statistics.
     return jax.tree.map(lambda new, old: (new - 0.9 * old) / 0.1, changed,
                         variables['batch_stats'])
 
@@ -122,31 +125,31 @@ def _settled(
   return {**variables, 'batch_stats': settle(variables, images)}
 
 
-def student_problem(lab: Lab, method: str, signals: Signals | None = None) -> Problem:
-  """Returns how the student learns by 'dih' or 'kd' in a run; from a cache, if `signals` is one."""
+def student_problem(pair: ModelPair, method: str, signals: Signals | None = None) -> Problem:
+  """Returns the problem of a student by 'dih' or 'kd'; `signals` is its teacher cache, if any."""
   parts = ('teacher', 'heads') if method == 'dih' else ('teacher',)
   teacher = student_lib.teacher_of(
-      lab.config, lab.built, {part: lab.frozen[part] for part in parts})
-  teacher = dataclasses.replace(teacher, taps=())  # No method here reads features.
+      pair.config, pair.built, {part: pair.frozen[part] for part in parts})
+  teacher = dataclasses.replace(teacher, taps=())  # Neither method reads features.
   return student_lib.student_problem(
-      lab.config, lab.built, lab.data, initial_variables(lab), method, teacher,
+      pair.config, pair.built, pair.data, initial_variables(pair), method, teacher,
       make_table=None if signals is None else lambda: signals)
 
 
-def taught_problem(lab: Lab, signal: TeacherSignal, images: jax.Array) -> Problem:
-  """Returns DIH on these images for every step, with their teacher signal given."""
-  problem = student_problem(lab, 'dih')
-  data = copy.copy(lab.data)
-  data.splits = _Still(images, lab.examples.labels()[:len(images)])  # type: ignore[assignment]
+def taught_problem(pair: ModelPair, signal: TeacherSignal, images: jax.Array) -> Problem:
+  """Returns the problem of DIH on the same images in every step, with a given teacher signal."""
+  problem = student_problem(pair, 'dih')
+  data = copy.copy(pair.data)
+  data.splits = _Still(images, pair.examples.labels()[:len(images)])  # type: ignore[assignment]
   task = dataclasses.replace(
-      problem.task, frozen={'signal': signal}, preprocess=_as_they_are,
+      problem.task, frozen={'signal': signal}, preprocess=_unchanged,
       signals=LiveSignals(lambda frozen, images: jax.tree.map(
           lambda array: array[:len(images)], frozen['signal'])))
   return dataclasses.replace(problem, task=task, data=data)
 
 
 class _Still(Loader):
-  """Images that are all of every batch, whatever its indices, as splits and as their loader."""
+  """Splits and loader of a fixed batch of images, which ignore the indices of a batch."""
 
   def __init__(self, images: jax.Array, labels: np.ndarray):
     self.resident = devices.replicate({'image': images, 'label': labels})
@@ -162,34 +165,34 @@ class _Still(Loader):
     return {**feed, 'image': resident['image'], 'label': resident['label']}
 
 
-def _as_they_are(images, index, key):
+def _unchanged(images, index, key):
   del index, key
   return images
 
 
-def cached_problem(lab: Lab) -> Problem:
-  """Returns DIH with a cache of the teacher signal of every view, which is the same of all."""
-  prepare, count = lab.data.student_preprocess, len(lab.examples)
+def cached_problem(pair: ModelPair) -> Problem:
+  """Returns the problem of DIH with a cache of all views, whose teacher signals are all equal."""
+  prepare, count = pair.data.student_preprocess, len(pair.examples)
   images = -(-count // devices.num_devices()) * devices.num_devices()
-  like = lab.built.cached_signals['dih']
+  like = pair.built.cached_signals['dih']
   made = np.full((images, prepare.num_slots, rows.width(like)), 1 / SPEC.num_classes, np.float16)
-  return student_problem(lab, 'dih', lookup.DeviceTable(
+  return student_problem(pair, 'dih', lookup.DeviceTable(
       made, like, np.arange(count, dtype=np.int32), prepare))
 
 
-def initial_variables(lab: Lab) -> dict[str, Any]:
-  """Returns those of a student, and of the method, which has none."""
-  return state.join(student=lab.student, method={})
+def initial_variables(pair: ModelPair) -> dict[str, Any]:
+  """Returns the initial variables of the student, joined with those of a method without any."""
+  return state.join(student=pair.student, method={})
 
 
 class Training:
-  """A compiled step and the state that it has brought forward.
+  """A compiled step and its initial state.
 
   Args:
-    problem: what it learns.
-    students: how many learn at once; their state is that of all.
-    together_by: how, one of `choices.TOGETHER_BY`.
-    updates: of one call that `item` measures.
+    problem: the training problem.
+    students: the number of students that are trained together.
+    together_by: the way to train them together, one of `choices.TOGETHER_BY`.
+    updates: the number of updates in a call that `item` measures.
   """
 
   def __init__(self, problem: Problem, students: int = 1, together_by: str = 'auto',
@@ -207,11 +210,11 @@ class Training:
     self._feed = jax.device_put(next(iter(problem.feeds(0, [updates]))))
 
   def arguments(self) -> tuple[Any, ...]:
-    """Returns those of `step`, at the beginning."""
+    """Returns the arguments of the first call of `step`."""
     return devices.replicate(self.initial), *self._constant()
 
   def item(self, name: str, least: int = 1) -> Item:
-    """Measures its steps, one call after the other on the same batches, and nothing else."""
+    """Returns an item that calls the compiled step again and again on the same batches."""
     carried = [self.arguments()[0]]
 
     def seconds(count: int) -> float:
@@ -233,40 +236,43 @@ class Training:
   def _constant(self) -> tuple[Any, ...]:
     return self._frozen, self._resident, self._feed
 
-  def loop_item(self, name: str, least: int = 1, asked: int = 0) -> Item:
-    """Measures the steps of one student as a run makes them: its loop, sampling, on its clock.
+  def loop_item(self, name: str, least: int = 1, per_call: int = 0) -> Item:
+    """Returns an item that trains one student by the loop of a run, timed by the loop itself.
 
-    `asked` updates a call, 0 for as many as a run makes by default.
+    Args:
+      name: the name of the item.
+      least: the smallest number of steps in a measurement.
+      per_call: the number of updates in a call; 0 for the default of a run.
     """
     schedule = self._problem.schedule('benchmark')
-    per_call = asked or schedule.per_call
+    per_call = per_call or schedule.per_call
 
     def seconds(count: int) -> float:
-      total = per_call * (1 + -(-count // per_call))  # The loop's clock leaves out the first call.
+      total = per_call * (1 + -(-count // per_call))  # The loop does not time its first call.
       program = loop.TrainProgram(
-          self.step, self._frozen, self._resident, self._problem.feeds,
-          lambda variables, frozen: None, dataclasses.replace(schedule, total_steps=total,
-                                                               evaluate_every=total,
-                                                               per_call=per_call))
+          step=self.step, frozen=self._frozen, resident=self._resident,
+          feeds=self._problem.feeds, evaluate=lambda variables, frozen: None,
+          schedule=dataclasses.replace(
+              schedule, total_steps=total, evaluate_every=total, per_call=per_call))
       with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         initial = self.split(self.initial)[0]
-        kept = checkpoints.Checkpoints(pathlib.Path(folder) / 'checkpoints', initial)
+        saved = checkpoints.Checkpoints(pathlib.Path(folder) / 'checkpoints', initial)
         outcome = loop.train(program, loop.Learner(
-            initial, kept, folder, 'benchmark', events=False))
+            state=initial, checkpoints=saved, directory=folder, phase='benchmark', events=False))
       return count * schedule.batch_size / outcome.examples_per_second
 
     return Item(name, seconds, least)
 
 
-def items(lab: Lab, dih: Training, measures: Sequence[str]) -> list[Item]:
-  """Returns the whole steps among `measures`; `dih` is DIH's."""
-  found = [dih.item('bare', _LEAST)]
+def items(pair: ModelPair, dih: Training, measures: Sequence[str]) -> list[Item]:
+  """Returns the items among `measures` that are whole steps; `dih` is the training by DIH."""
+  chosen = [dih.item('bare', _LEAST)]
   if 'loop' in measures:
-    found.append(dih.loop_item('loop', _LEAST))
+    chosen.append(dih.loop_item('loop', _LEAST))
   if 'kd' in measures:
-    found.append(Training(student_problem(lab, 'kd')).item('kd'))
+    chosen.append(Training(student_problem(pair, 'kd')).item('kd'))
   if 'several' in measures:
-    found.append(Training(student_problem(lab, 'dih'), students=TOGETHER).item('several'))
+    chosen.append(Training(student_problem(pair, 'dih'), students=TOGETHER).item('several'))
   if 'cached' in measures:
-    found.append(Training(cached_problem(lab)).loop_item('cached', _LEAST))
-  return found
+    chosen.append(Training(cached_problem(pair)).loop_item('cached', _LEAST))
+  return chosen

@@ -1,12 +1,9 @@
-"""What was measured, as JSON and as a table."""
-import importlib.metadata
-import os
-import pathlib
-import platform
+"""The results of a benchmark, as JSON and as a table."""
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
-import jax
+import tabulate
 
 from kdih.benchmark import programs, step_parts
 from kdih.benchmark.measuring import Times
@@ -14,56 +11,25 @@ from kdih.benchmark.roofline import Ceilings, Work
 from kdih.data import augment
 
 _LEGEND = """
-bare: the compiled DIH step, again and again on one batch. loop: DIH as a run trains it: the main
-loop, with the in-memory loader, sampling and metrics, without evaluation and checkpoints. kd: the
-compiled step of plain KD. several: three students that share each batch's cohort. cached: as loop,
-with what the cohort says looked up in a cache of all views, whose making is not counted. input,
-teacher, heads, student (forward, backward and update): the parts of the DIH step, each a program of
-its own. sweep_over_cached is computed of these: three seeds of three methods that read logits, of
-200 epochs each, without over with such a cache and its making.
-torch_paper, torch_tuned: the same training in PyTorch, crop, flip and normalisation included."""
+bare: the compiled DIH step, repeated on one batch. loop: the training loop of DIH, with the
+in-memory loader, sampling and metrics, without evaluation and checkpoints. kd: the compiled step of
+plain KD. several: three students that share the cohort's logits of each batch. cached: as loop, but
+the cohort's logits are looked up in a cache of all views; the time to build the cache is excluded.
+input, teacher, heads, student (forward, backward and update): the parts of the DIH step, each
+compiled as a separate program. sweep_over_cached is computed from these times: a sweep of three
+methods with three seeds and 200 epochs, its time without a cache divided by its time with a cache,
+including the time to build it.
+torch_paper, torch_tuned: the same training in PyTorch, including crop, flip and normalisation."""
 
 
-def machine() -> dict[str, Any]:
-  """Device, versions and processors."""
-  device = jax.devices()[0]
-  return {
-      'device': {'platform': device.platform, 'kind': device.device_kind,
-                 'count': jax.device_count()},
-      'processor': _processor(),
-      'cpu_count': os.cpu_count(),
-      'cpus_usable': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
-                     else os.cpu_count(),
-      'versions': {'python': platform.python_version(), **_versions()},
-      'xla_flags': os.environ.get('XLA_FLAGS', ''),
-  }
-
-
-def _versions() -> dict[str, str | None]:
-  found: dict[str, str | None] = {}
-  for package in ('jax', 'jaxlib', 'flax', 'torch'):
-    try:
-      found[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      found[package] = None
-  return found
-
-
-def _processor() -> str:
-  info = pathlib.Path('/proc/cpuinfo')
-  lines = info.read_text(encoding='utf-8').split('\n') if info.exists() else []
-  names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-  return names[0] if names else platform.processor()
-
-
-def of_pair(
+def pair_results(
     teacher: str, student: str, batch_size: int, times: dict[str, Times], work: Work,
     ceilings: Ceilings,
 ) -> dict[str, Any]:
-  """What there is to say of a pair at a batch size."""
+  """Returns the results for one pair of models at one batch size."""
   entry: dict[str, Any] = {
       'teacher': teacher, 'student': student, 'batch': batch_size,
-      'items': {name: of_item(batch_size, measured) for name, measured in times.items()},
+      'items': {name: item_results(batch_size, measured) for name, measured in times.items()},
       'ratios': ratios(times),
       'cost': {'flops': work.flops, 'bytes': work.bytes, 'temporary_bytes': work.memory},
       'roofline': {
@@ -75,16 +41,16 @@ def of_pair(
   return entry
 
 
-def of_item(batch_size: int, times: Times) -> dict[str, Any]:
-  """Seconds of a step, and examples a second."""
+def item_results(batch_size: int, times: Times) -> dict[str, Any]:
+  """Returns the seconds per step, and the examples per second."""
   return {'median_s': times.median, 'quartiles_s': list(times.quartiles),
           'runs_s': list(times.seconds), 'examples_per_second': batch_size / times.median}
 
 
 def ratios(times: dict[str, Times]) -> dict[str, float]:
-  """How the medians compare, by what is compared."""
+  """Returns {name: ratio of two medians}, for all pairs of items that were measured."""
   pairs = {
-      'loop_efficiency': ('bare', 'loop'),  # Bare step over step of the loop.
+      'loop_efficiency': ('bare', 'loop'),
       'dih_over_kd': ('bare', 'kd'),
       'several_over_one': ('several', 'bare'),
       'loop_over_cached': ('loop', 'cached'),
@@ -93,33 +59,33 @@ def ratios(times: dict[str, Times]) -> dict[str, float]:
       'torch_paper_over_cached': ('torch_paper', 'cached'),
       'torch_tuned_over_cached': ('torch_tuned', 'cached'),
   }
-  found = {name: times[one].median / times[other].median for name, (one, other) in pairs.items()
-           if one in times and other in times}
+  quotients = {name: times[one].median / times[other].median
+               for name, (one, other) in pairs.items() if one in times and other in times}
   if {'loop', 'kd', 'cached', 'input', 'teacher', 'heads'} <= times.keys():
-    found['sweep_over_cached'] = _sweep_over_cached(
+    quotients['sweep_over_cached'] = _sweep_over_cached(
         {name: measured.median for name, measured in times.items()})
-  return found
+  return quotients
 
 
 def _sweep_over_cached(seconds: dict[str, float]) -> float:
-  """Computed: a sweep's time over that of one with a cache of all views, its making included.
+  """Computes how much longer a sweep takes without a cache of all views than with one.
 
-  The sweep is of three seeds of DIH and of two methods that cost as much as KD.
+  The sweep has three seeds of DIH and of two methods that cost as much as KD. The time to build the
+  cache is included.
   """
   epochs, seeds = 200, 3
-  taught = epochs * seeds * (seconds['loop'] + 2 * seconds['kd'])
-  made = augment.make_preprocess(**programs.AUGMENTATION).num_views * sum(
+  without_cache = epochs * seeds * (seconds['loop'] + 2 * seconds['kd'])
+  building = augment.make_preprocess(**programs.AUGMENTATION).num_views * sum(
       seconds[part] for part in ('input', 'teacher', 'heads'))
-  return taught / (made + epochs * seeds * 3 * seconds['cached'])
+  return without_cache / (building + epochs * seeds * 3 * seconds['cached'])
 
 
 def table(content: dict[str, Any]) -> str:
-  """All that was measured, for people."""
-  device, ceilings = content['device'], content['ceilings']
+  """Returns all results as text for the terminal."""
+  devices, ceilings = content['devices'], content['ceilings']
   lines = [
-      f'{device["count"]} x {device["kind"]}, {content["processor"]}, '
-      f'{content["cpus_usable"]} CPUs',
-      ', '.join(f'{name} {version}' for name, version in content['versions'].items() if version),
+      f'{len(devices)} x {devices[0]}, {content["processor"]}, {content["cpus_usable"]} CPUs',
+      ', '.join(f'{name} {version}' for name, version in content['versions'].items()),
       f'{content["precision"]}, {content["runs"]} runs; ceilings: '
       f'{ceilings["bytes_per_second"] / 1e9:,.1f} GB/s, '
       f'{ceilings["flops_per_second"] / 1e9:,.1f} GFLOP/s']
@@ -130,11 +96,14 @@ def table(content: dict[str, Any]) -> str:
 
 def _section(entry: dict[str, Any]) -> Iterable[str]:
   yield f'{entry["teacher"]} -> {entry["student"]}, batch {entry["batch"]}'
-  yield f'  {"":12}{"ms a step":>12}{"quartiles":>22}{"examples/s":>14}'
+  rows = [['', 'ms per step', 'quartiles', 'examples/s']]
   for name, item in entry['items'].items():
     first, third = (f'{1000 * value:,.2f}' for value in item['quartiles_s'])
-    yield (f'  {name:12}{1000 * item["median_s"]:12,.2f}{first + " to " + third:>22}'
-           f'{item["examples_per_second"]:14,.0f}')
+    rows.append([name, f'{1000 * item["median_s"]:,.2f}', f'{first} to {third}',
+                 f'{item["examples_per_second"]:,.0f}'])
+  yield textwrap.indent(tabulate.tabulate(
+      rows, tablefmt='plain', disable_numparse=True,
+      colalign=('left', 'right', 'right', 'right')), '  ')
   for title, values in (('ratios', entry['ratios']), ('shares', entry.get('shares', {}))):
     if values:
       yield f'  {title}: ' + ', '.join(f'{name} {value:.3f}' for name, value in values.items())

@@ -1,4 +1,4 @@
-"""What a program has to do, and what the device can do."""
+"""The work of a program and the peak performance of the device, which bound its time."""
 import dataclasses
 import time
 from typing import Any
@@ -11,11 +11,12 @@ _REPEATS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
-  """The best that one device did, while the others rested.
+  """The measured peak performance of one device, while the others are idle.
 
   Attributes:
-    bytes_per_second: read and written, by adding one to a large array in its place.
-    flops_per_second: of a product of two large square matrices, in the precision of the models.
+    bytes_per_second: memory bandwidth, read and written, measured by adding 1 to a large array.
+    flops_per_second: arithmetic throughput, measured by a product of two large square matrices in
+      the precision of the models.
   """
 
   bytes_per_second: float
@@ -24,12 +25,12 @@ class Ceilings:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What one call of a program has to do on each device, by XLA's cost analysis.
+  """The work of one call of a program on each device, by XLA's cost analysis.
 
   Attributes:
-    flops: a multiply-add counted as two.
-    bytes: read and written by the compiled program's operations.
-    memory: bytes of its temporary buffers; None where XLA does not tell.
+    flops: floating-point operations; a multiply-add counts as two.
+    bytes: bytes that the operations of the compiled program read and write.
+    memory: bytes of temporary buffers; None if XLA does not report them.
   """
 
   flops: float
@@ -37,22 +38,22 @@ class Work:
   memory: int | None
 
   def seconds(self, ceilings: Ceilings) -> float:
-    """The least time that it could take: the roofline."""
+    """Returns the lower bound of the time of a call in seconds, by the roofline model."""
     return max(self.flops / ceilings.flops_per_second, self.bytes / ceilings.bytes_per_second)
 
   def bound(self, ceilings: Ceilings) -> str:
-    """'compute' or 'memory', whichever takes longer."""
+    """Returns 'compute' or 'memory', whichever limits the time."""
     by_compute = self.flops / ceilings.flops_per_second
     return 'compute' if by_compute > self.bytes / ceilings.bytes_per_second else 'memory'
 
 
 def work(function: Any, *arguments: Any) -> Work:
-  """Of a jitted or pmapped function; compiles it, and runs nothing."""
+  """Returns the work of a jitted or pmapped function; compiles it, but does not run it."""
   lowered = function.lower(*arguments)
   compiled = lowered.compile()
   costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-  # Of a library's convolution, which the compiled program may call, XLA does not know the FLOPs.
-  # What is not compiled yet has none, but not every platform analyses that.
+  # The compiled program may call convolutions of a library, whose FLOPs XLA does not count. The
+  # lowered program contains no such calls, but not every platform analyses it.
   before = lowered.cost_analysis() or {}
   return Work(max(costs.get('flops', 0.0), before.get('flops', 0.0)),
               costs.get('bytes accessed', 0.0),
@@ -60,10 +61,10 @@ def work(function: Any, *arguments: Any) -> Work:
 
 
 def measure_ceilings(precision: str) -> Ceilings:
-  """Measures both on the first device; `precision` is that of the product."""
+  """Measures the peak performance of the first device; `precision` is the dtype of the product."""
   on_cpu = jax.default_backend() == 'cpu'
-  side = 2048 if on_cpu else 8192  # Of the matrices.
-  size = 2**28 if on_cpu else 2**30  # Bytes that are copied.
+  side = 2048 if on_cpu else 8192  # Rows and columns of the matrices.
+  size = 2**28 if on_cpu else 2**30  # Bytes of the array.
   matrix = jnp.full((side, side), 1 / side, jnp.dtype(precision))
   product = jax.jit(lambda x, y: x @ y, donate_argnums=0)
   add = jax.jit(lambda x: x + 1, donate_argnums=0)
@@ -72,7 +73,7 @@ def measure_ceilings(precision: str) -> Ceilings:
 
 
 def _best(function: Any, first: jax.Array, *others: jax.Array) -> float:
-  """Seconds of the fastest call of a function that takes its own result."""
+  """Returns the seconds of the fastest call of a function whose argument is its own result."""
   first, best = jax.block_until_ready(function(first, *others)), float('inf')
   for _ in range(_REPEATS):
     begun = time.perf_counter()

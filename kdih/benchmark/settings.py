@@ -9,22 +9,22 @@ PAIRS = (('resnet110', 'resnet8'), ('resnet20', 'resnet8'), ('wrn_40_2', 'wrn_16
          ('resnet34', 'resnet18'))
 PRECISIONS = ('float32', 'bfloat16')
 PEERS = ('torch',)
-# What is measured, in this order; see `kdih.benchmark.__main__`.
+# The items of `--measure`, in the order in which they are measured.
 MEASURES = ('start', 'bare', 'loop', 'kd', 'several', 'cached', 'parts')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What to measure.
+  """The settings of a command line.
 
   Attributes:
     pairs: (teacher, student), names of models.
     batches: global batch sizes.
-    runs: how often everything is measured.
-    precision: that models compute in, one of `PRECISIONS`.
+    runs: the number of measurements of each item.
+    precision: the type in which models compute, one of `PRECISIONS`.
     peer: one of `PEERS`, or '' for none.
     out: the JSON file, or None.
-    measures: of `MEASURES`.
+    measures: the items to measure, a subset of `MEASURES`.
   """
 
   pairs: tuple[tuple[str, str], ...]
@@ -37,22 +37,28 @@ class Settings:
 
 
 def read(argv: list[str]) -> Settings:
-  """The settings of a command line, program name first; raises ConfigError where one is wrong."""
+  """Returns the settings of a command line, which begins with the name of the program.
+
+  Raises:
+    ConfigError: a setting is wrong.
+  """
   try:
     given, unknown = _parser().parse_known_args(argv[1:])
   except argparse.ArgumentError as error:
-    raise errors.ConfigError(f'{error}; such as --batches=64,128') from error
+    raise errors.ConfigError(f'{error}; write for example --batches=64,128') from error
   if unknown:
     raise errors.ConfigError(f'{unknown[0]!r} is not a flag; --help lists them all')
   settings = Settings(
-      tuple(_pair(pair) for pair in given.pairs.split(',')),
-      tuple(_number('--batches', size, 2) for size in given.batches.split(',')),
-      _number('--runs', given.runs, 1), _choice('--precision', given.precision, PRECISIONS),
-      _choice('--peer', given.peer, PEERS) if given.peer else '',
-      _writable(given.out) if given.out else None,
-      tuple(_choice('--measure', name, MEASURES) for name in given.measure.split(',')))
+      pairs=tuple(_pair(pair) for pair in given.pairs.split(',')),
+      batches=tuple(_number('--batches', size, 2) for size in given.batches.split(',')),
+      runs=_number('--runs', given.runs, 1),
+      precision=_choice('--precision', given.precision, PRECISIONS),
+      peer=_choice('--peer', given.peer, PEERS) if given.peer else '',
+      out=_writable(given.out) if given.out else None,
+      measures=tuple(_choice('--measure', name, MEASURES) for name in given.measure.split(',')))
   if 'bare' not in settings.measures:
-    raise errors.ConfigError("--measure: 'bare' is missing; all else is compared with it")
+    raise errors.ConfigError("--measure: 'bare' is missing; add it, because all other items are "
+                             'compared with it')
   if settings.peer:
     _require_torch()
   return settings
@@ -71,11 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _pair(text: str) -> tuple[str, str]:
-  from kdih.models import registry  # Imports jax, which takes a second.
+  from kdih.models import registry  # Imported here, because it imports jax.
 
   teacher, colon, student = text.partition(':')
   if not colon:
-    raise errors.ConfigError(f'--pairs: {text!r} is no pair; such as resnet110:resnet8')
+    raise errors.ConfigError(f'--pairs: {text!r} is not a pair; write for example '
+                             'resnet110:resnet8')
   for name in (teacher, student):
     if name not in registry.names():
       raise errors.unknown('--pairs', name, registry.names())
@@ -84,7 +91,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _number(flag: str, text: str, least: int) -> int:
   if not text.isdecimal() or int(text) < least:
-    raise errors.ConfigError(f'{flag}: {text!r} is not a whole number of at least {least}')
+    raise errors.ConfigError(f'{flag}: is {text!r}; it must be a whole number of at least {least}')
   return int(text)
 
 
@@ -111,5 +118,5 @@ def _require_torch() -> None:
   try:
     import torch  # noqa: F401
   except ImportError as error:
-    raise errors.ConfigError("--peer=torch: PyTorch is not installed; pip install 'kdih[torch]' "
-                             'brings it') from error
+    raise errors.ConfigError("--peer=torch: PyTorch is not installed; run pip install "
+                             "'kdih[torch]'") from error

@@ -1,4 +1,4 @@
-"""The parts of a step, each a program of its own, on one device and its share of a batch."""
+"""The parts of a step as separate programs, on one device and its slice of a batch."""
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +15,14 @@ from kdih.phases.student import teacher_of
 from kdih.runtime import devices
 
 
-def items(lab: programs.Lab) -> list[Item]:
-  """`input`, `teacher`, `heads` and `student` (forward, backward and update) of a DIH step."""
-  share = lab.batch_size // devices.num_devices()
-  index = jnp.arange(share)
-  built, loader = lab.built, lab.data.splits.loader('train')
-  teacher = teacher_of(lab.config, built, lab.frozen)
+def items(pair: programs.ModelPair) -> list[Item]:
+  """Returns the items of the parts of a DIH step.
+
+  They are `input`, `teacher`, `heads` and `student` (forward pass, backward pass and update).
+  """
+  index = jnp.arange(pair.batch_size // devices.num_devices())
+  built, loader = pair.built, pair.data.splits.loader('train')
+  teacher = teacher_of(pair.config, built, pair.frozen)
   frozen, resident = jax.device_put(
       (teacher.frozen, loader.resident), jax.local_devices()[0])
 
@@ -28,7 +30,7 @@ def items(lab: programs.Lab) -> list[Item]:
   def read(resident, index, step):
     batch = loader.gather(resident, {'index': index})
     key = jax.random.fold_in(jax.random.key(programs.SEED), step)
-    return lab.data.preprocess(batch['image'], index, key)
+    return pair.data.preprocess(batch['image'], index, key)
 
   @jax.jit
   def teach(frozen, images):
@@ -42,7 +44,7 @@ def items(lab: programs.Lab) -> list[Item]:
   images = read(resident, index, 0)
   output = teach(frozen, images)
   student = programs.Training(
-      programs.taught_problem(lab, mount(frozen, output), images))
+      programs.taught_problem(pair, mount(frozen, output), images))
   return [_item('input', read, resident, index, 0), _item('teacher', teach, frozen, images),
           _item('heads', mount, frozen, output), student.item('student')]
 
@@ -60,10 +62,10 @@ def _item(name: str, function: Callable, *arguments: Any) -> Item:
 
 
 def shares(times: dict[str, Times]) -> dict[str, float]:
-  """What each part takes of the step as a run makes it, as fractions.
+  """Returns the fractions of a step of the training loop that its parts take.
 
-  `host` is what the loop takes more than the bare step; `together` what the parts take less, or
-  more if negative, where they are one program.
+  `host` is the time of the loop beyond the bare step. `together` is the time of the bare step
+  beyond the sum of its parts; it is negative if the parts are faster as one program.
   """
   whole, bare = times['loop'].median, times['bare'].median
   parts = {name: times[name].median for name in ('input', 'teacher', 'heads', 'student')}

@@ -1,36 +1,37 @@
-"""What the members of a cohort know, each alone and together, from their logits on a split."""
+"""Statistics of the members of a cohort, alone and together, from their logits on a split."""
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 _BINS = 15
 
 
 def analyse(logits: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
-  """Uncertainty, calibration and agreement of the members, and what each adds to their mean.
+  """Computes uncertainty, calibration and agreement of the members, and the gain by each member.
 
   Args:
     logits: float [images, classes] of every member, in cohort order, without the mean.
     labels: int [images].
 
   Returns:
-    What JSON can hold:
+    A dictionary that JSON can hold:
 
-    - 'members': {name: {'entropy', 'ece', 'bins'}}. Entropy is that of the soft label at
-      temperature 1, in nats, its mean over images. For 'ece' and 'bins' see `calibration`.
-    - 'agreement': {'names', 'matrix'}: the share of images, [members, members], for which both
-      have the same first choice.
-    - 'without': {'none': ..., name: ...}: top-1, a fraction, of the mean soft label of all
-      members, and of all but the one named. A member that is alone has no entry.
+    - 'members': {name: {'entropy', 'ece', 'bins'}}. 'entropy' is the mean over the images of the
+      soft label's entropy, at temperature 1, in nats. For 'ece' and 'bins' see `calibration`.
+    - 'agreement': {'names', 'matrix'}: the fraction of images, [members, members], for which two
+      members have the same first choice.
+    - 'without': {'none': ..., name: ...}: the top-1 accuracy, a fraction, of the mean soft label of
+      all members, and of all members but the named one. It has only 'none' for a single member.
   """
-  probabilities = np.stack([_softmax(z) for z in logits.values()])
+  probabilities = special.softmax(np.stack(list(logits.values())).astype(np.float64), axis=-1)
   choices = probabilities.argmax(-1)
   total = probabilities.sum(0)
   sums = {'none': total}
   if len(logits) > 1:
     sums |= {name: total - own for name, own in zip(logits, probabilities, strict=True)}
   return {
-      'members': {name: {'entropy': _entropy(p), **calibration(p, labels)}
+      'members': {name: {'entropy': float(special.entr(p).sum(-1).mean()), **calibration(p, labels)}
                   for name, p in zip(logits, probabilities, strict=True)},
       'agreement': {'names': list(logits),
                     'matrix': (choices[:, None] == choices).mean(-1).tolist()},
@@ -39,7 +40,7 @@ def analyse(logits: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-  """The expected calibration error and its bins (Guo et al., 2017, arXiv 1706.04599, eq. 3).
+  """Computes the expected calibration error (Guo et al., 2017, arXiv 1706.04599, eq. 3).
 
   The confidence of an image is its highest probability. Bin m of M = 15 holds the images with a
   confidence in ((m - 1)/M, m/M]. ECE = sum_m (images of m / images) |accuracy_m - confidence_m|,
@@ -50,8 +51,8 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]
     labels: int [images].
 
   Returns:
-    {'ece', 'bins': [{'low', 'high', 'count', 'confidence', 'accuracy'}]}, all fractions but the
-    count; the two means are None in an empty bin.
+    {'ece', 'bins': [{'low', 'high', 'count', 'confidence', 'accuracy'}]}. All numbers but 'count'
+    are fractions; the means 'confidence' and 'accuracy' are None in an empty bin.
   """
   confidence = probabilities.max(-1)
   right = probabilities.argmax(-1) == labels
@@ -66,14 +67,3 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]
                  'accuracy': float(right[inside].mean()) if count else None})
   gaps = [b['count'] * abs(b['accuracy'] - b['confidence']) for b in bins if b['count']]
   return {'ece': sum(gaps) / len(labels), 'bins': bins}
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-  shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-  exponentials = np.exp(shifted)
-  return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def _entropy(probabilities: np.ndarray) -> float:
-  safe = np.where(probabilities > 0, probabilities, 1.0)  # 0 log 0 = 0.
-  return float(-(probabilities * np.log(safe)).sum(-1).mean())

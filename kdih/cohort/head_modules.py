@@ -9,7 +9,7 @@ from kdih import errors
 from kdih.cohort.members import FINAL, MEAN
 from kdih.models import layers, taps
 
-# Names that a tap with a head cannot have, and whose they are.
+# Names that a tap with a head cannot have, and the reasons.
 _RESERVED = {
     FINAL: "is the name of the teacher's own classifier",
     MEAN: "is the name of the members' mean",
@@ -19,16 +19,16 @@ _RESERVED = {
 
 
 def param_name(tap: str) -> str:
-  """The key of a tap's head among the parameters of `Heads`; '/' would be a level of them."""
+  """Returns the name of a tap's head among the parameters; '/' would separate two names."""
   return tap.replace('/', '.')
 
 
 def check_names(names: Iterable[str], setting: str) -> None:
-  """Raises ConfigError where a tap cannot carry a head, because of its name.
+  """Raises ConfigError if a tap cannot carry a head because of its name.
 
   Args:
     names: of all taps that carry a head.
-    setting: the field that names them, with which the error begins.
+    setting: the config field that names the taps, for the error.
   """
   by_param: dict[str, str] = {}
   for tap in names:
@@ -36,11 +36,11 @@ def check_names(names: Iterable[str], setting: str) -> None:
     if not tap.isprintable() or param_name(tap).strip('. ') == '':
       reason = 'cannot be the name of a head'
     if not reason and param_name(tap) in by_param:
-      reason = f'is filed like {by_param[param_name(tap)]!r}'
+      reason = f'would share the parameters of {by_param[param_name(tap)]!r}'
     if reason:
       raise errors.ConfigError(
-          f'{setting}: the tap {tap!r} {reason}; sow it under another name, or name the taps to '
-          'use without it')
+          f'{setting}: the tap {tap!r} {reason}; sow it under another name, or leave it out of the '
+          'taps to use')
     by_param[param_name(tap)] = tap
 
 
@@ -49,7 +49,7 @@ class Heads(nn.Module):
 
   Attributes:
     num_classes: number of classes.
-    kind: 'flatten' feeds all of the feature to the Dense, 'gap' its mean over positions.
+    kind: what the dense layer reads: 'flatten' the whole feature, 'gap' its mean over positions.
   """
 
   num_classes: int
@@ -57,7 +57,7 @@ class Heads(nn.Module):
 
   @nn.compact
   def __call__(self, features: taps.Features) -> dict[str, jax.Array]:
-    """Logits [batch, num_classes] of every head, by tap."""
+    """Returns the logits [batch, num_classes] of every head, by tap."""
     logits = {}
     for tap, feature in features.items():
       feature = feature.astype(jnp.float32)

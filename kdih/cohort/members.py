@@ -1,4 +1,4 @@
-"""The members of the cohort: what the heads and the teacher's own classifier say of images."""
+"""The members of the cohort: the heads and the teacher's own classifier, and their logits."""
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from kdih.models.taps import Output
 
 FINAL = 'final'  # The teacher's own classifier, as a member of the cohort.
 MEAN = 'mean'  # The mean of the members' soft labels, as a classifier.
-# (frozen variables, images) to what the teachers say of them.
+# (frozen variables, images) to the teacher signal.
 Teach = Callable[[Any, jax.Array], TeacherSignal]
 
 
 def cohort_logits(
     teacher: nn.Module, heads: nn.Module, frozen: dict, images: jax.Array, taps: Sequence[str]
 ) -> dict[str, jax.Array]:
-  """Returns logits [batch, num_classes] of every member: heads in tap order, then `final`.
+  """Computes logits [batch, num_classes] of every member: heads in tap order, then `final`.
 
   Args:
     teacher: the backbone.
@@ -36,7 +36,7 @@ def cohort_logits(
 def members_of(
     heads: nn.Module, variables: Any, output: Output, taps: Sequence[str]
 ) -> dict[str, jax.Array]:
-  """Returns `cohort_logits` from what the teacher says, with its features at `taps` at least."""
+  """Computes `cohort_logits` from an output of the teacher that has the features at `taps`."""
   logits: Any = heads.apply(variables, {tap: output.features[tap] for tap in taps})
   members = {**{tap: logits[tap] for tap in taps}, FINAL: output.logits}
   return {name: jax.lax.stop_gradient(z) for name, z in members.items()}
@@ -46,14 +46,14 @@ def make_teach(
     taught_by: str, teacher: nn.Module, teacher_taps: Sequence[str], heads: nn.Module,
     taps: Sequence[str],
 ) -> Teach:
-  """Returns how a method is taught that is `taught_by` 'labels', 'teacher' or 'cohort'.
+  """Returns the function that computes the teacher signal of a method.
 
-  One forward pass of the teacher, in evaluation mode; no gradient leaves it.
+  It applies the teacher once, in evaluation mode, and stops gradients.
 
   Args:
-    taught_by: see `kdih.distillation.method.Method`.
-    teacher: its module.
-    teacher_taps: those of its taps that methods read.
+    taught_by: 'labels', 'teacher' or 'cohort'; see `kdih.distillation.method.Method`.
+    teacher: the teacher's module.
+    teacher_taps: the taps of the teacher that methods read.
     heads: the module of the heads.
     taps: the taps that carry a head.
   """
@@ -69,7 +69,8 @@ def make_teach(
       logits = members_of(heads, frozen['heads'], output, carrying)
       members = jnp.stack(list(logits.values()), axis=1)
     return jax.lax.stop_gradient(TeacherSignal(
-        output.logits, OrderedDict((tap, output.features[tap]) for tap in teacher_taps),
-        output.preactivations, output.embedding, members))
+        logits=output.logits,
+        features=OrderedDict((tap, output.features[tap]) for tap in teacher_taps),
+        preactivations=output.preactivations, embedding=output.embedding, members=members))
 
   return teach

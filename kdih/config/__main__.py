@@ -2,6 +2,8 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+import tabulate
+
 from kdih.config.fields import FIELDS, GROUPS, TRAININGS
 from kdih.config.recipes import RECIPES
 from kdih.config.schema import BY_TEACHER, FIXED, FREE, SAME, Field
@@ -13,25 +15,25 @@ Written by `python -m kdih.config > kdih/config/README.md` from the declarations
 [`fields.py`](fields.py).
 
 Set a field in a config file, `config.data.padding = 4`, or on the command line,
-`--config.data.padding=4`. A tuple is written with commas, brackets around it or not:
-`--config.student.methods=ce,kd,dih`. What is True or False may stand without a value:
+`--config.data.padding=4`. Write a tuple with commas, with or without brackets around it:
+`--config.student.methods=ce,kd,dih`. A field that is True or False needs no value:
 `--config.profile`, `--noconfig.deterministic`.
 
-The last two columns say what a change means:
+The last two columns describe what a change of the field means:
 
-- *Resume*: whether a run goes on after the field was changed in its command; where it does not,
-  `--accept=config` lets it.
-- *Average*: whether a report averages runs that differ in the field, as it does seeds. Where it
-  says *teacher*, it does if their teachers are the same, which is compared by fingerprint.
-- *Partly*: some changes count and others do not, as the text says.
+- *Resume*: whether a run can resume after the field was changed. If it cannot, add
+  `--accept=config` to the command to resume all the same.
+- *Average*: whether a report averages runs that differ in the field, as it averages seeds.
+  *teacher* means that it averages them if their teachers have the same fingerprint.
+- *partly*: some changes of the field count and others do not, as its description explains.
 
 ## config.methods
 
-`config.methods.NAME` is a way to teach the student: its `kind`, a file of
-[`kdih/methods`](../methods), with every option that the class there declares, and perhaps a
-`learning_rate` in the place of that of `config.student.train`.
-[`method_presets.py`](method_presets.py) has the entries that there are at first. Change an option
-of one, or make an entry of your own:
+`config.methods.NAME` is a way to teach the student. Its `kind` is a file of
+[`kdih/methods`](../methods), and its other fields are the options of the class in this file. It may
+also have a `learning_rate`, which replaces that of `config.student.train`.
+[`method_presets.py`](method_presets.py) lists the predefined entries. Change an option of an entry,
+or add your own entry:
 
 ```sh
 python -m kdih.main --config=configs/digits.py --workdir=runs/mine \\
@@ -40,7 +42,7 @@ python -m kdih.main --config=configs/digits.py --workdir=runs/mine \\
     --config.methods.mine.cross_entropy=1 --config.student.methods=dih,mine
 ```
 
-A run resumes under other options of methods that it has not begun.
+A run can resume after a change of the options of methods that it has not started yet.
 """
 _COLUMNS = ('Field', 'Default', 'What it does', 'Values', 'Resume', 'Average')
 _RESUME = {FREE: 'yes', FIXED: 'no'}
@@ -61,15 +63,12 @@ def document() -> str:
 
 def _section(title: str, rows: Iterable[Sequence[str]], *about: str) -> Iterator[str]:
   yield from (f'## {title}', '', *about, *([''] if about else []))
-  yield from (*_table(_COLUMNS, rows), '')
+  yield from (_table(_COLUMNS, rows), '')
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-  yield from (_line(titles), _line([':--'] * len(titles)), *map(_line, rows))
-
-
-def _line(cells: Sequence[str]) -> str:
-  return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  escaped = [[cell.replace('|', '\\|') for cell in row] for row in rows]
+  return tabulate.tabulate(escaped, titles, tablefmt='github', disable_numparse=True, stralign=None)
 
 
 def _rows(group: str) -> Iterator[Sequence[str]]:
@@ -79,14 +78,14 @@ def _rows(group: str) -> Iterator[Sequence[str]]:
 
 
 def _training_rows() -> Iterator[Sequence[str]]:
-  """Yields the fields that all groups of `TRAININGS` have."""
+  """Yields the rows of the fields that all groups of `TRAININGS` have."""
   for name, field in FIELDS.items():
     group, _, key = name.rpartition('.')
     if group == 'student.train':
       default = f'`{field.default!r}`'
       for other in TRAININGS:
         value = FIELDS[f'{other}.{key}'].default
-        default += f'; of `{other}` `{value!r}`' if value != field.default else ''
+        default += f'; `{value!r}` for `{other}`' if value != field.default else ''
       yield _row(key, default, field)
 
 
@@ -98,10 +97,11 @@ def _row(name: str, default: str, field: Field) -> Sequence[str]:
 
 def _recipes() -> Iterator[str]:
   yield from ('## Recipes', '',
-              'Config files take a recipe, `--config=configs/cifar100.py:recipe=repdistiller`; '
-              'those of your own give it',
-              'to `fields.base(recipe)`. [`recipes.py`](recipes.py) holds in what they differ:', '')
-  yield from _table(('', *(f'`{name}`' for name in RECIPES)), (
+              'A recipe is an argument of the config files: '
+              '`--config=configs/cifar100.py:recipe=repdistiller`. Your own',
+              'config file passes it to `fields.base(recipe)`. The recipes of '
+              '[`recipes.py`](recipes.py) differ in these defaults:', '')
+  yield _table(('', *(f'`{name}`' for name in RECIPES)), (
       (f'`{option}` of {what}', *(f'`{recipe[part][option]!r}`' for recipe in RECIPES.values()))
       for part, what in (('train', 'every `train`'), ('logits', 'methods that weight logits'))
       for option in RECIPES['paper'][part]))

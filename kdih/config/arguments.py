@@ -5,14 +5,14 @@ from kdih import errors
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
-  """Returns the argument of a config, `runlocal,recipe=repdistiller`, as fields.
+  """Returns the argument of a config file, such as `runlocal,recipe=repdistiller`, as fields.
 
   Args:
-    arg: comma-separated `key=value`, or `key` alone to switch a flag on.
-    **defaults: every key the config knows; a value is read as its default's type.
+    arg: `key=value` items, separated by commas; `key` alone sets a flag to True.
+    **defaults: all keys with their defaults, which determine the types of the values.
 
   Raises:
-    ConfigError: a key that is not among the defaults, or a value of another type.
+    ConfigError: a key is not among the defaults, or a value has another type.
   """
   fields = ml_collections.ConfigDict(defaults)
   for item in filter(None, (arg or '').split(',')):
@@ -26,10 +26,12 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
 def _read(key: str, text: str, kind: type):
   if kind is bool:
     if text.lower() not in ('', 'true', 'false'):
-      raise errors.ConfigError(f"the config's argument {key}: {text!r} is neither true nor false")
+      raise errors.ConfigError(
+          f"the config's argument {key}: is {text!r}; it must be true or false")
     return text.lower() != 'false'
   try:
     return kind(text)
   except ValueError:
     raise errors.ConfigError(
-        f"the config's argument {key}: {text!r} is not of type {kind.__name__}") from None
+        f"the config's argument {key}: is {text!r}; it must be "
+        f"{'a whole number' if kind is int else 'a number'}") from None

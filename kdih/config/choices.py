@@ -1,7 +1,7 @@
-"""The values that fields of the config can have, by name; the wings above read them here."""
+"""The names that fields of the config accept as values; the packages above read them here."""
 PHASES = ('teacher', 'heads', 'student')
-IDENTITY = ('data', 'teacher', 'computation', 'versions')  # What a run is made of, but its config.
-PARTS = ('config', *IDENTITY)  # What `config.accept` may name.
+IDENTITY = ('data', 'teacher', 'computation', 'versions')  # The identity of a run, beside config.
+PARTS = ('config', *IDENTITY)  # The values of `config.accept`.
 DTYPES = ('float32', 'bfloat16')
 ON_NAN = ('stop', 'rewind')
 LOADERS = ('memory', 'streaming')
@@ -15,5 +15,5 @@ TOGETHER_BY = ('auto', 'vmap', 'unrolled')
 
 
 def fixed_views(cache: str) -> int:
-  """Returns N of `config.compute.cache`='views:N', else 0."""
+  """Returns N if `config.compute.cache` is 'views:N', else 0."""
   return int(cache.removeprefix('views:')) if cache.startswith('views:') else 0

@@ -1,4 +1,4 @@
-"""What is known of the data sets that the paper uses."""
+"""Fields of `config.data` for the data sets of the paper: their normalisation and test split."""
 from typing import Any
 
 import ml_collections
@@ -6,7 +6,7 @@ import ml_collections
 _KNOWN: dict[str, dict[str, Any]] = {
     'cifar10': dict(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.243, 0.261)),
     'cifar100': dict(mean=(0.507, 0.487, 0.441), std=(0.267, 0.256, 0.276)),
-    # The images for testing have no labels; those for validation stand in for them.
+    # The test images have no labels, and the validation images take their place.
     'tiny_imagenet': dict(mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821),
                           test_split='validation'),
 }
@@ -14,6 +14,6 @@ NAMES = tuple(_KNOWN)
 
 
 def use(config: ml_collections.ConfigDict, name: str) -> None:
-  """Makes `config` read the data set `name`, one of `NAMES`, normalised as the DIH code does."""
+  """Sets `config.data` to the data set `name`, one of `NAMES`, normalised as in the DIH code."""
   config.data.name = name
   config.data.update(**_KNOWN[name])

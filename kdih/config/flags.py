@@ -1,5 +1,7 @@
 """The command line: `--config=FILE[:ARGUMENT] --workdir=FOLDER --config.field=value ...`."""
+import logging
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,6 +14,8 @@ from kdih import errors
 from kdih.config.fields import FIELDS
 from kdih.config.values import Flag, Group, Text, read_plain, shown
 
+logger = logging.getLogger(__name__)
+
 _HELP = {
     'config': 'Config file, with its argument if any: configs/cifar100.py:runlocal. Set any field '
               'with --config.FIELD=VALUE, several values joined by commas; '
@@ -21,14 +25,14 @@ _HELP = {
 
 
 class _Override(NamedTuple):
-  """What a command line says of a field; `text` is None where it gives no value."""
+  """An override on the command line: the name of a field, and its value or None if it has none."""
 
   name: str
   text: str | None
 
 
 def usage(short: Mapping[str, str] = MappingProxyType({})) -> str:
-  """Returns the flags, one line each; `short` as for `read`."""
+  """Returns the help on the flags, one line each; `short` as for `read`."""
   lines = {**_HELP, **{flag: f'{FIELDS[name].doc} ({FIELDS[name].kind.words})'
                        for flag, name in short.items()}}
   return '\n'.join(f'  --{name}  {text}' for name, text in lines.items())
@@ -37,42 +41,43 @@ def usage(short: Mapping[str, str] = MappingProxyType({})) -> str:
 def read(
     argv: Sequence[str], short: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[ml_collections.ConfigDict, str]:
-  """Returns the config, with its overrides, and the workdir.
+  """Returns the config with its overrides, and the workdir.
 
   Args:
-    argv: the command, program name first.
-    short: further flags, {flag: the field that it sets}: {'seeds': 'sweep.seeds'}.
+    argv: the command line, which begins with the name of the program.
+    short: further flags, {flag: field that it sets}, such as {'seeds': 'sweep.seeds'}.
 
   Raises:
-    ConfigError: a flag that is missing or unknown, a config file that cannot be read or raises
-      an error, an override of a field that does not exist or of another type.
+    ConfigError: a flag is missing or unknown, the config file cannot be read or raises an error, or
+      an override names no field or has a value of another type.
   """
   rest, overrides = _separated([_lengthened(argument, short) for argument in argv])
   config, workdir = _parsed(rest, short)
   for name, value in (('config', config), ('workdir', workdir)):
     if not value:
-      raise errors.ConfigError(f'--{name}: is not set; such as --config=configs/digits.py '
-                               '--workdir=runs/digits')
+      raise errors.ConfigError(f'--{name}: is not set; write for example '
+                               '--config=configs/digits.py --workdir=runs/digits')
   if type(config) is not ml_collections.ConfigDict:
-    raise errors.ConfigError('--config: get_config must return a ConfigDict that can be changed; '
-                             'it begins with config = fields.base()')
+    raise errors.ConfigError('--config: get_config must return a mutable ConfigDict; begin it with '
+                             'config = fields.base()')
+  logger.debug(f'command line: {shlex.join(argv[1:])}')
   for override in overrides:
     _set(config, override)
   return config, workdir
 
 
 def _lengthened(argument: str, short: Mapping[str, str]) -> str:
-  """Returns an argument with the whole name of the field that a short flag stands for."""
+  """Returns an argument in which a short flag is replaced by the name of its field."""
   name, equals, value = argument.removeprefix('-').removeprefix('-').partition('=')
   if not argument.startswith('-') or name not in short:
     return argument
-  if equals and not value:  # As where a variable of the shell is not set.
-    raise errors.ConfigError(f'--{name}: has no value; write --{name}=VALUE, or leave it out')
+  if equals and not value:  # This happens if a shell variable is not set.
+    raise errors.ConfigError(f'--{name}: has no value; write --{name}=VALUE, or remove the flag')
   return f'--config.{short[name]}{equals}{value}'
 
 
 def _separated(argv: Sequence[str]) -> tuple[list[str], list[_Override]]:
-  """Returns the arguments that are no overrides, and the overrides."""
+  """Returns the arguments that are not overrides, and the overrides."""
   rest: list[str] = []
   overrides = []
   arguments = iter(argv)
@@ -98,8 +103,8 @@ def _off(name: str, value: str | None) -> str:
   """Returns the value of `--noconfig.field`."""
   if value is not None or name in FIELDS and not _is_flag(name):
     setting = f'config.{errors.in_line(name)}'
-    raise errors.ConfigError(f'--no{setting}: sets what is True or False to False, and takes no '
-                             f'value; write --{setting}=VALUE')
+    raise errors.ConfigError(f'--no{setting}: sets a field that is True or False to False, and '
+                             f'takes no value; write --{setting}=VALUE')
   return 'false'
 
 
@@ -108,7 +113,7 @@ def _is_flag(name: str) -> bool:
 
 
 def _parsed(argv: list[str], short: Mapping[str, str]) -> tuple[Any, str]:
-  """Returns what the config file gives and the workdir; '' of what is missing."""
+  """Returns what the config file returns, and the workdir; '' in the place of a missing flag."""
   values = flags.FlagValues()
   flags.DEFINE_string('workdir', None, _HELP['workdir'], flag_values=values)
   try:
@@ -116,30 +121,30 @@ def _parsed(argv: list[str], short: Mapping[str, str]) -> tuple[Any, str]:
                                     sys_argv=argv)
     rest = values(argv)[1:]
     config, workdir = values.config, values.workdir or ''
-    getattr(config, 'items', None)  # Raises what the config file raised.
+    getattr(config, 'items', None)  # Raises the error of the config file, if there is one.
   except flags.UnrecognizedFlagError as error:
     raise _no_flag(error.flagname, short) from error
-  except Exception as error:  # A config is a program: it may raise anything.
+  except Exception as error:  # A config file is a program and may raise any error.
     raise errors.ConfigError(errors.in_line(_reason(error))) from error
   if rest:
-    raise errors.ConfigError(f'{rest[0]!r} is not a flag; settings are --config.FIELD=VALUE, '
-                             'several values joined by commas')
+    raise errors.ConfigError(f'{rest[0]!r} is not a flag; set a field by --config.FIELD=VALUE, '
+                             'with several values joined by commas')
   return config, workdir
 
 
 def _no_flag(name: str, short: Mapping[str, str]) -> errors.ConfigError:
   hint = _namesakes(name) or errors.closest(name, ('config', 'workdir', *short))
-  return errors.ConfigError(f'--{errors.in_line(name)}: there is no such flag; {hint}fields of the '
-                            'config are set by --config.FIELD=VALUE')
+  return errors.ConfigError(f'--{errors.in_line(name)}: there is no such flag; {hint}set a field '
+                            'of the config by --config.FIELD=VALUE')
 
 
 def _namesakes(name: str) -> str:
-  """Returns `did you mean config.x.name or config.y.name? `, or nothing where there are none."""
+  """Returns 'did you mean config.x.name or config.y.name? ', or '' if no field has this name."""
   group, _, key = name.rpartition('.')
-  found = [field for field, declared in FIELDS.items()
-           if field.rpartition('.')[2] == key and not isinstance(declared.kind, Group)]
-  nearer = [field for field in found if field.partition('.')[0] == group.partition('.')[0]]
-  fields = ' or '.join(f'config.{field}' for field in nearer or found)
+  same_key = [field for field, declared in FIELDS.items()
+              if field.rpartition('.')[2] == key and not isinstance(declared.kind, Group)]
+  nearer = [field for field in same_key if field.partition('.')[0] == group.partition('.')[0]]
+  fields = ' or '.join(f'config.{field}' for field in nearer or same_key)
   return f'did you mean {fields}? ' if fields else ''
 
 
@@ -148,13 +153,13 @@ def _reason(error: Exception) -> str:
   last = text.split('\n')[-1].strip()
   if isinstance(error, OSError):
     return f'--config: the config file cannot be read: {last}'
-  if 'Traceback' in text:  # ml_collections puts that of the config file into the message.
+  if 'Traceback' in text:  # ml_collections puts the traceback of the config file into its message.
     return last.removeprefix('kdih.errors.ConfigError: ')
   return text if isinstance(error, flags.Error) else f'--config: {type(error).__name__}: {text}'
 
 
 def _set(config: ml_collections.ConfigDict, override: _Override) -> None:
-  """Sets the field that an override names to the value that it gives, which is checked later."""
+  """Sets a field to the value of an override, which is checked later."""
   name, text = override
   setting = f'config.{errors.in_line(name)}'
   field = FIELDS.get(name)
@@ -169,31 +174,32 @@ def _set(config: ml_collections.ConfigDict, override: _Override) -> None:
     _assign(group, key, _own_value(group.get(key), text))
   else:
     _assign(group, key, FIELDS[name].kind.read(setting, text))
+  logger.debug(f'{setting} = {group[key]!r}')
 
 
 def _no_field(name: str, setting: str) -> errors.ConfigError:
   if re.fullmatch(r'methods(\.[^.]+)?', name) or any(
       field.startswith(f'{name}.') or field == name for field in FIELDS):
-    return errors.ConfigError(f'{setting}: holds fields of its own; {_namesakes(name)}set each of '
-                              f'them, by --{setting}.FIELD=VALUE')
+    return errors.ConfigError(f'{setting}: is a group of fields; {_namesakes(name)}set one of its '
+                              f'fields by --{setting}.FIELD=VALUE')
   group, _, key = name.rpartition('.')
   siblings = [field for field in FIELDS if field.startswith(f'{group}.')]
   hint = _namesakes(name) or (
       errors.closest(key, (field.rpartition('.')[2] for field in siblings)) if siblings
       else errors.closest(name, FIELDS))
   if not hint and group in ('teacher', 'student'):
-    hint = f'an argument of the model is set by --config.{group}.kwargs.{key}=VALUE; '
+    hint = f'set an argument of the model by --config.{group}.kwargs.{key}=VALUE; '
   return errors.ConfigError(f'{setting}: there is no such field; {hint}kdih/config/README.md lists '
-                            'all')
+                            'all fields')
 
 
 def _own_value(before: Any, text: str) -> Any:
-  """Returns what a text says of a field of the user's own, of the type that it has by now."""
+  """Returns the value of a user's own field, if possible of the type of its previous value."""
   value = read_plain(text)
   if isinstance(before, str) and not isinstance(value, tuple):
     return Text().read('', text)
   if isinstance(before, float) and isinstance(value, bool):
-    return text  # A ConfigDict would make a number of it.
+    return text  # A ConfigDict would convert the bool to a number.
   if isinstance(before, tuple | list) and not isinstance(value, tuple):
     return (value,) if value != '' else ()
   return value
@@ -202,17 +208,17 @@ def _own_value(before: Any, text: str) -> Any:
 def _group(
     config: ml_collections.ConfigDict, names: Sequence[str], setting: str, make: bool = False
 ) -> ml_collections.ConfigDict:
-  """Returns the group of fields of these names, one in the other."""
+  """Returns the group of fields that nested names lead to; makes missing groups if `make`."""
   for depth, name in enumerate(names, 1):
     if make and name not in config:
       _assign(config, name, ml_collections.ConfigDict(type_safe=False))
     if name not in config:
-      raise errors.ConfigError(f'config.{".".join(names[:depth])}: is missing in the config file; '
-                               f'without it there is no {setting}')
+      raise errors.ConfigError(f'config.{".".join(names[:depth])}: is missing in the config file, '
+                               f'and {setting} cannot be set; add the group to the file')
     inner = config[name]
     if not isinstance(inner, ml_collections.ConfigDict):
       raise errors.ConfigError(f'config.{".".join(names[:depth])}: is {shown(inner)}; it must '
-                               'hold fields of its own')
+                               'be a group of fields')
     config = inner
   return config
 

@@ -1,4 +1,4 @@
-"""A config without ml_collections, for programs that have no command line of overrides."""
+"""A config without ml_collections, for programs that take no overrides on a command line."""
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from kdih.config.schema import nested
 
 
 class Plain(dict[str, Any]):
-  """A config that is used as an `ml_collections.ConfigDict` is: `config.student.train.length`."""
+  """A config with the interface of `ml_collections.ConfigDict`: `config.student.train.length`."""
 
   def __getattr__(self, name: str) -> Any:
     try:
@@ -20,20 +20,20 @@ class Plain(dict[str, Any]):
     self[name] = value
 
   def copy_and_resolve_references(self) -> 'Plain':
-    """Returns a copy; there are no references."""
+    """Returns a deep copy; a `Plain` has no references."""
     return _plain(self.to_dict())
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns the same as dicts."""
+    """Returns a deep copy as nested dicts."""
     return {name: value.to_dict() if isinstance(value, Plain) else copy.deepcopy(value)
             for name, value in self.items()}
 
 
 def config(overrides: Mapping[str, Any], recipe: str = 'paper') -> Plain:
-  """Returns the defaults of a recipe, with overrides such as {'student.name': 'resnet8'}.
+  """Returns the defaults of a recipe, changed by overrides such as {'student.name': 'resnet8'}.
 
   Raises:
-    KeyError: no such field.
+    KeyError: there is no such field.
   """
   values = fields.of_recipe(recipe)
   methods = {'methods': method_presets.methods(recipe)}

@@ -1,4 +1,4 @@
-"""The recipes: in which defaults they differ. And how a config shrinks to a smoke test."""
+"""The recipes, which differ in a few defaults, and the reduction of a config to a smoke test."""
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -7,16 +7,16 @@ from kdih import errors
 if TYPE_CHECKING:
   import ml_collections
 
-# Of each recipe, `train`: how phases train (fields of `config.<phase>.train`); and `logits`: how
-# labels and a teacher's logits are weighted (options of `config.methods`).
+# {recipe: {'train': fields of every `config.<phase>.train`, 'logits': the weights of the labels and
+# of a teacher's logits, which are options of `config.methods`}}.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    # The DIH code's.
+    # The recipe of the DIH code.
     'paper': {
         'train': dict(length=200.0, learning_rate=0.1, milestones=(60.0, 120.0, 180.0), decay=0.2,
                       nesterov=True),
         'logits': dict(alpha=0.1, temperature=5.0),
     },
-    # That of RepDistiller and mdistiller.
+    # The recipe of RepDistiller and mdistiller.
     'repdistiller': {
         'train': dict(length=240.0, learning_rate=0.05, milestones=(150.0, 180.0, 210.0), decay=0.1,
                       nesterov=False),
@@ -26,14 +26,14 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def get(name: str) -> Mapping[str, dict[str, Any]]:
-  """Returns the entry of `RECIPES`; raises ConfigError where there is none."""
+  """Returns an entry of `RECIPES`; raises ConfigError if there is none of this name."""
   if name not in RECIPES:
     raise errors.unknown('recipe', name, RECIPES)
   return RECIPES[name]
 
 
 def run_local(config: 'ml_collections.ConfigDict') -> None:
-  """Shrinks `config` in place to a smoke test: small models, a slice of the data, few steps."""
+  """Reduces `config` in place to a smoke test: small models, a slice of the data, four steps."""
   config.data.train_split += '[:256]'
   config.data.test_split += '[:128]'
   config.data.eval_global_batch_size = 64

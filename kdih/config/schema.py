@@ -1,9 +1,9 @@
-"""What a field of the config is, and what changing it means.
+"""The declaration of a config field: default, values, and what a change of the field means.
 
-`fields.FIELDS` declares every field once; what a run may change when it resumes, which runs a
-report averages, and what a cache of teachers' outputs was made with are read from there.
+`fields.FIELDS` declares every field once. From these declarations follow the fields that a run may
+change when it resumes, the runs that a report averages, and the description of a teacher cache.
 
-A config is a nested dict here, as a manifest holds it, or a flat one: {'data.name': 'digits'}.
+A config is a nested dict here, as a manifest holds it, or a flat dict: {'data.name': 'digits'}.
 """
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -12,33 +12,33 @@ from typing import Any
 from kdih.config.values import Kind
 
 Flat = dict[str, Any]
-# Of a value, and of all fields of its config, to what is compared in its place.
+# A function (value, all fields of the config) -> the value that is compared in its place.
 Compared = Callable[[Any, Mapping[str, Any]], Any]
 
 FREE, FIXED, SAME, BY_TEACHER = 'free', 'fixed', 'same', 'by the teacher'
-OUTPUTS, TAPS = 'outputs', 'taps'  # The caches: of what teachers say, of features at the taps.
+OUTPUTS, TAPS = 'outputs', 'taps'  # The caches: logits or soft labels, and features at the taps.
 CACHES = (OUTPUTS, TAPS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Field:
-  """One field.
+  """The declaration of a field.
 
   Attributes:
-    default: after the paper's recipe.
-    kind: of its values.
-    doc: what it does, for people.
-    resume: `FIXED` where a run resumes with the same value only; `FREE` where it may change; or
-      what of the value must stay.
-    averaged: `SAME` where runs are averaged that have the same value only; `FREE` where it may
-      differ; `BY_TEACHER` where it does all it does through the teacher, whose fingerprint is
-      compared; or what of the value must be the same.
-    caches: those of `CACHES` that are of no use under another value.
-    cached: what of the value counts for that; all of it where this is None.
-    student_only: whether teacher and heads do not depend on it; a function of all fields of the
-      config where these decide.
-    described: whether exported variables tell it of the data set that they are of.
-    varies: whether the runs of one sweep differ in it.
+    default: the default by the paper's recipe.
+    kind: the values that it accepts.
+    doc: its documentation.
+    resume: `FIXED` if a run can resume only with the same value, `FREE` if the value may change,
+      or a function that returns what is compared.
+    averaged: `SAME` if only runs with the same value are averaged, `FREE` if the values may differ,
+      `BY_TEACHER` if the field has an effect only through the teacher, whose fingerprint is
+      compared, or a function that returns what is compared.
+    caches: those of `CACHES` that depend on the field.
+    cached: returns what is compared for a cache; None compares the value.
+    student_only: whether only students depend on the field; a function of all fields of the config
+      if that depends on other fields.
+    described: whether the field is stored with exported variables, as a description of their data.
+    varies: whether the runs of one sweep may differ in the field.
   """
 
   default: Any
@@ -57,7 +57,7 @@ Fields = Mapping[str, Field]
 
 
 def flat(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """Yields (name, value) of every leaf of a nested config; names are joined by dots."""
+  """Yields (name, value) of every leaf of a nested config; a name joins its keys by dots."""
   for key, value in config.items():
     if isinstance(value, dict):
       yield from flat(value, f'{prefix}{key}.')
@@ -66,7 +66,7 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any
 
 
 def nested(config: Flat) -> dict[str, Any]:
-  """Returns a flat config as nested dicts."""
+  """Returns the nested dicts of a flat config."""
   tree: dict[str, Any] = {}
   for name, value in config.items():
     *groups, key = name.split('.')
@@ -78,7 +78,7 @@ def nested(config: Flat) -> dict[str, Any]:
 
 
 def field_of(fields: Fields, name: str) -> Field | None:
-  """Returns the field that a leaf belongs to: 'student.kwargs.width' to 'student.kwargs'."""
+  """Returns the field of a leaf: that of 'student.kwargs' for 'student.kwargs.width'."""
   while name not in fields and '.' in name:
     name = name.rpartition('.')[0]
   return fields.get(name)

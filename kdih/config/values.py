@@ -1,4 +1,4 @@
-"""Kinds of values: which a setting may have, and how one is read from a command line."""
+"""Kinds of values: which values a setting accepts, and how they are read from a command line."""
 import ast
 import ctypes
 import dataclasses
@@ -9,33 +9,33 @@ from typing import Any
 
 from kdih import errors
 
-_SMALLEST = 2.0**-126  # The smallest normal number in float32; XLA takes smaller ones for 0.
+_SMALLEST = 2.0**-126  # The smallest normal number in float32. XLA treats smaller ones as 0.
 _INT32 = 2**31 - 1
 _BRACKETS = {'(': ')', '[': ']'}  # Around a tuple.
 
 
 class Kind:
-  """What the values of a setting are."""
+  """The values that a setting accepts."""
 
   def check(self, setting: str, value: Any) -> None:
-    """Raises ConfigError, which names the setting and what it must be, for any other value."""
+    """Raises ConfigError, which names the setting, if it does not accept the value."""
     raise NotImplementedError
 
   def read(self, setting: str, text: str) -> Any:
-    """Returns the value that a command line gives as `text`; not yet checked.
+    """Returns the value that `text` on a command line stands for, which is not checked yet.
 
     Raises:
-      ConfigError: the text cannot be one.
+      ConfigError: the text does not stand for a value of this kind.
     """
     raise NotImplementedError
 
   def canonical(self, value: Any) -> Any:
-    """Returns the same for values that mean the same, such as 1 and 1.0."""
+    """Returns the value in the form in which equal values are identical: 1.0 for 1 and for 1.0."""
     return value
 
   @property
   def words(self) -> str:
-    """Says what a value must be: '<the setting> must be ...'."""
+    """Returns the end of the sentence 'The setting must be ...'."""
     raise NotImplementedError
 
 
@@ -44,12 +44,10 @@ class Flag(Kind):
   """True or False."""
 
   def check(self, setting, value):
-    """See `Kind`."""
     if not isinstance(value, bool):
       raise _wrong(setting, value, self)
 
   def read(self, setting, text):
-    """See `Kind`."""
     known = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
     if text.strip().lower() not in known:
       raise _wrong(setting, text, self)
@@ -57,7 +55,6 @@ class Flag(Kind):
 
   @property
   def words(self):
-    """See `Kind`."""
     return 'True or False'
 
 
@@ -69,27 +66,24 @@ class Whole(Kind):
   high: int = _INT32
 
   def check(self, setting, value):
-    """See `Kind`."""
     if isinstance(value, bool) or not isinstance(value, int) or not self.low <= value <= self.high:
       raise _wrong(setting, value, self)
 
   def read(self, setting, text):
-    """See `Kind`."""
     if not re.fullmatch(r'[+-]?[0-9]{1,400}', text.strip()):
       raise _wrong(setting, text, self)
     return int(text)
 
   @property
   def words(self):
-    """See `Kind`."""
     return f'a whole number from {_short(self.low)} to {_short(self.high)}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Number(Kind):
-  """A number from `low` to `high` as float32 holds it, these two included unless they are open.
+  """A number between `low` and `high` in float32; a bound is included unless it is open.
 
-  What float32 takes for infinity counts as that; what it takes for 0 without being it is none.
+  A number that overflows float32 counts as infinity. One that underflows to 0 is refused.
   """
 
   low: float
@@ -98,7 +92,6 @@ class Number(Kind):
   open_high: bool = False
 
   def check(self, setting, value):
-    """See `Kind`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise _wrong(setting, value, self)
     _check_not_tiny(setting, value)
@@ -108,28 +101,25 @@ class Number(Kind):
       raise _wrong(setting, value, self)
 
   def read(self, setting, text):
-    """See `Kind`."""
     try:
       return float(text if text.isascii() and '_' not in text else '')
     except ValueError:
       raise _wrong(setting, text, self) from None
 
   def canonical(self, value):
-    """See `Kind`."""
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
   @property
   def words(self):
-    """See `Kind`."""
     low, high = _short(self.low), _short(self.high)
     if not (self.open_low or self.open_high):
       return f'a number from {low} to {high}'
-    return (f'a number {"above" if self.open_low else "at least"} {low} and '
+    return (f'a number {"above" if self.open_low else "of at least"} {low} and '
             f'{"below" if self.open_high else "at most"} {high}')
 
 
 def float32(number: float) -> float:
-  """Returns what float32 holds of a number: 0 of a tiny one, infinity of a huge one."""
+  """Returns a number rounded to float32: 0 if it underflows, infinity if it overflows."""
   try:
     single = ctypes.c_float(number).value
   except OverflowError:  # An int beyond float64.
@@ -139,8 +129,8 @@ def float32(number: float) -> float:
 
 def _check_not_tiny(setting: str, number: float) -> None:
   if number and not float32(number):
-    raise errors.ConfigError(f'{setting}: is {shown(number)}, which float32 takes for 0; give '
-                             'another number')
+    raise errors.ConfigError(f'{setting}: is {shown(number)}, which is 0 in float32; set it to 0 '
+                             'or to a larger number')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,43 +140,37 @@ class Choice(Kind):
   names: tuple[str, ...]
 
   def check(self, setting, value):
-    """See `Kind`."""
     if not isinstance(value, str):
       raise _wrong(setting, value, self)
     if value not in self.names:
       raise errors.unknown(setting, value, self.names)
 
   def read(self, setting, text):
-    """See `Kind`."""
     del setting
     return _unquoted(text)
 
   @property
   def words(self):
-    """See `Kind`."""
     return 'one of ' + ', '.join(map(repr, self.names))
 
 
 @dataclasses.dataclass(frozen=True)
 class Text(Kind):
-  """A text, of the form of a regular expression where one is given; `form` says it in words."""
+  """A string that matches the regular expression `pattern`, which `form` describes in words."""
 
   pattern: str = r'[^\0]*'
-  form: str = 'a text'
+  form: str = 'a string'
 
   def check(self, setting, value):
-    """See `Kind`."""
     if not (isinstance(value, str) and re.fullmatch(self.pattern, value, re.DOTALL)):
       raise _wrong(setting, value, self)
 
   def read(self, setting, text):
-    """See `Kind`."""
     del setting
     return _unquoted(text)
 
   @property
   def words(self):
-    """See `Kind`."""
     return self.form
 
 
@@ -196,103 +180,94 @@ NAME = Text(r'[^\0]+', 'a name')
 
 @dataclasses.dataclass(frozen=True)
 class Many(Kind):
-  """Several values of one kind, as a tuple: at least `least`, none of them twice if `distinct`."""
+  """A tuple of at least `least` values of one kind, which all differ if `distinct`."""
 
   kind: Kind
   least: int = 0
   distinct: bool = False
 
   def check(self, setting, value):
-    """See `Kind`."""
     if not isinstance(value, tuple | list):
-      raise errors.ConfigError(f'{setting}: is {shown(value)}; it must be {self.words}; one alone '
-                               'is written (VALUE,)')
+      raise errors.ConfigError(f'{setting}: is {shown(value)}; it must be {self.words}; write a '
+                               'single value as (VALUE,)')
     for item in value:
       self.kind.check(setting, item)
     if len(value) < self.least:
-      raise errors.ConfigError(f'{setting}: is {shown(tuple(value))}; name {self.least} or more')
+      raise errors.ConfigError(
+          f'{setting}: is {shown(tuple(value))}; it must hold {self.least} or more values')
     if self.distinct and len(set(value)) < len(value):
       raise errors.ConfigError(
-          f'{setting}: is {shown(tuple(value))}; name each wanted one once')
+          f'{setting}: is {shown(tuple(value))}; it must hold every value only once')
 
   def read(self, setting, text):
-    """See `Kind`; brackets around all may be left out."""
+    """Reads values between commas, with or without brackets around them."""
     return tuple(self.kind.read(setting, part) for part in split(_without_brackets(text)) if part)
 
   def canonical(self, value):
-    """See `Kind`."""
     return list(map(self.kind.canonical, value)) if isinstance(value, tuple | list) else value
 
   @property
   def words(self):
-    """See `Kind`."""
-    return f'a tuple, each {self.kind.words}'
+    return f'a tuple, each value {self.kind.words}'
 
 
 @dataclasses.dataclass(frozen=True)
 class OneOrMany(Kind):
-  """One value of a kind, or a tuple of several."""
+  """A value of a kind, or a tuple of values of this kind."""
 
   kind: Kind
 
   def check(self, setting, value):
-    """See `Kind`."""
     if isinstance(value, tuple | list):
       Many(self.kind, least=1).check(setting, value)
     else:
       self.kind.check(setting, value)
 
   def read(self, setting, text):
-    """See `Kind`."""
     several = len(split(text)) > 1 or text.strip()[:1] in _BRACKETS
     return (Many(self.kind) if several else self.kind).read(setting, text)
 
   def canonical(self, value):
-    """See `Kind`."""
     return (Many(self.kind) if isinstance(value, tuple | list) else self.kind).canonical(value)
 
   @property
   def words(self):
-    """See `Kind`."""
-    return f'{self.kind.words}, or a tuple of such'
+    return f'{self.kind.words}, or a tuple of such values'
 
 
 @dataclasses.dataclass(frozen=True)
 class Group(Kind):
-  """Fields of one's own, by name: numbers, texts, tuples and groups of such."""
+  """A group of fields that the user names: numbers, strings, and tuples and groups of these."""
 
   def check(self, setting, value):
-    """See `Kind`; `value` is a dict."""
+    """Checks a dict."""
     if not isinstance(value, dict):
-      raise errors.ConfigError(f'{setting}: is {shown(value)}; it must hold fields of its own')
+      raise errors.ConfigError(f'{setting}: is {shown(value)}; it must be a group of fields')
     check_plain(setting, value)
 
   @property
   def words(self):
-    """See `Kind`."""
-    return 'fields of your own, by name'
+    return 'a group of fields with names of your choice'
 
 
 @dataclasses.dataclass(frozen=True)
 class Plain(Kind):
-  """Whatever JSON can keep, and float32 its numbers."""
+  """Any value that JSON can represent and whose numbers float32 can represent."""
 
   def check(self, setting, value):
-    """See `Kind`."""
     check_plain(setting, value)
 
   @property
   def words(self):
-    """See `Kind`."""
-    return 'a number, a text, or a tuple of such'
+    return 'a number, a string, or a tuple of these'
 
 
 def check_plain(setting: str, value: Any) -> None:
-  """Raises ConfigError unless JSON can keep the value, and float32 its numbers."""
+  """Raises ConfigError unless JSON can represent the value, and float32 its numbers."""
   if isinstance(value, dict):
     for key, item in value.items():
       if not isinstance(key, str):
-        raise errors.ConfigError(f'{setting}: {shown(key)} is no name; it must be a text')
+        raise errors.ConfigError(f'{setting}: the key {shown(key)} must be a string; rename it')
       check_plain(f'{setting}.{errors.in_line(key)}', item)
   elif isinstance(value, tuple | list):
     for item in value:
@@ -304,12 +279,13 @@ def check_plain(setting: str, value: Any) -> None:
     if not math.isfinite(float32(value)):
       raise errors.ConfigError(f'{setting}: is {shown(value)}; it must be finite in float32')
   elif not (value is None or isinstance(value, bool | int | str)):
-    raise errors.ConfigError(f'{setting}: {shown(value)} is neither a number, nor a text, nor a '
-                             'tuple or group of such')
+    raise errors.ConfigError(f'{setting}: is {shown(value)}; it must be a number, a string, or a '
+                             'tuple or group of these')
 
 
 def read_plain(text: str) -> Any:
-  """Returns what a text says of which the kind is unknown: a number, a flag, a tuple, or itself."""
+  """Returns the value that a text most likely stands for: a number, a bool, None, a tuple of such
+  values, or the text itself."""
   parts = split(text)
   if len(parts) > 1:
     return tuple(map(read_plain, parts))
@@ -328,7 +304,7 @@ def read_plain(text: str) -> Any:
 
 
 def split(text: str) -> list[str]:
-  """Returns the parts between commas, without spaces around; brackets and quotes hold together."""
+  """Returns the stripped parts between commas; commas within brackets or quotes do not separate."""
   parts, depth, quote, escaped = [''], 0, '', False
   for character in text:
     if quote:
@@ -354,7 +330,7 @@ def _without_brackets(text: str) -> str:
 
 
 def _unquoted(text: str) -> str:
-  """Returns what quotes around a whole text hold, or the text."""
+  """Returns the string within the quotes if the whole text is quoted, else the text."""
   text = text.strip()
   if len(text) > 1 and text[0] == text[-1] and text[0] in '\'"':
     try:
@@ -366,7 +342,7 @@ def _unquoted(text: str) -> str:
 
 
 def _short(number: float) -> str:
-  """Returns a bound as people write it: 2147483647 is 2^31 - 1, and 1e-06 is 1e-6."""
+  """Returns a bound in its usual form: '2^31 - 1' for 2147483647, and '1e-6' for 1e-06."""
   if isinstance(number, int):
     power = (number + 1).bit_length() - 1
     return f'2^{power} - 1' if power >= 31 and number + 1 == 1 << power else str(number)
@@ -374,7 +350,7 @@ def _short(number: float) -> str:
 
 
 def shown(value: Any) -> str:
-  """Returns a value as a message shows it: in one line, and short."""
+  """Returns a value as a message shows it: in one line and abbreviated."""
   return errors.in_line(reprlib.repr(value))
 
 

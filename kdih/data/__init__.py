@@ -1,5 +1,5 @@
 """Image sets: finding and preparing them, splits, the seeded order, augmentation, loaders.
 
-What reads and prepares data sets (`datasets`, `source`, `selection`, `sizes`, `identity`,
-`duplicates`) imports TFDS; the rest does not.
+The modules that read and prepare data sets (`datasets`, `image_folder`, `source`, `selection`,
+`sizes`, `identity`, `duplicates`) import TFDS; the others do not.
 """

@@ -1,4 +1,4 @@
-"""From stored pixels to what a model sees: crop, flip, normalise, inside the compiled step."""
+"""Preprocessing of uint8 images for a model: crop, flip and normalise, in the compiled step."""
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
   import ml_collections
 
 
-# As numpy calls them, by `choices.PADDING_MODES`.
+# numpy's names of `choices.PADDING_MODES`.
 PAD_MODES = {'zeros': 'constant', 'reflect': 'reflect'}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocess:
-  """Makes of uint8 images what a model sees; see `make_preprocess`.
+  """Normalisation of uint8 images, after a random crop and flip if there is a key.
 
-  The augmentation shows an image in `num_views` ways: the number of a view is
-  (top * (2 padding + 1) + left) * 2 + flipped, or without the flip top * (2 padding + 1) + left.
+  An image has `num_views` views. The number of a view is (top * (2 padding + 1) + left) * 2 +
+  flipped, or top * (2 padding + 1) + left if images are not flipped.
 
   Attributes:
-    mean: per channel, of images scaled to [0, 1].
-    std: likewise.
-    padding: pixels on each side, of which a crop takes away as many again.
+    mean: of each channel, for images scaled to [0, 1].
+    std: of each channel, for images scaled to [0, 1].
+    padding: pixels added on each side before a crop of the image's own size.
     padding_mode: one of `choices.PADDING_MODES`.
-    flip: mirror every second image.
-    fixed_views: draw from so many views of each image, always the same ones; 0 from all.
-    seed: of the choice of these.
+    flip: whether to mirror an image with probability 1/2.
+    fixed_views: the number of views of each image to draw from; 0 for all views.
+    seed: the seed by which the fixed views are chosen.
   """
 
   mean: tuple[float, ...]
@@ -42,12 +42,12 @@ class Preprocess:
 
   @property
   def num_views(self) -> int:
-    """In how many ways the augmentation can show an image."""
+    """Returns the number of different views of an image."""
     return self._side**2 * (2 if self.flip else 1)
 
   @property
   def num_slots(self) -> int:
-    """How many of them are drawn from."""
+    """Returns the number of views of each image that are drawn from."""
     return self.fixed_views or self.num_views
 
   @property
@@ -55,21 +55,21 @@ class Preprocess:
     return 2 * self.padding + 1
 
   def __call__(self, images: jax.Array, index: jax.Array, key: jax.Array | None) -> jax.Array:
-    """Normalised images [batch, height, width, channels], with a `key` augmented ones.
+    """Returns normalised float32 images [batch, height, width, channels].
 
     Args:
       images: uint8 [batch, height, width, channels].
       index: int32 [batch], the images' numbers in their split.
-      key: for the step; see `draw`.
+      key: the step's key, by which views are drawn; see `draw`. None for no augmentation.
     """
     if key is None:
       return self.normalise(images)
     return self.view(images, self.number(index, self.draw(index, key)))
 
   def draw(self, index: jax.Array, key: jax.Array) -> jax.Array:
-    """The slot, int32 [batch], in which each image is seen: below `num_slots`.
+    """Draws a slot below `num_slots` for each image, int32 [batch].
 
-    It depends on `key` and the image's index alone: the same on any number of devices.
+    It depends on `key` and the image's index alone: it is the same on any number of devices.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
     return jax.vmap(self._draw_one)(keys)
@@ -87,7 +87,7 @@ class Preprocess:
     return number
 
   def number(self, index: jax.Array, slot: jax.Array) -> jax.Array:
-    """The number of the view, int32 [batch], that a slot of each image shows."""
+    """Returns the number of the view, int32 [batch], in a slot of each image."""
     if not self.fixed_views:
       return slot
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(self.seed), index)
@@ -95,7 +95,7 @@ class Preprocess:
     return jnp.take_along_axis(chosen, slot[:, None], 1)[:, 0]
 
   def view(self, images: jax.Array, number: jax.Array) -> jax.Array:
-    """Normalised views [batch, height, width, channels] of uint8 images by their number."""
+    """Returns normalised views [batch, height, width, channels] of uint8 images by number."""
     return self.normalise(jax.vmap(self._view_one)(images, number))
 
   def _view_one(self, image: jax.Array, number: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ class Preprocess:
     return image
 
   def normalise(self, images: jax.Array) -> jax.Array:
-    """`(image / 255 - mean) / std` in float32."""
+    """Returns `(image / 255 - mean) / std` in float32."""
     shift, scale = (np.asarray(x, np.float32).reshape(1, 1, 1, -1) for x in (self.mean, self.std))
     return (images.astype(jnp.float32) / 255.0 - shift) / scale
 
@@ -119,20 +119,17 @@ def make_preprocess(
     *, mean: Sequence[float], std: Sequence[float], padding: int, padding_mode: str, flip: bool,
     fixed_views: int = 0, seed: int = 0,
 ) -> Preprocess:
-  """Returns `preprocess(images, index, key)`; the arguments are the fields of `Preprocess`.
-
-  It takes uint8 [batch, height, width, channels] and int32 [batch], and gives float32 images of
-  the same shape, `(image / 255 - mean) / std`. With a `key` they are augmented first, each by a
-  key of its own that depends on `key` and its index alone: the same on any number of devices.
-  """
-  return Preprocess(tuple(mean), tuple(std), padding, padding_mode, flip, fixed_views, seed)
+  """Returns a `Preprocess`; mean and std may be any sequences."""
+  return Preprocess(
+      mean=tuple(mean), std=tuple(std), padding=padding, padding_mode=padding_mode, flip=flip,
+      fixed_views=fixed_views, seed=seed)
 
 
 def of_config(config: 'ml_collections.ConfigDict', fixed_views: int = 0) -> Preprocess:
-  """As `config.data` says, with all views or so many fixed ones of each image.
+  """Returns the `Preprocess` of `config.data`, with `fixed_views` views of each image or all.
 
-  Which these are depends on the image and `config.data.order_seed` alone, so that students of all
-  seeds see the same.
+  The choice of views depends on the image and on `config.data.order_seed` alone: it is the same for
+  students of all seeds.
   """
   fields = {key: config.data[key] for key in ('mean', 'std', 'padding', 'padding_mode', 'flip')}
   return make_preprocess(

@@ -1,19 +1,17 @@
-"""What has changed in a data set, in words."""
+"""Differences between two states of a data set, in words."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdih.data.spec import SPLITS
 
-_NAMED = 3  # Classes that a line names.
+_NAMED = 3  # The number of classes that a line names.
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """Returns what has changed between two results of `kdih.data.identity.identify`.
+  """Returns the changes from one result of `kdih.data.identity.identify` to another, as lines.
 
-  A plain line each, the most telling first.
-
-  What one of them does not know is not compared, and what a change brings along is not listed: a
-  new class means other names, and more images mean other pixels.
+  A part that is unknown on either side is not compared. Consequences of a listed change are left
+  out: a new class brings new names of files, and more images bring other pixels.
   """
   classes = _changed_classes(before.get('classes') or (), now.get('classes') or ())
   counts, contents = [], []

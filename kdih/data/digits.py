@@ -4,7 +4,7 @@ import tensorflow_datasets as tfds
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-  """1,797 digits of 8x8 grey levels, of UCI's test set; every fifth is a test image."""
+  """1,797 digits of 8x8 grey levels, from UCI's test set; every fifth is a test image."""
 
   VERSION = tfds.core.Version('1.0.0')
 

@@ -1,14 +1,13 @@
-"""Images of a folder that are there to train with and, under another name, to test with too."""
+"""A warning of images of a folder that are in both splits, whatever their names."""
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
 import ml_collections
-import numpy as np
-import tensorflow_datasets as tfds
 
-from kdih.data import datasets, selection
-from kdih.data.image_folder import ImageFolder
+from kdih.data import selection
+from kdih.data.datasets import DataSet
+from kdih.data.image_folder import ImageFile, ImageFolder
 
 logger = logging.getLogger(__name__)
 
@@ -16,13 +15,13 @@ _FIELDS = ('train_split', 'test_split')
 _END = 4096  # Bytes by which most images of one size differ.
 
 
-def say_shared(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> None:
-  """Says how many images to test with are, byte for byte, among those to train with, if any are.
+def warn_if_shared(builder: DataSet, data: ml_collections.ConfigDict) -> None:
+  """Warns of test images that are, byte for byte, among the train images of a folder.
 
-  Of other data sets than a folder of images nothing is said.
+  Data sets of other kinds are not examined.
 
   Args:
-    builder: from `datasets.open_builder`; the data set is prepared.
+    builder: from `datasets.open_builder`.
     data: `config.data`.
 
   Raises:
@@ -30,14 +29,13 @@ def say_shared(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDic
   """
   if not isinstance(builder, ImageFolder):
     return
-  prepared = datasets.reopen(builder)
-  infos = prepared.info.splits
-  alike = _alike(builder, [selection.parts(infos, field, data) for field in _FIELDS])
-  if not alike:
-    return
-  train, test = (_files(builder, prepared, field, data) for field in _FIELDS)
-  shared = {name: min(train.intersection(group)) for group in alike
-            if not train.isdisjoint(group) for name in test.intersection(group)}
+  alike = _alike(builder, [selection.parts(builder.info.splits, field, data) for field in _FIELDS])
+  train, test = ({file.name for file in builder.files(data[field])} for field in _FIELDS)
+  shared: dict[str, str] = {}
+  for group in alike:
+    names = {file.name for file in group}
+    if names & train:
+      shared |= dict.fromkeys(names & test, min(names & train))
   if shared:
     first, count = min(shared), len(shared)
     logger.warning(
@@ -45,41 +43,24 @@ def say_shared(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDic
         f'train, such as {first} ({shared[first]})')
 
 
-def _alike(builder: ImageFolder, folders: Sequence[Collection[str]]) -> list[list[str]]:
-  """Returns groups of files of one content, each with some of every set of folders."""
-  sizes = builder.sizes()
-  keys: tuple[Callable[[str], Hashable], ...] = (  # From the cheapest; most files differ early.
-      sizes.__getitem__,
-      lambda name: hashlib.sha256(builder.content(name, _END)).digest(),
-      lambda name: hashlib.sha256(builder.content(name)).digest())
-  groups = [list(sizes)]
+def _alike(builder: ImageFolder, folders: Sequence[Collection[str]]) -> list[list[ImageFile]]:
+  """Returns groups of files with one content; each has a file from every set of folders."""
+  keys: tuple[Callable[[ImageFile], Hashable], ...] = (  # The cheapest first; most differ early.
+      lambda file: file.size,
+      lambda file: hashlib.sha256(builder.content(file, _END)).digest(),
+      lambda file: hashlib.sha256(builder.content(file)).digest())
+  groups = [builder.all_files()]
   for key in keys:
-    groups = [found for group in groups for found in _grouped(group, key)
-              if len(found) > 1 and all(any(_folder(name) in wanted for name in found)
-                                        for wanted in folders)]
+    groups = [same for group in groups for same in _grouped(group, key)
+              if len(same) > 1 and all(any(file.name.partition('/')[0] in wanted for file in same)
+                                       for wanted in folders)]
   return groups
 
 
-def _grouped(names: Iterable[str], key: Callable[[str], Hashable]) -> Iterable[list[str]]:
-  groups: dict[Hashable, list[str]] = {}
-  for name in names:
-    groups.setdefault(key(name), []).append(name)
+def _grouped(
+    files: Iterable[ImageFile], key: Callable[[ImageFile], Hashable]
+) -> Iterable[list[ImageFile]]:
+  groups: dict[Hashable, list[ImageFile]] = {}
+  for file in files:
+    groups.setdefault(key(file), []).append(file)
   return groups.values()
-
-
-def _folder(name: str) -> str:
-  return name.partition('/')[0]
-
-
-def _files(builder: ImageFolder, prepared: tfds.core.DatasetBuilder, field: str,
-           data: ml_collections.ConfigDict) -> set[str]:
-  """Returns the files that `config.data.<field>` selects."""
-  files: set[str] = set()
-  for folder, chosen in selection.select(prepared.info.splits, field, data).items():
-    if chosen.all():
-      files.update(name for name in builder.sizes() if _folder(name) == folder)
-    elif chosen.any():  # Which these are, the copy tells, where they are in a mixed order.
-      examples = prepared.as_data_source(folder, decoders={'image': tfds.decode.SkipDecoding()})
-      files.update(f'{folder}/{examples[int(index)]["file"].decode()}'
-                   for index in np.flatnonzero(chosen))
-  return files

@@ -1,10 +1,10 @@
-"""What tells the content of a data set from another's, wherever it lies on disk."""
+"""The identity of a data set: digests by which its content is recognised, wherever it is stored."""
 from typing import Any
 
 import ml_collections
-import tensorflow_datasets as tfds
 
 from kdih.data import datasets, selection
+from kdih.data.datasets import DataSet
 from kdih.data.image_folder import ImageFolder
 from kdih.data.spec import SPLITS
 from kdih.data.splits import Splits
@@ -14,12 +14,12 @@ _SAMPLE = 64  # Images of a split whose pixels are compared.
 
 
 def identify(
-    builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict, splits: Splits
+    builder: DataSet, data: ml_collections.ConfigDict, splits: Splits
 ) -> dict[str, Any]:
-  """Returns what JSON can keep to recognise the data set by; see `kdih.data.changes`.
+  """Returns the identity of a data set, which JSON can store; see `kdih.data.changes`.
 
-  A copy of a data set is the same one, for neither its place nor times of modification count. Nor
-  does it matter in which file format TFDS keeps it, or in how many shards.
+  It is the same for a copy of the data set: it depends neither on the place nor on modification
+  times, nor on the file format and the number of shards of a TFDS data set.
 
   Args:
     builder: from `datasets.open_builder`.
@@ -27,29 +27,29 @@ def identify(
     splits: from `source.open_splits`.
 
   Returns:
-    {'classes': names in order, None if not known, 'splits': {'train', 'test': {'images', 'names',
-    'pixels'}}}. 'images' counts those of the split; 'names' is a digest of what it is cut from: the
-    paths and sizes of all files of its folders, or by TFDS's description the number of examples
-    and of bytes; 'pixels' is one of a few images, as they are read, and their labels.
+    {'classes': names in order, None if unknown, 'splits': {'train', 'test': {'images', 'names',
+    'pixels'}}}. 'images' is the number of images; 'names' is a digest of all the splits that this
+    one is cut from, which are described by the paths and sizes of their files, or by TFDS's numbers
+    of examples and bytes; 'pixels' is a digest of the decoded pixels and labels of a few images.
 
   Raises:
     DataError: an example is damaged.
   """
   prepared = datasets.reopen(builder)
-  sizes = builder.sizes() if isinstance(builder, ImageFolder) else None
   return {
       'classes': list(datasets.describe(prepared, data).classes) or None,
       'splits': {split: {
           'images': splits.size(split),
-          'names': digests.of_json(_stored(prepared, sizes, f'{split}_split', data)),
+          'names': digests.of_json(_stored(prepared, f'{split}_split', data)),
           'pixels': digests.of(splits.sample(split, _SAMPLE)),
       } for split in SPLITS}}
 
 
-def _stored(prepared: tfds.core.DatasetBuilder, sizes: dict[str, int] | None, field: str,
-            data: ml_collections.ConfigDict) -> dict[str, Any]:
+def _stored(prepared: DataSet, field: str, data: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns {name: size} of all that the split `config.data.<field>` is cut from."""
   infos = prepared.info.splits
   parts = selection.parts(infos, field, data)
-  if sizes is None:
-    return {name: [infos[name].num_examples, infos[name].num_bytes] for name in parts}
-  return {name: size for name, size in sizes.items() if name.partition('/')[0] in parts}
+  if isinstance(prepared, ImageFolder):
+    return {file.name: file.size
+            for file in prepared.all_files() if file.name.partition('/')[0] in parts}
+  return {name: [infos[name].num_examples, infos[name].num_bytes] for name in parts}

@@ -1,26 +1,171 @@
-"""Folders of image files, `split/class/*.jpg`, as a TFDS data set that is written once."""
-import hashlib
+"""A folder of image files, `SPLIT/CLASS/*.jpg`, as a data set that is read where it lies."""
+import dataclasses
 import os
 import pathlib
-import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import ml_collections
+import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import hashing
 
 from kdih import errors
 from kdih.data import images
+from kdih.data.spec import DataSpec
+from kdih.runtime.files import is_remote
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 _LAYOUT = 'images lie in SPLIT/CLASS/, such as train/cat/1.jpg'
 
-Classes = dict[str, list[pathlib.Path]]  # The image files of each class, sorted.
-Stats = dict[pathlib.Path, os.stat_result]
+Classes = dict[str, list[str]]  # The names of the image files of each class.
 
 
-def open_folder(data: ml_collections.ConfigDict) -> 'ImageFolder':
-  """Returns the builder for `config.data.folder` and the splits that `config.data` names.
+class ImageFile(NamedTuple):
+  """An image file as it was when its folder was opened.
+
+  Attributes:
+    name: 'SPLIT/CLASS/FILE'.
+    label: the number of its class.
+    size: in bytes.
+    modified: the time of its last modification, in nanoseconds.
+  """
+
+  name: str
+  label: int
+  size: int
+  modified: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+  """The attributes of a `tfds.core.DatasetInfo` that an `ImageFolder` has, too."""
+
+  features: tfds.features.FeaturesDict
+  splits: tfds.core.SplitDict
+
+
+class ImageFolder:
+  """Images of any size, read upright and as RGB; the classes are the names of their folders.
+
+  A split's images are in the order in which TFDS writes generated examples, by a hash of their
+  names: a slice such as 'train[:90%]' holds images of every class.
+
+  Args:
+    folder: absolute.
+    files: the names of the images of every split.
+    classes: the names of all classes, sorted.
+    image_size: height and width of all images; None where they differ.
+
+  Attributes:
+    info: features and splits, as of a TFDS builder.
+
+  Raises:
+    DataError: a file cannot be found.
+  """
+
+  name = 'image_folder'
+
+  def __init__(self, folder: pathlib.Path, files: dict[str, Classes], classes: Sequence[str],
+               image_size: tuple[int | None, int | None]):
+    labels = {name: label for label, name in enumerate(classes)}
+    self._folder = folder
+    self._files = {
+        split: [_stat(folder, name, labels[name.split('/')[1]]) for name in _mixed(split, found)]
+        for split, found in files.items()}
+    self.info = Info(
+        tfds.features.FeaturesDict({
+            'image': tfds.features.Image(shape=(*image_size, 3)),
+            'label': tfds.features.ClassLabel(names=classes)}),
+        tfds.core.SplitDict([
+            tfds.core.SplitInfo(name=split, shard_lengths=[len(found)], num_bytes=0)
+            for split, found in self._files.items()]))
+
+  def is_prepared(self) -> bool:
+    """Returns True: nothing has to be written before the images can be read."""
+    return True
+
+  def files(self, split: str) -> list[ImageFile]:
+    """Returns the files that a split selects, in order.
+
+    Args:
+      split: by TFDS's rules, such as 'train[:90%]+more'; see `selection.select` for its errors.
+    """
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(self.info.splits)
+    return [file for part in parts for file in self._files[part.splitname][part.from_:part.to]]
+
+  def all_files(self) -> list[ImageFile]:
+    """Returns the files of all splits."""
+    return [file for files in self._files.values() for file in files]
+
+  def content(self, file: ImageFile, last: int = 0) -> bytes:
+    """Reads a file, or its `last` bytes.
+
+    Raises:
+      DataError: the file was changed or removed, or cannot be read.
+    """
+    path = self._folder / file.name
+    try:
+      with path.open('rb') as stream:
+        now = os.fstat(stream.fileno())
+        if (now.st_size, now.st_mtime_ns) != (file.size, file.modified):
+          raise _changed(path)
+        stream.seek(max(file.size - last, 0) if last else 0)
+        return stream.read()
+    except FileNotFoundError:
+      raise _changed(path) from None
+    except OSError as error:
+      raise errors.DataError(
+          f'config.data.folder: {path} cannot be read ({errors.first_line(error)})') from error
+
+  def pixels(self, file: ImageFile) -> np.ndarray:
+    """Reads an image, uint8 [height, width, 3].
+
+    Raises:
+      DataError: the file was changed or removed, or is no image.
+    """
+    content = self.content(file)
+    try:
+      return images.decode_upright(content)
+    except Exception as error:  # PIL raises many kinds.
+      raise _no_image(self._folder / file.name) from error
+
+
+class FolderSplit:
+  """The images that a split selects, with random access; see `kdih.data.loaders.Examples`.
+
+  Args:
+    folder: the data set.
+    split: such as 'train[:90%]'.
+    spec: of the data set.
+  """
+
+  def __init__(self, folder: ImageFolder, split: str, spec: DataSpec):
+    self.spec = spec
+    self._folder = folder
+    self._files = folder.files(split)
+    self._labels = np.array([file.label for file in self._files], np.int32)
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads and resizes images. Raises DataError as `ImageFolder.pixels` does."""
+    batch = np.empty((len(indices), *self.spec.image_shape), np.uint8)
+    for row, index in enumerate(indices):
+      batch[row] = images.fit(self._folder.pixels(self._files[index]), self.spec.image_shape)
+    return batch, self._labels[indices]
+
+  def labels(self) -> np.ndarray:
+    """Returns the int32 labels of all images."""
+    return self._labels
+
+
+def open_folder(data: ml_collections.ConfigDict) -> ImageFolder:
+  """Lists the images in `config.data.folder`, in the splits that `config.data` names.
+
+  Hidden files and files of other kinds are left out. Unless `config.data.image_size` is set, the
+  header of every file is read to find out the size of all images.
 
   Raises:
     ConfigError: there is no such folder or split, or their classes do not fit together.
@@ -29,25 +174,21 @@ def open_folder(data: ml_collections.ConfigDict) -> 'ImageFolder':
   if not data.folder:
     raise errors.ConfigError('config.data.folder: is not set; name the folder that holds your '
                              f'images; {_LAYOUT}')
+  if is_remote(data.folder):
+    raise errors.ConfigError(f'config.data.folder: is {data.folder!r}, and images are read from a '
+                             'disk; copy the folder to one, or mount it')
   try:
     folder = pathlib.Path(data.folder).expanduser().absolute()
     train, test = (_splits(folder, field, data[field]) for field in ('train_split', 'test_split'))
-    files = {split: _list_split(folder / split) for split in dict.fromkeys((*train, *test))}
+    files = {split: _list_split(folder, split) for split in dict.fromkeys((*train, *test))}
   except (OSError, RuntimeError) as error:
     raise errors.ConfigError(
         f'config.data.folder: {data.folder} cannot be read ({errors.first_line(error)})') from error
   classes = sorted({label for split in train for label in files[split]})
   _check_classes(folder, train[0], classes, files)
-  stats = {path: _read(pathlib.Path.stat, path) for path in _all(files)}
-  try:
-    return ImageFolder(folder, files, stats, classes, data.data_dir or None)
-  except errors.DataError:
-    raise
-  except Exception as error:  # TFDS raises many kinds where its copy is damaged.
-    raise errors.DataError(
-        f'config.data.data_dir: what was prepared of {folder} is damaged '
-        f'({errors.first_line(error)}); remove image_folder/{_copy_name(folder, stats)} there, and '
-        'it is prepared anew') from error
+  paths = (folder / name for found in files.values() for names in found.values() for name in names)
+  return ImageFolder(
+      folder, files, classes, (None, None) if data.image_size else _common_size(paths))
 
 
 def _splits(folder: pathlib.Path, field: str, split: str) -> list[str]:
@@ -58,9 +199,9 @@ def _splits(folder: pathlib.Path, field: str, split: str) -> list[str]:
   folders = _folders(folder)
   for name in names:
     if name not in folders:
-      found = ', '.join(folders[:8] + ['...'] * (len(folders) > 8)) or 'no folders'
-      raise errors.ConfigError(
-          f'config.data.{field}: {name!r} is no folder of {folder}, which holds {found}; {_LAYOUT}')
+      present = ', '.join(folders[:8] + ['...'] * (len(folders) > 8)) or 'no folders'
+      raise errors.ConfigError(f'config.data.{field}: {name!r} is no folder of {folder}, which '
+                               f'holds {present}; {_LAYOUT}')
   return names
 
 
@@ -69,125 +210,65 @@ def _folders(folder: pathlib.Path) -> list[str]:
                 if path.is_dir() and not path.name.startswith('.'))
 
 
-def _list_split(folder: pathlib.Path) -> Classes:
-  files = {label: sorted(path for path in (folder / label).iterdir()
-                         if path.suffix.lower() in SUFFIXES and not path.name.startswith('.'))
-           for label in _folders(folder)}
-  for label, found in files.items():
-    if not found:
-      raise errors.ConfigError(f'config.data.folder: {folder / label} holds no image '
+def _list_split(folder: pathlib.Path, split: str) -> Classes:
+  files = {label: [f'{split}/{label}/{name}' for name in os.listdir(folder / split / label)
+                   if name.lower().endswith(SUFFIXES) and not name.startswith('.')]
+           for label in _folders(folder / split)}
+  for label, names in files.items():
+    if not names:
+      raise errors.ConfigError(f'config.data.folder: {folder / split / label} holds no image '
                                f'({", ".join(SUFFIXES)}); add some, or remove it; {_LAYOUT}')
   return files
 
 
 def _check_classes(
     folder: pathlib.Path, train: str, classes: Sequence[str], files: dict[str, Classes]) -> None:
-  for split, found in files.items():
-    for label in found:
+  for split, labels in files.items():
+    for label in labels:
       if label not in classes:
         raise errors.ConfigError(f'config.data.folder: {folder / split / label} is a class that '
                                  f'{folder / train} lacks; add images to train with, or remove it')
-    if not found:
+    if not labels:
       raise errors.ConfigError(f'config.data.folder: {folder / split} holds no classes; {_LAYOUT}')
   if len(classes) < 2:
     raise errors.ConfigError(f'config.data.folder: {folder / train} holds one class, '
                              f'{classes[0]!r}; at least two are needed; {_LAYOUT}')
 
 
-class ImageFolder(tfds.core.GeneratorBasedBuilder):
-  """Images of any size, turned upright and into RGB; classes are the folders' names, sorted.
-
-  It is written to `<data_dir>/image_folder/<name>-<digest>/`: the digest is of the folder's path
-  and of the name, size and modification time of every file, so that another folder, or a file
-  that has changed, is written anew. Files of other kinds and hidden ones are left out.
-
-  Args:
-    folder: absolute.
-    files: the images of every split.
-    stats: of each of them.
-    classes: all names of classes, sorted.
-    data_dir: TFDS's folder for data sets, None for its default.
-
-  Raises:
-    DataError: a file is no image.
-  """
-
-  VERSION = tfds.core.Version('1.0.0')
-
-  def __init__(self, folder: pathlib.Path, files: dict[str, Classes], stats: Stats,
-               classes: Sequence[str], data_dir: str | None):
-    self._folder = folder
-    self._files = files
-    self._stats = stats
-    self._classes = classes
-    config = tfds.core.BuilderConfig(
-        name=_copy_name(folder, stats), description=f'The images in {folder}.')
-    super().__init__(config=config, data_dir=data_dir)
-
-  def sizes(self) -> dict[str, int]:
-    """Returns {'SPLIT/CLASS/FILE': bytes} of every image, as found when the folder was opened."""
-    return {path.relative_to(self._folder).as_posix(): stat.st_size
-            for path, stat in self._stats.items()}
-
-  def content(self, name: str, last: int = 0) -> bytes:
-    """Reads a file that `sizes` names, or its `last` bytes. Raises DataError if it cannot."""
-    return _read(lambda path: _content(path, last), self._folder / name)
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    if self.is_prepared():  # Then the sizes need not be read again.
-      features = tfds.features.FeaturesDict.from_config(self.data_dir)
-    else:
-      features = tfds.features.FeaturesDict({
-          'image': tfds.features.Image(shape=(*_common_size(self._files), 3)),
-          'label': tfds.features.ClassLabel(names=self._classes),
-          'file': tfds.features.Text(),
-      })
-    return self.dataset_info_from_configs(features=features, supervised_keys=('image', 'label'))
-
-  def _split_generators(self, dl_manager):
-    del dl_manager
-    return {split: self._generate_examples(files) for split, files in self._files.items()}
-
-  def _generate_examples(self, files: Classes) -> Iterator:
-    for label, paths in files.items():
-      for path in paths:
-        name = f'{label}/{path.name}'
-        yield name, {'image': _read(_as_rgb, path), 'label': label, 'file': name}
+def _mixed(split: str, files: Classes) -> list[str]:
+  """Returns all files of a split, in the order in which TFDS would write them."""
+  hasher = hashing.Hasher(split)
+  return sorted((name for names in files.values() for name in names),
+                key=lambda name: hasher.hash_key(os.fsencode(name.partition('/')[2])))
 
 
-def _all(files: dict[str, Classes]) -> Iterator[pathlib.Path]:
-  return (path for classes in files.values() for paths in classes.values() for path in paths)
-
-
-def _copy_name(folder: pathlib.Path, stats: Stats) -> str:
-  name = re.sub(r'[^\w.-]', '_', folder.name)
-  digest = hashlib.sha256()  # Of paths, which are absolute, sizes and times of modification.
-  for path, stat in sorted(stats.items()):
-    digest.update(os.fsencode(path) + f'\0{stat.st_size} {stat.st_mtime_ns}\0'.encode())
-  return f'{name}-{digest.hexdigest()[:12]}'
-
-
-def _common_size(files: dict[str, Classes]) -> tuple[int | None, int | None]:
+def _common_size(paths: Iterable[pathlib.Path]) -> tuple[int | None, int | None]:
   """Returns height and width of all images, None if they differ; stops at the first that does."""
-  sizes = (_read(images.read_size, path) for path in _all(files))
+  sizes = (_read_size(path) for path in paths)
   first = next(sizes)
   return first if all(size == first for size in sizes) else (None, None)
 
 
-def _content(path: pathlib.Path, last: int) -> bytes:
-  with path.open('rb') as file:
-    if last:
-      file.seek(-min(last, os.fstat(file.fileno()).st_size), os.SEEK_END)
-    return file.read()
-
-
-def _as_rgb(path: pathlib.Path) -> bytes:
-  return images.to_rgb(path.read_bytes())
-
-
-def _read(read: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
+def _read_size(path: pathlib.Path) -> tuple[int, int]:
   try:
-    return read(path)
+    return images.read_size(path)
   except Exception as error:  # PIL raises many kinds.
-    raise errors.DataError(f'config.data.folder: {path} is damaged or no image; replace or remove '
-                           'it') from error
+    raise _no_image(path) from error
+
+
+def _stat(folder: pathlib.Path, name: str, label: int) -> ImageFile:
+  try:
+    stat = os.stat(folder / name)
+  except OSError as error:
+    raise _no_image(folder / name) from error
+  return ImageFile(name, label, stat.st_size, stat.st_mtime_ns)
+
+
+def _changed(path: pathlib.Path) -> errors.DataError:
+  return errors.DataError(f'config.data.folder: {path} was changed or removed while the program '
+                          'was running; run the same command again')
+
+
+def _no_image(path: pathlib.Path) -> errors.DataError:
+  return errors.DataError(
+      f'config.data.folder: {path} is damaged or no image; replace or remove it')

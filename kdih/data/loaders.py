@@ -1,7 +1,7 @@
-"""Two ways to bring the examples of a batch to the devices, alike in all but where they wait.
+"""Two loaders of examples: one keeps a split on the devices, one reads it batch by batch.
 
 A loader turns batches of indices (kdih.data.sampling) into `feeds`, one per step, that are split
-over the devices; `gather(resident, feed)`, called inside the compiled step, makes of a feed
+over the devices; `gather(resident, feed)`, called inside the compiled step, turns a feed into
 {'image': uint8 [batch, height, width, channels], 'label': int32 [batch], 'index', 'mask'}.
 """
 import itertools
@@ -17,66 +17,67 @@ from kdih.runtime import devices
 
 
 class Examples(Protocol):
-  """What the loaders need of a split, such as a `kdih.data.source.Source`."""
+  """A split with random access, such as a `kdih.data.source.Source`."""
 
   def __len__(self) -> int:
-    """How many there are."""
+    """Returns the number of examples."""
 
   def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images, uint8 [n, height, width, channels], and labels, int32 [n], of some examples."""
+    """Reads uint8 images [n, height, width, channels] and int32 labels [n] of examples."""
 
   def labels(self) -> np.ndarray:
-    """int32 labels of all."""
+    """Returns the int32 labels of all examples."""
 
 
 class Loader(Protocol):
-  """What the steps and the loop need of a loader."""
+  """A source of batches for the training loop and for evaluation.
 
-  resident: Any  # Arrays that stay on every device.
+  Attributes:
+    resident: a tree of arrays that stay on every device.
+  """
+
+  resident: Any
 
   def feeds(self, batches: Iterable[sampling.Batch]) -> Iterator[dict[str, np.ndarray]]:
-    """What a step needs from the host, for each of `batches`."""
+    """Yields the arrays that a step gets from the host, for each of `batches`."""
 
   def gather(self, resident: Any, feed: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The examples of a feed, inside the compiled step."""
+    """Returns the examples of a feed, inside the compiled step."""
 
 
 class MemoryLoader:
-  """Keeps the whole split as uint8 on every device; a step receives indices alone.
+  """A loader that keeps the whole split as uint8 on every device; a step gets indices alone.
 
-  Each process reads a part of it, and gets the others' from them.
+  Each process reads a part of the split and gets the other parts from the other processes.
   """
 
   def __init__(self, source: Examples):
     count, processes = len(source), devices.num_processes()
-    # Of all images, the last one repeated until the processes can share them evenly.
+    # The last image is repeated to make the parts of all processes equally large.
     indices = np.minimum(np.arange(-(-count // processes) * processes), count - 1)
-    mine = devices.share({'index': indices})['index']
-    images, labels = (devices.put_together(part)[:count] for part in source.read(mine))
+    mine = devices.local_slice({'index': indices})['index']
+    images, labels = (devices.all_processes(part)[:count] for part in source.read(mine))
     self.resident = devices.replicate({'image': images, 'label': labels})
 
   def feeds(self, batches):
-    """Passes the indices on."""
     return iter(batches)
 
   def gather(self, resident, feed):
-    """Looks the indices up in the resident arrays."""
     return {**feed, **{name: array[feed['index']] for name, array in resident.items()}}
 
 
 class StreamingLoader:
-  """Reads each batch when its turn comes, in parallel and ahead of the step, with tf.data."""
+  """A loader that reads batches in parallel and ahead of the step, with tf.data."""
 
   def __init__(self, source: Examples):
     self.resident: dict[str, Any] = {}
     self._source = source
 
   def feeds(self, batches):
-    """Adds images and labels to the batches of indices."""
-    import tensorflow as tf  # Takes seconds; the in-memory loader does without.
+    import tensorflow as tf  # Takes seconds; the in-memory loader does not need it.
 
     batches = iter(batches)
-    for first in batches:  # The first tells the shapes of all.
+    for first in batches:  # All batches have the shapes of the first.
       return self._stream(tf, itertools.chain([first], batches), first)
     return iter(())
 
@@ -104,8 +105,7 @@ class StreamingLoader:
       raise failures[0] if failures else error from None
 
   def gather(self, resident, feed):
-    """The feed holds the examples already."""
-    del resident
+    del resident  # The feed holds the examples.
     return feed
 
 
@@ -114,5 +114,5 @@ LOADERS: dict[str, Callable[[Examples], Loader]] = {
 
 
 def make_loader(name: str, source: Examples) -> Loader:
-  """The loader `name` ('memory' or 'streaming') over a split."""
+  """Returns the loader `name` ('memory' or 'streaming') of a split."""
   return LOADERS[name](source)

@@ -1,19 +1,19 @@
-"""Made images: random pixels and labels, where the time of a program matters and not its result."""
+"""Random images and labels, to time a program whose result does not matter."""
 import numpy as np
 
 from kdih.data.spec import DataSpec
 from kdih.data.splits import Splits
 
-_DIFFERENT = 256  # Images; more are these again, so that a large data set is made at once.
+_DIFFERENT = 256  # The number of different images; a larger data set repeats them.
 
 
 class MadeImages:
-  """Random images and labels of the shape and number of classes of a data set.
+  """Random images and labels; see `kdih.data.loaders.Examples`.
 
   Args:
-    spec: of the data set.
-    count: how many.
-    seed: of the pixels.
+    spec: the data set whose image shape and number of classes they have.
+    count: the number of examples.
+    seed: the seed of pixels and labels.
   """
 
   def __init__(self, spec: DataSpec, count: int, seed: int = 0):
@@ -25,17 +25,17 @@ class MadeImages:
     return len(self._labels)
 
   def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """See `kdih.data.loaders.Examples`."""
+    """Returns images and labels of examples."""
     return self._images[indices % len(self._images)], self._labels[indices]
 
   def labels(self) -> np.ndarray:
-    """Returns int32 labels of all."""
+    """Returns the int32 labels of all examples."""
     return self._labels
 
 
 def made_splits(
     spec: DataSpec, train: int, test: int = 1, seed: int = 0, loader: str = 'memory'
 ) -> Splits:
-  """Returns splits of so many made images; `loader` is one of `choices.LOADERS`."""
+  """Returns splits of `train` and `test` random images, read by one of `choices.LOADERS`."""
   return Splits({'train': MadeImages(spec, train, seed), 'test': MadeImages(spec, test, seed + 1)},
                 loader, spec.classes, quiet=True)

@@ -1,4 +1,4 @@
-"""Which examples make up which batch: the seeded order that both loaders follow."""
+"""The seeded order of examples, and their batches; both loaders follow it."""
 import functools
 from collections.abc import Iterator
 
@@ -15,10 +15,10 @@ def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 def train_batches(
     subset: np.ndarray, batch_size: int, seed: int, start: int, stop: int
 ) -> Iterator[Batch]:
-  """Batches of steps `start` to `stop - 1`: {'index': int32[batch]}.
+  """Yields the batches {'index': int32 [batch]} of the steps `start` to `stop - 1`.
 
   Epochs are seeded permutations of `subset`, laid end to end: every batch is full, and every
-  example is seen once an epoch. A step's batch depends on its number alone, not on `start`.
+  example occurs once in an epoch. A step's batch depends on its number alone, not on `start`.
   """
   for step in range(start, stop):
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
@@ -29,7 +29,7 @@ def train_batches(
 
 
 def eval_batches(subset: np.ndarray, batch_size: int) -> Iterator[Batch]:
-  """All of `subset` once, in order: {'index': int32[batch], 'mask': float32[batch]}.
+  """Yields `subset` once, in order, as batches {'index': int32 [batch], 'mask': float32 [batch]}.
 
   The last batch is filled up with examples whose mask is 0.
   """

@@ -1,5 +1,4 @@
-"""Which examples the splits of `config.data` select, known before any of them is read."""
-import collections
+"""The examples that the splits of `config.data` select, found out before any is read."""
 from collections.abc import Mapping
 
 import ml_collections
@@ -7,11 +6,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from kdih import errors
-from kdih.data.image_folder import ImageFolder
+from kdih.data.datasets import DataSet
 
-Infos = Mapping[str, tfds.core.SplitInfo]  # Of a data set, by the names of its splits.
+Infos = Mapping[str, tfds.core.SplitInfo]  # By the names of a data set's splits.
 
-# Images in the splits of what need not be prepared for an estimate.
+# The numbers of images of data sets that can be estimated before they are prepared.
 _KNOWN = {'digits': {'train': 1438, 'test': 359},
           'cifar10': {'train': 50000, 'test': 10000},
           'cifar100': {'train': 50000, 'test': 10000},
@@ -19,27 +18,24 @@ _KNOWN = {'digits': {'train': 1438, 'test': 359},
           'imagenet2012': {'train': 1281167, 'validation': 50000, 'test': 100000}}
 
 
-def known(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> Infos:
-  """Returns what is known of the data set's splits, be it prepared or not; {} if nothing."""
+def known(builder: DataSet) -> Infos:
+  """Returns the data set's splits, prepared or not; {} if their sizes are unknown."""
   if builder.info.splits:
     return builder.info.splits
-  sizes: Mapping[str, int] = _KNOWN.get(builder.name, {})
-  if isinstance(builder, ImageFolder):
-    sizes = collections.Counter(name.partition('/')[0] for name in builder.sizes())
   return {name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)
-          for name, size in sizes.items()}
+          for name, size in _KNOWN.get(builder.name, {}).items()}
 
 
 def select(
     infos: Infos, field: str, data: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
-  """Returns what `config.data.<field>`, such as 'train[:90%]+more', selects of each split.
+  """Returns which examples `config.data.<field>`, such as 'train[:90%]+more', selects.
 
   Returns:
-    {name: bool [examples]}, True for those that are selected.
+    {name of a split: bool [examples]}, True for the selected examples.
 
   Raises:
-    ConfigError: it cannot be read, selects nothing, or an example twice.
+    ConfigError: the setting cannot be read, or selects no example, or one twice.
   """
   split = data[field]
   try:
@@ -48,7 +44,8 @@ def select(
     if split.isidentifier():
       raise errors.unknown(f'config.data.{field}', split, infos) from None
     raise errors.ConfigError(f'config.data.{field}: {split!r} cannot be read '
-                             f'({errors.first_line(error)}); such as train[:90%]') from error
+                             f'({errors.first_line(error)}); give a split such as '
+                             'train[:90%]') from error
   times = {name: np.zeros(info.num_examples, int) for name, info in infos.items()}
   for part in slices:
     times[part.splitname][part.from_:part.to] += 1
@@ -58,12 +55,12 @@ def select(
                              'once; name each part once, such as train[:50%]+train[60%:]')
   selected = {name: count > 0 for name, count in times.items()}
   if not _total(selected.values()):
-    raise errors.ConfigError(f'config.data.{field}: {split!r} holds no images')
+    raise errors.ConfigError(f'config.data.{field}: {split!r} holds no images; choose more of it')
   return selected
 
 
 def parts(infos: Infos, field: str, data: ml_collections.ConfigDict) -> set[str]:
-  """Returns the splits that `config.data.<field>` selects from. Raises as `select` does."""
+  """Returns the splits that `config.data.<field>` is a part of. Raises as `select` does."""
   return {name for name, chosen in select(infos, field, data).items() if chosen.any()}
 
 
@@ -73,9 +70,9 @@ def size(infos: Infos, field: str, data: ml_collections.ConfigDict) -> int:
 
 
 def check(infos: Infos, data: ml_collections.ConfigDict) -> None:
-  """Raises ConfigError where the splits to train and test with share images, or as `select` does.
+  """Raises ConfigError if `train_split` and `test_split` share images, or as `select` does.
 
-  Of {} nothing is known, and nothing refused.
+  Accepts everything if `infos` is {}, because the splits are unknown then.
   """
   if not infos:
     return
@@ -84,8 +81,8 @@ def check(infos: Infos, data: ml_collections.ConfigDict) -> None:
   if shared:
     raise errors.ConfigError(
         f'config.data.test_split: {data.test_split!r} has {_images(shared)} in common with '
-        f'config.data.train_split {data.train_split!r}; to test with images that were not trained '
-        'with, choose splits that share none, such as train[:90%] and train[90%:]')
+        f'config.data.train_split {data.train_split!r}; choose splits that share none, such as '
+        'train[:90%] and train[90%:]')
 
 
 def _total(masks) -> int:

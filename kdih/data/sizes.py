@@ -1,22 +1,22 @@
-"""How many images there are to train, validate and test with, before the data set is prepared."""
+"""The numbers of images to train, validate and test with, before the data set is prepared."""
 import ml_collections
-import tensorflow_datasets as tfds
 
 from kdih.data import selection, source
+from kdih.data.datasets import DataSet
 from kdih.data.splits import split_validation
 
 
-def known(builder: tfds.core.DatasetBuilder, data: ml_collections.ConfigDict) -> dict[str, int]:
-  """Returns {'train', 'validation', 'test'}: images; {} where that is not known yet.
+def known(builder: DataSet, data: ml_collections.ConfigDict) -> dict[str, int]:
+  """Returns the numbers of images {'train', 'validation', 'test'}; {} if they are unknown yet.
 
   Raises:
-    ConfigError: a split cannot be read, or they share images.
+    ConfigError: a split cannot be read, or the splits share images.
   """
   if builder.is_prepared():
     splits = source.open_splits(builder, data)
     images = {split: splits.size(split) for split in ('train', 'test')}
   else:
-    infos = selection.known(builder, data)
+    infos = selection.known(builder)
     if not infos:
       return {}
     selection.check(infos, data)

@@ -1,14 +1,21 @@
-"""What models need to know of a data set."""
+"""The shape of the images of a data set, and its classes."""
 import dataclasses
 
-SPLITS = ('train', 'test')  # Of a data set, as `config.data` names their parts.
+SPLITS = ('train', 'test')  # The splits that `config.data.train_split` and `test_split` select.
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-  """A data set of images and classes."""
+  """A data set of images and classes.
+
+  Attributes:
+    name: as in `config.data.name`.
+    image_shape: height, width, channels.
+    num_classes: the number of classes.
+    classes: the names of the classes, in order; () if they are unknown.
+  """
 
   name: str
-  image_shape: tuple[int, int, int]  # Height, width, channels.
+  image_shape: tuple[int, int, int]
   num_classes: int
-  classes: tuple[str, ...] = ()  # Their names, in order; () where these are unknown.
+  classes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The splits of a data set as training reads them, and the validation set cut from one of them."""
+"""The train and test splits as training reads them, and the validation set cut from train."""
 import logging
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from kdih.runtime import devices
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_AT = 256  # Examples of a split that the streaming loader reads at the start.
+_LOOKED_AT = 256  # The number of examples of a split that the streaming loader checks.
 
 
 def split_validation(
@@ -20,8 +20,8 @@ def split_validation(
   """Cuts a validation set from a train split.
 
   Returns:
-    Sorted int32 indices of the examples to train with and of those to validate with,
-    `round(fraction * num_examples)` of them, drawn without replacement.
+    Sorted int32 indices of the examples to train with, and of the examples to validate with. The
+    latter are `round(fraction * num_examples)` examples, drawn without replacement.
   """
   order = np.random.default_rng(seed).permutation(num_examples).astype(np.int32)
   cut = round(fraction * num_examples)
@@ -29,13 +29,13 @@ def split_validation(
 
 
 class Splits:
-  """The splits of a data set, each read when first asked for and then kept.
+  """The splits of a data set; a loader is made when it is first needed and then kept.
 
   Args:
     sources: the 'train' and 'test' split.
-    loader: how they are read, one of `choices.LOADERS`.
-    classes: their names, in order; () where these are unknown.
-    quiet: whether nothing is said of what is read.
+    loader: the kind of loader, one of `choices.LOADERS`.
+    classes: the names of the classes, in order; () if they are unknown.
+    quiet: whether to log nothing.
   """
 
   def __init__(
@@ -48,20 +48,20 @@ class Splits:
     self._loaders: dict[str, Loader] = {}
 
   def check(self) -> None:
-    """Reads what there is to know before training.
+    """Checks the examples before training.
 
-    The in-memory loader reads every example of both splits; the streaming loader a few hundred,
-    spread evenly, and the others when their turn comes.
+    The in-memory loader reads every example of both splits. The streaming loader reads a few
+    hundred, spread evenly; it finds damage to the others only when it reads them.
 
     Raises:
-      DataError: an example is damaged, a label is none of the classes, or all images to train
-        with are of one class.
+      DataError: an example is damaged, a label is outside the classes, or all train
+        images are of one class.
     """
-    found = {split: self._look_at(split) for split in self._sources}
-    if _is_one(found['train']) and _is_one(self.labels('train')):
+    labels = {split: self._look_at(split) for split in self._sources}
+    if _is_one(labels['train']) and _is_one(self.labels('train')):
       raise errors.DataError(
           f'config.data.train_split: all {self.size("train"):,} images are of one class, number '
-          f'{found["train"][0]}; at least two are needed; choose more of the split')
+          f'{labels["train"][0]}; at least two are needed; choose more of the split')
 
   def _look_at(self, split: str) -> np.ndarray:
     """Returns the labels of the examples that `check` reads."""
@@ -70,7 +70,7 @@ class Splits:
     return self.sample(split, _LOOKED_AT)[1]
 
   def sample(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads images and labels of `count` examples, spread evenly, or of all; see `Examples`."""
+    """Reads images and labels of `count` examples, spread evenly, or of all if there are fewer."""
     chosen = np.linspace(0, self.size(split) - 1, min(count, self.size(split)))
     return self._sources[split].read(chosen.astype(int))
 
@@ -88,7 +88,7 @@ class Splits:
     return self._loaders[split]
 
   def labels(self, split: str) -> np.ndarray:
-    """Returns int32 labels of all images of a split."""
+    """Returns the int32 labels of all images of a split."""
     if split in self._loaders and 'label' in self._loaders[split].resident:
       return devices.to_host(self._loaders[split].resident['label'])
     return self._sources[split].labels()

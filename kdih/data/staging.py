@@ -1,62 +1,76 @@
-"""Prepared data sets on an object store, copied once to the local disk, where they can be read."""
+"""Copies of prepared data sets on an object store, kept on the local disk to be read from there."""
 import hashlib
 import logging
+import pathlib
 import shutil
-import uuid
-from collections.abc import Iterator
+import tempfile
 
 import filelock
-from etils import epath
+import fsspec
 
 from kdih import errors
 
 logger = logging.getLogger(__name__)
 
 
-def folder(data_dir: str) -> epath.Path:
-  """Returns the local folder for copies of the data sets in `data_dir`; it may not be there yet."""
-  digest = hashlib.sha256(data_dir.encode()).hexdigest()[:12]
-  return epath.Path('~/.cache/kdih/data').expanduser() / digest
+def stage(data_dir: str, name: str) -> str:
+  """Copies a data set to the local disk, unless a copy of the same files is there.
 
-
-def staged(data_dir: str, name: str) -> str:
-  """The local folder that holds a copy of a data set, as TFDS keeps it in `data_dir`.
+  The copy is made anew when the name, size or any property that the store lists of a file has
+  changed. Copies of earlier versions of the data set are then removed.
 
   Args:
     data_dir: address of a folder of TFDS data sets, such as gs://bucket/tfds.
-    name: of the data set; ':', '/' and what follows, its config or version, are left out.
+    name: of the data set, with or without a config and version.
+
+  Returns:
+    The local `data_dir` that holds the copy.
 
   Raises:
-    DataError: there is no such data set.
+    DataError: there is no such data set, or the store cannot be read.
   """
-  dataset = name.replace(':', '/').partition('/')[0]
-  source = epath.Path(data_dir) / dataset
-  cache = folder(data_dir)
-  cache.mkdir(parents=True, exist_ok=True)
-  with filelock.FileLock(cache / '.lock'):
-    if not (cache / dataset).exists():
-      _copy(source, cache / dataset)
-  return str(cache)
-
-
-def _copy(source: epath.Path, target: epath.Path) -> None:
-  """Copies a folder; whenever the process dies, `target` is whole or absent."""
-  if not source.exists():
-    raise errors.DataError(f'config.data.data_dir: there is no {source.name} in {source.parent}; '
+  dataset, copies = _places(data_dir, name)
+  source = f'{data_dir.rstrip("/")}/{dataset}'
+  try:
+    files, path = fsspec.url_to_fs(source)
+    files.invalidate_cache()
+    listed = files.find(path, detail=True)
+  except Exception as error:  # Each store's library raises its own kinds.
+    raise _unreadable(source, error) from error
+  if not listed:
+    raise errors.DataError(f'config.data.data_dir: there is no {dataset} in {data_dir}; '
                            f'prepare it on a local disk and copy it to {source}')
-  logger.info(f'data: copying {source} to {target}, once')
-  partial = target.with_name(f'.{target.name}.{uuid.uuid4().hex}')
-  for path in _files(source):
-    copy = partial / path.relative_to(source)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('rb') as original, copy.open('wb') as file:
-      shutil.copyfileobj(original, file)
-  partial.rename(target)
+  content = sorted((file, sorted(map(str, found.items()))) for file, found in listed.items())
+  target = copies / hashlib.sha256(repr(content).encode()).hexdigest()[:12]
+  copies.mkdir(parents=True, exist_ok=True)
+  with filelock.FileLock(copies.with_suffix('.lock')):
+    for other in copies.iterdir():  # Copies of earlier versions, or left by a killed process.
+      if other != target:
+        shutil.rmtree(other)
+    if not target.exists():
+      logger.info(f'data: copying {source} to {target}, once')
+      with tempfile.TemporaryDirectory(dir=copies, prefix='.') as partial:
+        try:
+          files.get(path, f'{partial}/{target.name}/{dataset}', recursive=True)
+        except Exception as error:
+          raise _unreadable(source, error) from error
+        (pathlib.Path(partial) / target.name).rename(target)
+  return str(target)
 
 
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-  for path in folder.iterdir():
-    if path.is_dir():
-      yield from _files(path)
-    else:
-      yield path
+def staged(data_dir: str, name: str) -> str:
+  """Returns the local `data_dir` of a copy that `stage` has made; it may not exist yet."""
+  _, copies = _places(data_dir, name)
+  return str(next(copies.glob('[!.]*'), copies))
+
+
+def _places(data_dir: str, name: str) -> tuple[str, pathlib.Path]:
+  """Returns the name of a data set's folder, and the local folder for its copies."""
+  dataset = name.replace(':', '/').partition('/')[0]
+  digest = hashlib.sha256(data_dir.encode()).hexdigest()[:12]
+  return dataset, pathlib.Path('~/.cache/kdih/data').expanduser() / digest / dataset
+
+
+def _unreadable(source: str, error: Exception) -> errors.DataError:
+  return errors.DataError(f'config.data.data_dir: {source} cannot be copied to the local disk '
+                          f'({errors.first_line(error)})')

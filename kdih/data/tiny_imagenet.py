@@ -20,8 +20,8 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
   """
 
   VERSION = tfds.core.Version('1.0.0')
-  # TFDS checks the zip against this, and knows by the name what to look for in `manual`. The host
-  # publishes no digest; this one is what public code checks its downloads of the zip against.
+  # TFDS compares the zip with the digest, and looks for the file's name in `manual`. The host
+  # publishes no digest; public code compares its downloads of the zip with this one.
   url_infos = {_URL: tfds.core.download.checksums.UrlInfo(
       size=248_100_043, filename=f'{_ROOT}.zip',
       checksum='6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821')}
@@ -45,7 +45,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
       words = dict(line.split('\t', 1) for line in _lines(archive, 'words.txt'))
       validation = [line.split('\t')[:2] for line in _lines(archive, 'val/val_annotations.txt')]
       train = [match.groups() for match in map(_TRAIN.fullmatch, archive.namelist()) if match]
-    # Known only now. The id goes first, for two classes may share their words.
+    # The names are known only now. The id comes first because two classes may share their words.
     self.info.features['label'].names = [f'{wnid} {words[wnid]}' for wnid in wnids]
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     return {

@@ -1,4 +1,4 @@
-"""Features and embeddings of student and teacher, brought together to be compared."""
+"""Features and embeddings of student and teacher, paired and resized to be compared."""
 from typing import Any
 
 import jax
@@ -9,10 +9,10 @@ from kdih.distillation.signal import TeacherSignal
 
 
 def pairs(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
-  """The student's and the teacher's features, tap by tap.
+  """Returns (student's feature, teacher's feature) for each tap, [batch, H, W, C] each.
 
   Raises:
-    ValueError: they are not equally many, or they are no maps.
+    ValueError: the student has no taps or not as many as the teacher, or a feature is not a map.
   """
   student = lesson.student.features
   teacher = _teacher(lesson).features
@@ -29,35 +29,47 @@ def pairs(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
 
 
 def preactivation_pairs(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
-  """As `pairs`, before the last ReLU. Raises ValueError where a model does not tell it."""
+  """Returns what `pairs` does, with the features before their last ReLU.
+
+  Raises:
+    ValueError: as `pairs`; or a model does not sow the preactivation of a tap.
+  """
   pairs(lesson)
   outputs: dict[str, Any] = {'student': lesson.student, 'teacher': _teacher(lesson)}
   for role, output in outputs.items():
     missing = output.features.keys() - output.preactivations.keys()
     if missing:
-      raise ValueError(f'the {role} does not sow what lies before the ReLU of {min(missing)!r} '
-                       "into the collection 'preactivations'")
+      raise ValueError(f'the {role} does not sow the preactivation of {min(missing)!r}, its value '
+                       "before the ReLU, into the collection 'preactivations'")
   student, teacher = ([output.preactivations[tap] for tap in output.features]
                       for output in outputs.values())
   return list(zip(student, teacher, strict=True))
 
 
 def embeddings(lesson: Lesson) -> tuple[jax.Array, jax.Array]:
-  """What the classifiers of student and teacher read, [batch, width] each.
+  """Returns the inputs of the student's and the teacher's classifier, [batch, width] each.
 
   Raises:
-    ValueError: a model does not tell it.
+    ValueError: a model does not sow its embedding.
   """
-  found: list[Any] = [lesson.student.embedding, _teacher(lesson).embedding]
-  for role, embedding in zip(('student', 'teacher'), found, strict=True):
+  both: list[Any] = [lesson.student.embedding, _teacher(lesson).embedding]
+  for role, embedding in zip(('student', 'teacher'), both, strict=True):
     if embedding is None:
       raise ValueError(f"the {role} does not sow 'embedding', the input of its classifier, into "
                        "the collection 'intermediates'")
-  return found[0], found[1]
+  return both[0], both[1]
 
 
 def pool_to(feature: jax.Array, height: int, width: int) -> jax.Array:
-  """Adaptive average pooling: [batch, H, W, C] to [batch, height, width, C], PyTorch's windows."""
+  """Returns the adaptive average pooling of a feature, [batch, height, width, C].
+
+  The windows are those of PyTorch's `adaptive_avg_pool2d`.
+
+  Args:
+    feature: [batch, H, W, C].
+    height: of the result.
+    width: of the result.
+  """
   for axis, side in ((1, height), (2, width)):
     size = feature.shape[axis]
     windows = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
@@ -67,7 +79,7 @@ def pool_to(feature: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def same_size(one: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Two maps, the larger pooled to the height and width of the smaller."""
+  """Returns both maps, the larger average-pooled to the height and width of the smaller."""
   height, width = (min(sizes) for sizes in zip(one.shape[1:3], other.shape[1:3], strict=True))
   return tuple(f if f.shape[1:3] == (height, width) else pool_to(f, height, width)
                for f in (one, other))  # type: ignore[return-value]
@@ -75,14 +87,15 @@ def same_size(one: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _teacher(lesson: Lesson) -> TeacherSignal:
   if lesson.teacher.logits is None:
-    raise ValueError('it compares with a teacher, and is taught by labels')
+    raise ValueError('it compares features with those of a teacher, and there is no teacher')
   return lesson.teacher
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-  """Each vector of the last axis over its length; one shorter than 1e-12 is 0, without gradient.
+  """Returns each vector along the last axis divided by its Euclidean norm.
 
-  PyTorch's `normalize` divides the latter by 1e-12, which makes their gradients as much larger.
+  A vector shorter than 1e-12 becomes 0, with the gradient 0. PyTorch's `normalize` divides it by
+  1e-12 instead, which makes its gradient 1e12 times as large.
   """
   squares = (vectors * vectors).sum(-1, keepdims=True)
   long = squares > 1e-12**2
@@ -90,9 +103,13 @@ def unit(vectors: jax.Array) -> jax.Array:
 
 
 def products(one: jax.Array, other: jax.Array) -> jax.Array:
-  """Inner products of all with all, [..., n, width] and [..., m, width] to [..., n, m].
+  """Returns the inner products of all pairs of vectors, [..., n, m], in full float32.
 
-  In full float32: what accelerators may take instead leaves a cosine three digits, and what is
-  compared here differs in less.
+  With an accelerator's default precision a cosine has three correct digits, and the similarities
+  that methods compare differ by less.
+
+  Args:
+    one: [..., n, width].
+    other: [..., m, width].
   """
   return jnp.einsum('...nw,...mw->...nm', one, other, precision=jax.lax.Precision.HIGHEST)

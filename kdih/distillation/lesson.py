@@ -8,25 +8,25 @@ from kdih.distillation.signal import TeacherSignal
 from kdih.models.taps import Output
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Lesson:
-  """One training batch, as far as it lies on this device, and what there is to know of it.
+  """One training batch on one device, with the outputs of the student and of the teachers.
 
   Attributes:
-    images: float [batch, height, width, channels], augmented.
+    images: float [batch, height, width, channels], augmented and normalised.
     labels: int32 [batch].
-    student: what learns, in training mode.
-    teacher: what the frozen teachers say, in evaluation mode, without gradients.
-    weights: {rule: [members]}, of mean 1 over all members; see `kdih.cohort.member_weights`. Empty
-      unless taught by the cohort.
-    index: int32 [batch], the images' numbers in the train split.
+    student: the student's logits, features and embedding, in training mode.
+    teacher: the teacher signal, computed in evaluation mode and without gradients.
+    weights: {rule: [members]}, with mean 1 over the members; see `kdih.cohort.member_weights`.
+      Empty unless the method is taught by the cohort.
+    index: int32 [batch], the position of each image in the train split.
     train_labels: int32 [size of the train split], -1 for images that are not trained with; None
       unless the method `needs_train_labels`.
     epoch: float scalar, epochs since the phase began.
-    key: for random numbers, the same on every device. With `index` folded in, an image gets the
-      same numbers on whichever device it lies.
-    gather: puts the same array of all devices together along its leading axis. What couples the
-      images of a batch has to see all of them.
+    key: key for random numbers, the same on every device. Fold `index` into it, and an image gets
+      the same numbers on whichever device it lies.
+    gather: concatenates the arrays of all devices along the leading axis. A term that compares the
+      images of a batch with each other needs the images of all devices.
   """
 
   images: jax.Array

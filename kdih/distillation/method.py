@@ -1,4 +1,4 @@
-"""What every method is: a loss, as a linen module whose fields are its options."""
+"""The base classes of methods: a loss, as a linen module whose fields are its options."""
 import dataclasses
 from collections.abc import Callable
 
@@ -10,31 +10,33 @@ from kdih.distillation import losses, options
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.signal import Summary
 
-# A loss by its terms, such as 'ce' and 'kl', weighted. Each is [batch], or a scalar where it
-# couples the images of a batch. The step takes the mean of each over the batch; their sum is the
-# loss. Every one is logged under its name, which is not 'loss' or 'top1'.
+# The weighted terms of a loss by name, such as 'ce' and 'kl'. A term is [batch], or a scalar if it
+# compares the images of a batch with each other. The loss is the sum of the terms' means over the
+# batch. Each mean is logged under its name, which must not be 'loss' or 'top1'.
 Terms = dict[str, jax.Array]
 
-STUDENT = 'student'  # As the name of a model: one like the student.
+STUDENT = 'student'  # The name that stands for the student's own model.
 
 
 def total(terms: Terms) -> jax.Array:
-  """Returns the loss of a batch: the sum of the means of its terms."""
+  """Returns the loss of a batch, a scalar: the sum over the terms of their means."""
   return sum((term.mean() for term in terms.values()), jnp.zeros(()))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-  """What a method is made for.
+  """The run that a method is created for.
 
   Attributes:
-    num_members: size of the cohort, the teacher's own classifier included.
-    axis_name: for batch norms, see `kdih.models.layers.batch_norm`.
-    model: makes a model for the data set by its name; `STUDENT` makes one like the student.
-    method: makes the method of another entry of `config.methods`.
-    mean_soft_label: teach by the cohort's mean soft label where its members share a temperature.
-    cache_members: cache the logits of every member, which serve every weighting and temperature, in
-      the place of the mean soft label.
+    num_members: size of the cohort, including the teacher's own classifier.
+    axis_name: axis of the devices for synchronized batch norm, or None; see
+      `kdih.models.layers.batch_norm`.
+    model: function from a model's name to the model for this data set; `STUDENT` names a model
+      like the student.
+    method: function from the name of an entry of `config.methods` to its method.
+    mean_soft_label: compute the KL of members that share a temperature from their mean soft label.
+    cache_members: cache the logits of every member, which serve every weighting and temperature,
+      instead of the mean soft label.
   """
 
   num_members: int = 1
@@ -46,89 +48,109 @@ class Context:
 
 
 class Method(nn.Module):
-  """How the student is taught: a loss, as a linen module whose fields are the method's options.
+  """A way to teach the student: a loss, as a linen module whose fields are the method's options.
 
-  An option's type says which values it takes, `Annotated[float, Number(0, 1)]`; see `options`.
+  The type of an option states its allowed values, such as `Annotated[float, Number(0, 1)]`; see
+  `kdih.distillation.options`.
 
-  What it defines in `setup` or `__call__` is trained beside the student, kept in its checkpoints
-  and left out of the exported student: parameters, `batch_stats`, and the collection `memory` for
-  what is kept from step to step without gradients. `memory` has to be the same on every device, and
-  so have whole numbers in other collections, of whose other numbers the mean over the devices is
-  kept. Parameters that a loss does not depend on stay as they are.
+  Variables that a method defines are trained together with the student, kept in its checkpoints
+  and left out of the exported student. A method may define parameters, `batch_stats`, and the
+  collection `memory` for state that is kept from step to step without gradients. `memory` must be
+  equal on all devices. In other collections the step averages floating-point numbers over the
+  devices; integers must be equal on all devices. Parameters on which the loss does not depend keep
+  their values.
 
   Attributes:
-    context: what it is made for.
+    context: the run that the method is created for.
   """
 
   context: Context
 
   @property
   def taught_by(self) -> str:
-    """'labels', 'teacher' or 'cohort': what has to be there before it."""
+    """Returns what the method needs beside the student: 'labels', 'teacher' or 'cohort'."""
     return 'teacher'
 
   @property
   def prepares(self) -> bool:
-    """Whether `prepare` is to be trained before the loss itself."""
+    """Returns whether the loss of `prepare` is trained before that of `__call__`."""
     return False
 
   @property
   def summary(self) -> Summary | None:
-    """What a cache keeps of the teacher signal; None for a method that reads more than logits."""
+    """Returns what a cache keeps of the teacher signal; None if the method reads features."""
     return None
 
   @property
   def needs_train_labels(self) -> bool:
-    """Whether it reads `Lesson.train_labels`."""
+    """Returns whether the method reads `Lesson.train_labels`."""
     return False
 
   @property
   def couples(self) -> bool:
-    """Whether the loss of an image depends on the others of its batch, which then cannot be cut
-    into parts."""
+    """Returns whether the loss of an image depends on the other images of its batch.
+
+    A batch of such a method cannot be cut into parts (`config.compute.accumulate`).
+    """
     return False
 
   @property
   def assistants(self) -> tuple[str, ...]:
-    """Names of models that are taught one after the other, each by the one before and the first
-    by the teacher, until the last one teaches the student."""
+    """Returns the names of assistant models, from the teacher's to the student's side.
+
+    Each assistant is taught by the one before it, the first by the teacher; the last assistant
+    teaches the student.
+    """
     return ()
 
   @nn.nowrap
   def check(self) -> None:
-    """Raises ValueError where options do not fit together; the line begins with the name of one."""
-
-  def __call__(self, lesson: Lesson) -> Terms:
-    """Returns the terms of the loss.
+    """Checks that the options fit together and fit the context.
 
     Raises:
-      ValueError: this teacher cannot teach this student so; the reason.
+      ValueError: they do not; the message begins with the name of an option and a colon.
+    """
+
+  def __call__(self, lesson: Lesson) -> Terms:
+    """Returns the weighted terms of the loss by name.
+
+    Raises:
+      ValueError: this teacher cannot teach this student by the method; the message says why.
     """
     raise NotImplementedError
 
   def prepare(self, lesson: Lesson) -> Terms:
-    """Returns the terms of the loss of the phase before; as `__call__`."""
+    """Returns the weighted terms of the preparation's loss by name; see `prepares`.
+
+    Raises:
+      ValueError: as `__call__`.
+    """
     raise NotImplementedError
 
 
 class FeatureMethod(Method):
-  """Cross-entropy ('ce') and a term ('feature') that compares what lies before the logits.
+  """A method that compares features or embeddings, beside the cross-entropy with the labels.
 
-      cross_entropy * CE(z, y) + weight * term
+      L = cross_entropy CE(z, y) + weight term
+
+  The terms of the loss are named 'ce' and 'feature'.
 
   Attributes:
-    cross_entropy: weight of the labels, 0 or more.
-    weight: of the term, above 0.
+    cross_entropy: weight of the labels, at least 0.
+    weight: weight of the term, above 0.
   """
 
   cross_entropy: options.Weight
   weight: options.PositiveWeight
 
   def term(self, lesson: Lesson) -> jax.Array:
-    """The unweighted term: [batch] or scalar; see `Method.__call__`."""
+    """Returns the unweighted term, [batch] or a scalar.
+
+    Raises:
+      ValueError: as `Method.__call__`.
+    """
     raise NotImplementedError
 
   def __call__(self, lesson: Lesson) -> Terms:
-    """Returns 'ce' and 'feature'; see `Method.__call__`."""
     label_loss = losses.cross_entropy(lesson.student.logits, lesson.labels)
     return {'ce': self.cross_entropy * label_loss, 'feature': self.weight * self.term(lesson)}

@@ -1,4 +1,4 @@
-"""The teacher signal: what a method gets of its teachers for a batch, and what a cache keeps."""
+"""The teacher signal: the outputs of the teachers for a batch, as methods and caches use them."""
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -15,28 +15,30 @@ class SoftLabel(NamedTuple):
 
   Attributes:
     mean: the weighted mean of the members' soft labels, [batch, classes].
-    spread: the weighted mean of their KL divergences from it, in nats, [batch].
+    spread: the weighted mean of KL(soft label of a member || `mean`), in nats, [batch].
   """
 
   mean: jax.Array
   spread: jax.Array
 
 
-@flax.struct.dataclass
+@flax.struct.dataclass(kw_only=True)
 class TeacherSignal:
-  """All that a method needs of its teachers for a batch: a pytree, without gradients.
+  """The outputs of the teachers for a batch that a method needs: a pytree, without gradients.
 
-  Every array leads with the batch, which is how a cache stores a signal image by image. A method
-  that is taught by labels gets an empty one.
+  The leading axis of every array is the batch, so that a cache can store a signal image by image.
+  A method that is taught by the labels alone gets an empty signal.
 
   Attributes:
-    logits: of the teacher's own classifier, [batch, classes].
-    features: {tap: [batch, height, width, channels]} of the teacher, from the shallowest to the
-      deepest.
-    preactivations: the same before their last ReLU, where the teacher sows it.
-    embedding: what the teacher's classifier reads, [batch, width].
-    members: logits of the cohort, [batch, members, classes]: heads in tap order, then `final`.
-    soft_label: what a cache may keep of the members in their place.
+    logits: logits of the teacher's own classifier, [batch, classes].
+    features: {tap: [batch, height, width, channels]}, the teacher's features from the shallowest
+      to the deepest tap.
+    preactivations: the same features before their last ReLU, for the taps at which the teacher
+      sows them.
+    embedding: the input of the teacher's classifier, [batch, width].
+    members: logits of the cohort's members, [batch, members, classes]: heads in tap order, then
+      `final`.
+    soft_label: the members' mean soft label, which a cache may keep instead of `members`.
   """
 
   logits: jax.Array | None = None
@@ -49,15 +51,15 @@ class TeacherSignal:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What a cache keeps of a teacher signal: all that a method reads of it.
+  """The part of a teacher signal that a method reads, and that a cache has to keep for it.
 
   Attributes:
-    name: says what is kept. Methods with summaries of one name share a cache.
-    of: (signal, weights of the members, see `Lesson`) to the signal that is kept.
+    name: describes the part. Methods whose summaries have the same name share a cache.
+    extract: function from (signal, weights of the members, see `Lesson`) to the signal to keep.
   """
 
   name: str
-  of: Callable[[TeacherSignal, Mapping[str, jax.Array]], TeacherSignal]
+  extract: Callable[[TeacherSignal, Mapping[str, jax.Array]], TeacherSignal]
 
 
 LOGITS = Summary("the teacher's logits",

@@ -1,4 +1,4 @@
-"""Transfer of activation boundaries (Heo et al., AAAI 2019, arXiv 1811.03233, section 3)."""
+"""AB: transfer of activation boundaries (Heo et al., AAAI 2019, arXiv 1811.03233)."""
 from typing import Annotated
 
 import jax.numpy as jnp
@@ -10,17 +10,23 @@ from kdih.methods.fitnets import Regressor
 
 
 class Method(method.Method):
-  """First the student's neurons fire where the teacher's do, then it learns from the labels.
+  """Trains the student's neurons to fire where the teacher's do, then its logits by the labels.
 
-  With the preactivations s of the student, mapped by a connector where the shapes differ, and t
-  of the teacher, the first loss is, over the taps i = 1 .. n,
+  Preparation, with the preactivations s_i of the student and t_i of the teacher at the taps
+  i = 1 .. n:
 
-      0.003 sum_i 2^(i - n) sum((s_i + margin)_+^2 where t_i <= 0, else (margin - s_i)_+^2)
+      L = 0.003 sum_i 2^(i - n) sum(where(t_i > 0, (margin - s_i)_+^2, (margin + s_i)_+^2))
 
-  a sum over the map, and the factors those of the authors' code. It trains the student but its
-  classifier. The second loss is CE(z, y) alone, as in the paper and in RepDistiller, which gives
-  the first one no weight there. A connector is a convolution and batch norm, see
-  `kdih.methods.fitnets.Regressor`.
+  where the inner sum is over height, width and channels. Where the shapes of s_i and t_i differ, a
+  connector (`kdih.methods.fitnets.Regressor`) maps s_i first. This loss reaches all of the student
+  but its classifier. After the preparation,
+
+      L = CE(z, y)
+
+  as in the paper and in RepDistiller.
+
+  Source: Heo, Lee, Yun and Choi, AAAI 2019, arXiv 1811.03233, section 3; the factors 0.003 and
+  2^(i - n) are those of the authors' code.
 
   Attributes:
     margin: above 0; the paper has 1.
@@ -32,7 +38,6 @@ class Method(method.Method):
 
   @nn.compact
   def prepare(self, lesson):
-    """Returns 'boundary'; see `kdih.distillation.method.Method`."""
     pairs = features.preactivation_pairs(lesson)
     terms = []
     for number, (student, teacher) in enumerate(pairs, 1):
@@ -44,5 +49,4 @@ class Method(method.Method):
     return {'boundary': 0.003 * sum(terms)}
 
   def __call__(self, lesson):
-    """Returns 'ce'; see `kdih.distillation.method.Method`."""
     return {'ce': losses.cross_entropy(lesson.student.logits, lesson.labels)}

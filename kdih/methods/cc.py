@@ -1,4 +1,4 @@
-"""Correlation congruence (Peng et al., ICCV 2019, arXiv 1904.01802), as RepDistiller has it."""
+"""CC: correlation congruence (Peng et al., ICCV 2019, arXiv 1904.01802), as in RepDistiller."""
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -8,15 +8,21 @@ from kdih.models import layers
 
 
 class Method(FeatureMethod):
-  """Embeddings of student and teacher, each linear to `width`, come together, two by two images.
+  """Compares embeddings that are mapped to a common width, over pairs of images.
 
-  With d_i = |W_S e^S_i + b_S - W_T e^T_i - b_T|, elementwise, the term is the mean of d_i . d_i+1
-  over images that follow each other in the batch. Both maps are learnt. The paper compares the
-  correlations of images under a Gaussian kernel instead; this is the term of RepDistiller, which
-  has it from the paper's authors and to which its weight belongs.
+      term = mean_i d_i . d_(i+1),   d_i = |W_S e^S_i + b_S - W_T e^T_i - b_T|
+
+  over consecutive images i of the batch, with the elementwise absolute value. W_S, b_S, W_T and
+  b_T are trained. The term of a batch of one image is 0.
+
+  Source: RepDistiller's term, which its authors have from those of the paper, Peng et al., ICCV
+  2019, arXiv 1904.01802. The paper itself compares the correlations of images under a Gaussian
+  kernel.
 
   Attributes:
-    width: of the embeddings that are compared.
+    width: width of the mapped embeddings.
+    cross_entropy: weight of the labels, at least 0.
+    weight: weight of the term, above 0.
   """
 
   couples = True
@@ -25,7 +31,6 @@ class Method(FeatureMethod):
 
   @nn.compact
   def term(self, lesson):
-    """Scalar; see `kdih.distillation.method.FeatureMethod`. 0 for a single image."""
     student, teacher = (
         layers.dense(embedding.shape[-1], self.width, name=side)(embedding)
         for side, embedding in zip(('student', 'teacher'), features.embeddings(lesson),

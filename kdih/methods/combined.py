@@ -1,4 +1,4 @@
-"""A weighted sum of other methods, such as DIH with a feature method."""
+"""A weighted sum of other methods, such as DIH and a feature method."""
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,14 +10,19 @@ from kdih.distillation.method import FeatureMethod
 
 
 class Method(method.Method):
-  """sum_i weights_i * loss_i; a feature method brings its weighted term, without the labels.
+  """Teaches by a weighted sum of the losses of other entries of `config.methods`.
 
-  What parts prepare is prepared first, by the plain sum of those losses. Of `fitnets` in two phases
-  the hint is prepared, and stays as the term.
+      L = sum_i weights_i L_i
+
+  A feature method contributes L_i = weight * term, without its cross-entropy; `fitnets` with two
+  phases contributes its hint. If parts have a preparation, the sum of their preparation losses,
+  unweighted, is trained first.
+
+  The terms of the loss are named 'PART/TERM'.
 
   Attributes:
-    methods: names of entries of `config.methods`.
-    weights: one for each.
+    methods: names of two or more entries of `config.methods`.
+    weights: a weight above 0 for each of them.
   """
 
   methods: options.Names
@@ -25,52 +30,51 @@ class Method(method.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.distillation.method.Method`."""
     if len(self.methods) < 2 or len(self.methods) != len(self.weights):
       raise ValueError(f'methods: has {len(self.methods)} names and weights {len(self.weights)} '
                        'numbers; name two methods or more, and give a weight for each')
-    for name, part in zip(self.methods, self._made(), strict=True):
+    for name, part in zip(self.methods, self._create_parts(), strict=True):
       if part.assistants or isinstance(part, Method):
         raise ValueError(f'methods: {name!r} has assistants or parts of its own and cannot be '
                          'summed; choose another')
-    if all(isinstance(part, FeatureMethod) for part in self._made()):
-      raise ValueError('methods: none of them listens to the labels; name ce, kd or dih too')
+    if all(isinstance(part, FeatureMethod) for part in self._create_parts()):
+      raise ValueError('methods: all of them compare features, and none learns from the labels; '
+                       'add ce, kd or dih')
 
   @nn.nowrap
-  def _made(self):
+  def _create_parts(self):
     return [self.context.method(name) for name in self.methods]
 
   @property
   def taught_by(self):
-    """The most that a part asks for."""
-    return max((part.taught_by for part in self._made()), key=('labels', 'teacher', 'cohort').index)
+    """Returns 'cohort' if a part needs it, else 'teacher' if a part needs it, else 'labels'."""
+    return max((part.taught_by for part in self._create_parts()),
+               key=('labels', 'teacher', 'cohort').index)
 
   @property
   def prepares(self):
-    """Whether a part does."""
-    return any(part.prepares for part in self._made())
+    """Returns whether any part has a preparation."""
+    return any(part.prepares for part in self._create_parts())
 
   @property
   def needs_train_labels(self):
-    """Whether a part does."""
-    return any(part.needs_train_labels for part in self._made())
+    """Returns whether any part reads `Lesson.train_labels`."""
+    return any(part.needs_train_labels for part in self._create_parts())
 
   @property
   def couples(self):
-    """Whether a part does."""
-    return any(part.couples for part in self._made())
+    """Returns whether any part compares the images of a batch with each other."""
+    return any(part.couples for part in self._create_parts())
 
   def setup(self):
-    """Makes the parts."""
-    self.parts = self._made()
+    """Creates the parts."""
+    self.parts = self._create_parts()
 
   def prepare(self, lesson):
-    """Returns each part's terms as 'PART/TERM'; see `kdih.distillation.method.Method`."""
     return _joined([(name, 1.0, part.prepare(lesson))
                     for name, part in zip(self.methods, self.parts, strict=True) if part.prepares])
 
   def __call__(self, lesson):
-    """Returns each part's terms as 'PART/TERM'; see `kdih.distillation.method.Method`."""
     return _joined([
         (name, weight, {'feature': part.weight * part.term(lesson)}
          if isinstance(part, FeatureMethod) else part(lesson))
@@ -78,7 +82,7 @@ class Method(method.Method):
 
 
 def _joined(parts: Sequence[tuple[str, float, method.Terms]]) -> method.Terms:
-  """Returns weighted terms as 'PART/TERM'; those of a part that is named twice add up."""
+  """Returns the weighted terms by the name 'PART/TERM'; equal names are added up."""
   joined: method.Terms = {}
   for name, weight, terms in parts:
     for term, value in terms.items():

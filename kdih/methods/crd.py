@@ -1,4 +1,4 @@
-"""Contrastive representation distillation (Tian et al., 2020, arXiv 1910.10699, section 3)."""
+"""CRD: contrastive representation distillation (Tian et al., ICLR 2020, arXiv 1910.10699)."""
 import math
 from typing import Annotated
 
@@ -15,31 +15,38 @@ _EPSILON = 1e-7
 
 
 class Method(FeatureMethod):
-  """Tells an image's embedding from those of images of other classes, across the two models.
+  """Contrasts an image's embedding with embeddings of images of other classes, across both models.
 
-  Embeddings of student and teacher become v^S and v^T, linear and of length 1, which banks M^S
-  and M^T keep of every train image. With K negatives, N images that are trained with and
+  A trained linear map and a division by the norm turn the embeddings of student and teacher into
+  v^S and v^T. The memory banks M^S and M^T keep v^S and v^T of every train image. With K negatives
+  and N train images, let
 
       s_ij = exp(M^T_j . v^S_i / T) / Z_S,   t_ij = exp(M^S_j . v^T_i / T) / Z_T
 
-  where j is image i itself (0) or a negative (1 .. K), the term is l(s) + l(t) of
+  where j = 0 is image i itself and j = 1 .. K are its negatives. Then
 
-      l(x)_i = -log(x_i0 / (x_i0 + K/N + 1e-7)) - sum_j log(K/N / (x_ij + K/N + 1e-7)).
+      term_i = l(s)_i + l(t)_i,
+      l(x)_i = -log(x_i0 / (x_i0 + K/N + 1e-7)) - sum_j log((K/N) / (x_ij + K/N + 1e-7))
 
-  Z is N times the mean exponential in the first batch, and constant from then on. After every
-  batch M_i becomes momentum M_i + (1 - momentum) v_i, of length 1 again; of an image that comes
-  twice in a batch, the first counts. The authors' code draws negatives without replacement where
-  there are enough of them; here they are always drawn with.
+  Z is N times the mean of the exponentials in the first batch, and constant afterwards. After
+  every batch M_i becomes momentum M_i + (1 - momentum) v_i, divided by its norm; if an image is in
+  a batch twice, its first v_i is used. Negatives are drawn with replacement; the authors' code
+  draws them without replacement if there are enough.
 
-  Scores are taken with the whole bank, [batch, train split], and counted as often as an image was
-  drawn: so the negatives' embeddings, [batch, K, width], never have to be laid out. All of it is
-  computed in logarithms, log Z included, so that a low T makes nothing infinite.
+  Scores are computed with the whole bank, [batch, train split], and weighted with how often each
+  image was drawn, because this needs less memory than gathering the negatives' embeddings,
+  [batch, K, width]. Everything is computed in logarithms, including log Z, to stay finite at a low
+  temperature.
+
+  Source: Tian, Krishnan and Isola, ICLR 2020, arXiv 1910.10699, section 3, and RepDistiller.
 
   Attributes:
-    width: of v.
-    negatives: K, for every image; the train split needs a second class to draw them from.
+    width: width of v.
+    negatives: K. The train split needs at least two classes.
     temperature: T.
-    momentum: of the banks, in [0, 1).
+    momentum: momentum of the banks, in [0, 1).
+    cross_entropy: weight of the labels, at least 0.
+    weight: weight of the term, above 0.
   """
 
   needs_train_labels = True
@@ -51,7 +58,6 @@ class Method(FeatureMethod):
 
   @nn.compact
   def term(self, lesson):
-    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
     student, teacher = (
         features.unit(layers.dense(embedding.shape[-1], self.width, name=side)(embedding))
         for side, embedding in zip(('student', 'teacher'), features.embeddings(lesson),
@@ -62,9 +68,9 @@ class Method(FeatureMethod):
             + self._contrast('student', teacher, student, counts, lesson))
 
   def _contrast(self, side, anchors, own, counts, lesson):
-    """l, [batch], of `anchors` against the bank of `side`, into which `own` then goes."""
+    """Returns l, [batch], of `anchors` against the bank of `side`; updates the bank with `own`."""
     bank = self.variable('memory', f'{side}_bank', self._initial_bank, lesson.train_labels.size)
-    # -inf until the first batch.
+    # log Z is -inf until the first batch has set it.
     kept = self.variable('memory', f'{side}_log_z', jnp.full, (), -jnp.inf, jnp.float32)
     drawn = features.products(anchors, bank.value) / self.temperature
     itself = (anchors * bank.value[lesson.index]).sum(-1) / self.temperature
@@ -78,13 +84,13 @@ class Method(FeatureMethod):
     noise = self.negatives / num_images
     log_rest = jnp.log(noise + _EPSILON)
     right = -jax.nn.softplus(log_rest - (itself - log_z))
-    # log(K/N) - log(x + K/N + 1e-7), as numbers so small that thousands add up without rounding.
+    # log(K/N) - log(x + K/N + 1e-7), written so that thousands of tiny numbers add up exactly.
     wrong = -jnp.log1p(_EPSILON / noise) - jax.nn.softplus(drawn - log_z - log_rest)
     return -right - (counts * wrong).sum(-1)
 
   @nn.nowrap
   def _log_mean(self, drawn, itself, counts, lesson):
-    """log of the mean exponential over all images of all devices and their drawn ones, scalar."""
+    """Returns the log of the mean exponential over the global batch and its negatives, a scalar."""
     own = jnp.logaddexp(jax.nn.logsumexp(drawn, axis=-1, b=counts), itself)
     everyone = lesson.gather(own)
     return jax.nn.logsumexp(everyone) - math.log(everyone.size * (self.negatives + 1))
@@ -98,20 +104,20 @@ class Method(FeatureMethod):
 def draw_negatives(
     key: jax.Array, index: jax.Array, train_labels: jax.Array, number: int
 ) -> jax.Array:
-  """Draws images of other classes, uniformly and with replacement: int32 [batch, number].
+  """Returns images of other classes, uniform and with replacement, int32 [batch, number].
 
   Args:
-    key: for the numbers; what is drawn for an image depends on it and the image alone.
-    index: int32 [batch], the images.
-    train_labels: int32 [size of the train split], -1 for images that are never drawn; some have
-      another class.
-    number: of images to draw for each of the batch.
+    key: key for random numbers; the draws for an image depend on the key and on the image alone.
+    index: int32 [batch], the images to draw negatives for.
+    train_labels: int32 [size of the train split], -1 for images that are never drawn. At least
+      two classes are needed.
+    number: number of negatives for each image.
   """
   order = jnp.argsort(train_labels)
   by_class = train_labels[order]
   begin = jnp.searchsorted(by_class, 0)
 
-  def draw(image):  # Counts positions in `order` from `begin`, and skips the image's own class.
+  def draw(image):  # Draws positions in `order` from `begin` on, skipping the image's own class.
     start, stop = (jnp.searchsorted(by_class, train_labels[image], side=side)
                    for side in ('left', 'right'))
     drawn = begin + jax.random.randint(
@@ -122,20 +128,20 @@ def draw_negatives(
 
 
 def count(drawn: jax.Array, size: int) -> jax.Array:
-  """How often each number below `size` is in each row: int [batch, n] to float [batch, size]."""
+  """Returns how often each of 0 .. size - 1 is in each row of int [batch, n], [batch, size]."""
   rows = jnp.arange(len(drawn))[:, None]
-  # Whole numbers add up to the same in any order: deterministic on a GPU, and fast.
+  # A sum of integers does not depend on its order, and is therefore deterministic on a GPU.
   return jnp.zeros((len(drawn), size), jnp.int32).at[rows, drawn].add(1).astype(jnp.float32)
 
 
 def update(bank: jax.Array, index: jax.Array, new: jax.Array, momentum: float) -> jax.Array:
-  """The bank, [size, width], after its rows `index` took in `new`, [batch, width].
+  """Returns the bank, [size, width], with its rows `index` moved towards `new`, [batch, width].
 
-  Row i becomes momentum * row + (1 - momentum) * new, over its length. Where a number is twice in
-  `index`, the first counts.
+  A row becomes momentum * row + (1 - momentum) * new, divided by its norm. If `index` holds a row
+  twice, the first one is used.
   """
   rows = features.unit(momentum * bank[index] + (1 - momentum) * new)
   place = jnp.arange(len(index))
   first = (index[:, None] == index[None]).argmax(1) == place
-  beyond = len(bank) + place  # Out of bounds, and so not written.
+  beyond = len(bank) + place  # Out of bounds, and therefore not written.
   return bank.at[jnp.where(first, index, beyond)].set(rows, mode='drop', unique_indices=True)

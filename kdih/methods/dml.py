@@ -1,4 +1,4 @@
-"""Deep mutual learning (Zhang et al., 2018, arXiv 1706.00384, section 3)."""
+"""DML: deep mutual learning (Zhang et al., CVPR 2018, arXiv 1706.00384)."""
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -8,15 +8,19 @@ from kdih.models import taps
 
 
 class Method(method.Method):
-  """The student and its peers learn from the labels and from each other, in every batch.
+  """Trains the student and its peers by the labels and by each other's logits, in every batch.
 
-  Of m networks, each minimises
-  (1 - alpha) CE(z_i, y) + alpha T^2 / (m - 1) sum_{j != i} KL(p_T(z_j) || p_T(z_i)), where what
-  the others say is a constant. All take their step at once; the paper lets them take turns.
+      L = sum_i [(1 - alpha) CE(z_i, y)
+                 + alpha T^2 / (m - 1) sum_{j != i} KL(p_T(z_j) || p_T(z_i))]
+
+  over the m networks i, the student and its peers, where no gradient flows through z_j. All
+  networks are updated in the same step; in the paper they take turns.
+
+  Source: Zhang et al., CVPR 2018, arXiv 1706.00384, section 3.
 
   Attributes:
-    peers: names of models, 'student' for one like the student.
-    alpha: weight of the peers, in [0, 1]; 0.5 weights them as the paper does.
+    peers: names of the peers' models; 'student' is a model like the student.
+    alpha: weight of the peers, in [0, 1]. The paper's two terms have equal weights, as with 0.5.
     temperature: T; the paper has 1.
   """
 
@@ -28,20 +32,18 @@ class Method(method.Method):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.distillation.method.Method`."""
     for name in self.peers:
       self.context.model(name)
 
   @nn.compact
   def __call__(self, lesson):
-    """Returns 'ce' and 'kl' of all networks; see `kdih.distillation.method.Method`."""
-    everyone = [lesson.student.logits]
+    logits_of_all = [lesson.student.logits]
     for number, name in enumerate(self.peers, 1):
       peer = self.context.model(name).clone(name=f'peer{number}', parent=self)
       logits = taps.logits_of(peer(lesson.images, train=True))
-      everyone.append(jnp.asarray(logits, jnp.float32))
-    ce = sum(losses.cross_entropy(z, lesson.labels) for z in everyone)
+      logits_of_all.append(jnp.asarray(logits, jnp.float32))
+    ce = sum(losses.cross_entropy(z, lesson.labels) for z in logits_of_all)
     kl = sum(losses.tempered_kl(z, jax.lax.stop_gradient(other), self.temperature)
-             for i, z in enumerate(everyone)
-             for other in everyone[:i] + everyone[i + 1:]) / (len(everyone) - 1)
+             for i, z in enumerate(logits_of_all)
+             for other in logits_of_all[:i] + logits_of_all[i + 1:]) / (len(logits_of_all) - 1)
     return {'ce': (1 - self.alpha) * ce, 'kl': self.alpha * kl}

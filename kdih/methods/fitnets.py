@@ -1,4 +1,4 @@
-"""FitNets: hints from a layer in the middle (Romero et al., 2015, arXiv 1412.6550, section 2)."""
+"""FitNets: hints from an intermediate layer (Romero et al., ICLR 2015, arXiv 1412.6550)."""
 from typing import Annotated, Any
 
 import jax
@@ -11,20 +11,31 @@ from kdih.models import layers
 
 
 class Method(FeatureMethod):
-  """The student's feature at one tap, mapped by a regressor r, imitates the teacher's there.
+  """Trains the student's feature at one tap to match the teacher's, through a regressor r.
 
-      hint = mean((r(f_S) - f_T)^2)
+      hint = mean((relu(r(f^S)) - f^T)^2)
 
-  In two phases, the paper's, the hint trains the student up to that tap, with r; then KD trains
-  the student alone: (1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t) || p_T(z)). In one phase,
-  RepDistiller's, the loss is cross_entropy CE(z, y) + weight hint. The other phase's options are
-  not read. The regressor is RepDistiller's, and there where the shapes are equal too.
+  With two phases, as in the paper, the hint is the preparation, which trains r and the student up
+  to that tap; then the student learns by KD,
+
+      L = (1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t) || p_T(z))
+
+  With one phase, as in RepDistiller,
+
+      L = cross_entropy CE(z, y) + weight hint
+
+  Each form reads its own options. The regressor, followed by a ReLU, is RepDistiller's; it is used
+  for equal shapes too.
+
+  Source: Romero et al., ICLR 2015, arXiv 1412.6550, section 2, equation (3).
 
   Attributes:
     phases: 'two' or 'one'.
     hint: number of the tap, from 1.
-    alpha: weight of the teacher in KD, in [0, 1].
-    temperature: T.
+    alpha: weight of the teacher in KD, in [0, 1]; read with two phases.
+    temperature: T; read with two phases.
+    cross_entropy: weight of the labels, at least 0; read with one phase.
+    weight: weight of the hint, above 0; read with one phase.
   """
 
   phases: Annotated[str, Choice(('two', 'one'))]
@@ -34,12 +45,10 @@ class Method(FeatureMethod):
 
   @property
   def prepares(self):
-    """See `kdih.distillation.method.Method`."""
     return self.phases == 'two'
 
   @nn.compact
   def term(self, lesson):
-    """The hint, [batch]; see `kdih.distillation.method.FeatureMethod`."""
     pairs = features_lib.pairs(lesson)
     if self.hint > len(pairs):
       raise ValueError(f'hint is {self.hint}, and there are {len(pairs)} taps')
@@ -48,11 +57,9 @@ class Method(FeatureMethod):
     return ((mapped - teacher)**2).mean((1, 2, 3))
 
   def prepare(self, lesson):
-    """Returns 'feature', the hint; see `kdih.distillation.method.Method`."""
     return {'feature': self.term(lesson)}
 
   def __call__(self, lesson):
-    """Returns 'ce', and 'feature' or 'kl'; see `kdih.distillation.method.Method`."""
     if not self.prepares:
       return super().__call__(lesson)
     return losses.kd_terms(lesson.student.logits, lesson.teacher.logits, lesson.labels,
@@ -60,11 +67,12 @@ class Method(FeatureMethod):
 
 
 class Regressor(nn.Module):
-  """A convolution and batch norm, from the student's feature to the shape of the teacher's.
+  """A convolution and a batch norm that map the student's feature to the shape of the teacher's.
 
-  A map twice as large as the teacher's is convolved 3x3 with stride 2, one half as large 4x4
-  transposed, any other by what is too much: to a map of the same size, 1x1. RepDistiller's
-  `ConvReg`, less the bias, which batch norm takes away again.
+  A map twice as large as the teacher's gets a 3x3 convolution with stride 2, one half as large a
+  4x4 transposed convolution with stride 2, and any larger one a convolution without padding whose
+  kernel is just large enough, 1x1 for maps of the same size. This is RepDistiller's `ConvReg`
+  without the bias, which the batch norm would cancel.
 
   Attributes:
     axis_name: see `kdih.models.layers.batch_norm`.
@@ -74,7 +82,15 @@ class Regressor(nn.Module):
 
   @nn.compact
   def __call__(self, student: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[batch, H, W, C] to `shape`. Raises ValueError where no convolution leads there."""
+    """Returns the mapped feature, of the shape `shape`.
+
+    Args:
+      student: [batch, H, W, C].
+      shape: shape of the teacher's feature.
+
+    Raises:
+      ValueError: the student's map is smaller than the teacher's and not half as large.
+    """
     size, goal, features = student.shape[1:3], shape[1:3], shape[-1]
     conv: nn.Module
     if size == (2 * goal[0], 2 * goal[1]):

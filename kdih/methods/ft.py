@@ -1,4 +1,4 @@
-"""Factor transfer (Kim et al., NeurIPS 2018, arXiv 1802.04977, section 3)."""
+"""FT: factor transfer (Kim, Park and Kwak, NeurIPS 2018, arXiv 1802.04977)."""
 import dataclasses
 from typing import Annotated, Any
 
@@ -14,21 +14,28 @@ from kdih.models import layers
 
 
 class Method(FeatureMethod):
-  """A translator of the student's last feature imitates a paraphrase of the teacher's.
+  """Trains a translation of the student's deepest feature to match a paraphrase of the teacher's.
 
-  First the paraphraser, an autoencoder, learns to reconstruct the teacher's last feature, by the
-  mean squared error. Then it is frozen, and with the factors F that paraphraser and translator
-  make of the last features the term is
+  Preparation: the paraphraser, an autoencoder with encoder E and decoder D, is trained to
+  reconstruct the teacher's deepest feature,
 
-      mean(|Q(F_S) - Q(F_T)|),   Q(F) = mean_c F^2, flattened, of length 1
+      L = mean((D(E(f^T)) - f^T)^2)
 
-  as in RepDistiller; in the paper, Q(F) is all of F, of length 1. The larger factor is
-  average-pooled to the size of the smaller. The paraphraser has batch norm, as the translator
-  has; RepDistiller's has none, and a smaller learning rate instead. Student and teacher may have
-  any number of taps.
+  Then E is frozen, and a translator R is trained with the student:
+
+      term = mean(|Q(R(f^S)) - Q(E(f^T))|),   Q(F) = G / |G|,   G = mean_c F_c^2
+
+  with G flattened to [H * W]. The larger of the two factors is average-pooled to the size of the
+  smaller. Student and teacher may have different numbers of taps.
+
+  Source: Kim, Park and Kwak, NeurIPS 2018, arXiv 1802.04977, section 3. Q is RepDistiller's; in
+  the paper it is all of F divided by its norm. The paraphraser has batch norms, as the translator
+  has; RepDistiller's has none, and a smaller learning rate.
 
   Attributes:
-    rate: channels of a factor over those of the teacher's feature, above 0; the paper's k.
+    rate: channels of a factor divided by those of the teacher's feature, above 0; the paper's k.
+    cross_entropy: weight of the labels, at least 0.
+    weight: weight of the term, above 0.
   """
 
   prepares = True
@@ -36,12 +43,11 @@ class Method(FeatureMethod):
   rate: Annotated[float, Number(0, 100, open_low=True)]
 
   def setup(self):
-    """Makes paraphraser (an encoder and a decoder) and translator."""
+    """Creates the encoder, the decoder and the translator."""
     self.encoder, self.decoder, self.translator = (
         _Block(self.context.axis_name) for _ in range(3))
 
   def prepare(self, lesson):
-    """Returns 'paraphrase', the error; see `kdih.distillation.method.Method`."""
     _, teacher = _deepest(lesson)
     width, channels = self._width(teacher), teacher.shape[-1]
     factor = self.encoder(teacher, (channels, width, width), train=True)
@@ -49,14 +55,13 @@ class Method(FeatureMethod):
     return {'paraphrase': ((rebuilt - teacher)**2).mean((1, 2, 3))}
 
   def term(self, lesson):
-    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
     student, teacher = _deepest(lesson)
     width = self._width(teacher)
-    taught = jax.lax.stop_gradient(
+    paraphrase = jax.lax.stop_gradient(
         self.encoder(teacher, (teacher.shape[-1], width, width), train=False))
-    learnt = self.translator(student, (student.shape[-1], width, width), train=True)
-    ours, theirs = map(_normalised, features.same_size(learnt, taught))
-    return jnp.abs(ours - theirs).mean(-1)
+    translation = self.translator(student, (student.shape[-1], width, width), train=True)
+    student, teacher = map(_normalised, features.same_size(translation, paraphrase))
+    return jnp.abs(student - teacher).mean(-1)
 
   @nn.nowrap
   def _width(self, teacher):
@@ -64,9 +69,10 @@ class Method(FeatureMethod):
 
 
 class _Block(nn.Module):
-  """Three times a 3x3 convolution, batch norm and a leaky ReLU.
+  """Three layers of a 3x3 convolution, a batch norm and a leaky ReLU.
 
-  It serves as a decoder too: of stride 1, a transposed convolution is one with a mirrored kernel.
+  The decoder is one too: a transposed convolution with stride 1 is a convolution with a mirrored
+  kernel.
 
   Attributes:
     axis_name: see `kdih.models.layers.batch_norm`.
@@ -76,7 +82,7 @@ class _Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, widths: tuple[int, ...], train: bool) -> jax.Array:
-    """[batch, H, W, C] to [batch, H, W, widths[-1]]."""
+    """Returns the output, [batch, H, W, widths[-1]], for x [batch, H, W, C]."""
     for width in widths:
       x = layers.conv(width, kernel_init=layers.PYTORCH_DEFAULT)(x)
       x = layers.batch_norm(train=train, axis_name=self.axis_name)(x)
@@ -85,14 +91,18 @@ class _Block(nn.Module):
 
 
 def _deepest(lesson: Lesson) -> tuple[jax.Array, jax.Array]:
-  """The last features of student and teacher; raises ValueError unless they are maps."""
-  def end(output: Any) -> Any:
+  """Returns the deepest features of student and teacher.
+
+  Raises:
+    ValueError: one of them has no taps, or its deepest feature is not a map.
+  """
+  def cut(output: Any) -> Any:
     return dataclasses.replace(output, features=dict(list(output.features.items())[-1:]))
 
-  ends = dataclasses.replace(lesson, student=end(lesson.student), teacher=end(lesson.teacher))
-  return features.pairs(ends)[0]
+  return features.pairs(dataclasses.replace(
+      lesson, student=cut(lesson.student), teacher=cut(lesson.teacher)))[0]
 
 
 def _normalised(factor: jax.Array) -> jax.Array:
-  """Q: [batch, H, W, C] to [batch, H * W]."""
+  """Returns Q, [batch, H * W]."""
   return features.unit((factor**2).mean(-1).reshape(len(factor), -1))

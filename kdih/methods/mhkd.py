@@ -1,4 +1,4 @@
-"""Multi-head knowledge distillation (Wang, Lohit, Jones and Fu, 2020, arXiv 2012.02911)."""
+"""MHKD: multi-head knowledge distillation (Wang et al., 2020, arXiv 2012.02911)."""
 from typing import Any
 
 import jax
@@ -9,19 +9,22 @@ from kdih.models import layers
 
 
 class Method(method.Method):
-  """Convolutional heads on both models, trained with the student; each teaches its counterpart.
+  """Trains heads on both models with the student; the teacher's heads teach those of the student.
 
-      kd(z, t) + sum_i [CE(h^T_i, y) + beta kd(h^S_i, h^T_i)],
+      L = kd(z, t) + sum_i [CE(h^T_i, y) + beta kd(h^S_i, h^T_i)],
       kd(z, t) = (1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t) || p_T(z))
 
-  where h_i are the logits of the heads on the i-th taps, and h^T_i is a constant in the last kd.
-  Every tap has a head, the deepest too. The convolutions pad by 1, for the sake of small maps.
+  over the taps i, with the logits h^S_i and h^T_i of the heads on student and teacher. No gradient
+  flows through h^T_i in kd. Every tap has a head, including the deepest. The convolutions pad by 1,
+  so that small maps do not vanish.
+
+  Source: Wang, Lohit, Jones and Fu, 2020, arXiv 2012.02911.
 
   Attributes:
-    alpha: weight of whoever teaches, in [0, 1].
+    alpha: weight of the teacher or of its head, in [0, 1].
     temperature: T.
     beta: weight of the student's heads, above 0.
-    width: of the heads.
+    width: channels of the heads.
   """
 
   alpha: options.Alpha
@@ -31,7 +34,6 @@ class Method(method.Method):
 
   @nn.compact
   def __call__(self, lesson):
-    """Returns 'ce' and 'kl' of student and heads; see `kdih.distillation.method.Method`."""
     labels = lesson.labels
     terms = self._kd(lesson.student.logits, lesson.teacher.logits, labels)
     for number, features in enumerate(features_lib.pairs(lesson), 1):
@@ -50,11 +52,11 @@ class Method(method.Method):
 
 
 class _Head(nn.Module):
-  """Twice conv 3x3, BN and ReLU; the mean over the map; twice linear, with a ReLU between.
+  """A head: two 3x3 convolutions with batch norm and ReLU, average pooling, two linear layers.
 
   Attributes:
-    num_classes: logits.
-    width: of everything before.
+    num_classes: number of logits.
+    width: channels of the hidden layers.
     axis_name: see `kdih.models.layers.batch_norm`.
   """
 

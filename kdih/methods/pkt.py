@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, arXiv 1803.10837, section 3)."""
+"""PKT: probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018, arXiv 1803.10837)."""
 import jax
 import jax.numpy as jnp
 
@@ -9,27 +9,33 @@ _EPSILON = 1e-7
 
 
 class Method(FeatureMethod):
-  """Which images of the batch are near an image, as probabilities, by their embeddings.
+  """Matches the probabilities that images of the batch are neighbours, by their embeddings.
 
-  With k_ij = (1 + cos(e_i, e_j)) / 2 and p_ij = k_ij / sum_j k_ij, the term is the mean over
-  batch^2 entries of p^T log((p^T + 1e-7) / (p^S + 1e-7)). As in the authors' code, an image is
-  near itself too; the paper leaves it out. RepDistiller divides an embedding by its length plus
-  1e-7, here by its length alone, so that its size says nothing. An embedding of 0 is as near to
-  each image, itself included, as one at a right angle, k = 1/2, and has no gradient; RepDistiller's
-  is no number there.
+      term = mean_ij p^T_ij log((p^T_ij + 1e-7) / (p^S_ij + 1e-7)),
+      p_ij = k_ij / sum_j k_ij,   k_ij = (1 + cos(e_i, e_j)) / 2
+
+  over all pairs of images i and j of the global batch.
+
+  Source: Passalis and Tefas, ECCV 2018, arXiv 1803.10837, section 3. As in the authors' code, the
+  pairs include i = j, which the paper leaves out. RepDistiller adds 1e-7 to the norm in the cosine;
+  here it is not added, and an embedding of 0 has the cosine 0 with every image and no gradient
+  (RepDistiller's gradient is NaN there).
+
+  Attributes:
+    cross_entropy: weight of the labels, at least 0.
+    weight: weight of the term, above 0.
   """
 
   couples = True
 
   def term(self, lesson):
-    """Scalar; see `kdih.distillation.method.FeatureMethod`."""
     student, teacher = (_probabilities(lesson.gather(e)) for e in features.embeddings(lesson))
     return (teacher * jnp.log((teacher + _EPSILON) / (student + _EPSILON))).mean()
 
 
 def _probabilities(embeddings: jax.Array) -> jax.Array:
-  """p, [batch, batch], of embeddings [batch, width]."""
+  """Returns p, [batch, batch], for embeddings [batch, width]."""
   directions = features.unit(embeddings)
-  # A cosine that is rounded to below -1 is none.
+  # Rounding can make a cosine smaller than -1.
   near = jnp.maximum((1 + features.products(directions, directions)) / 2, 0)
   return near / near.sum(-1, keepdims=True)

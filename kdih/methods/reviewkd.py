@@ -1,4 +1,4 @@
-"""Knowledge review (Chen et al., CVPR 2021, arXiv 2104.09044, section 3)."""
+"""ReviewKD: distillation via knowledge review (Chen et al., CVPR 2021, arXiv 2104.09044)."""
 from typing import Annotated, Any
 
 import jax
@@ -14,23 +14,26 @@ from kdih.models import layers
 
 
 class Method(FeatureMethod):
-  """Each feature of the student, fused with all deeper ones, imitates the teacher's there.
+  """Trains each feature of the student, fused with all deeper ones, to match the teacher's.
 
-  The levels are the taps, and last the embedding, a map of one pixel. From the deepest level
-  upwards, attention based fusion (ABF) takes in the student's feature and what the level below
-  fused. The term is min(epoch / warmup_epochs, 1) times the sum over the levels of the
-  hierarchical context loss (HCL),
+      term = w sum_i HCL(g_i, f^T_i),   w = min(epoch / warmup_epochs, 1),
+      HCL(s, t) = sum_l w_l mean((pool_l(s) - pool_l(t))^2) / sum_l w_l,   w_l = 1, 1/2, 1/4, 1/8
 
-      sum_l w_l mean((pool_l(f_S) - pool_l(f_T))^2) / sum_l w_l,   w = 1, 1/2, 1/4, 1/8
+  over the levels i: the taps, and last the embedding, as a map of one pixel. From the deepest
+  level upwards, attention-based fusion (ABF) computes g_i from the student's feature and from the
+  fused feature of the next deeper level. The pools l of the hierarchical context loss (HCL) are
+  the whole map and its average pooling to 4x4, 2x2 and 1x1, as far as these are smaller than the
+  map. The student's features are taken after their ReLU, the teacher's before it.
 
-  with l the whole map, then average-pooled 4x4, 2x2 and 1x1, those that are smaller than the map
-  is high. The student's features are as they are, the teacher's before their ReLU, as in the
-  authors' code for CIFAR; it counts whole epochs, and here the epoch grows with every step, from 0.
+  Source: Chen et al., CVPR 2021, arXiv 2104.09044, section 3, and the authors' code for CIFAR,
+  which counts whole epochs; here the epoch is a fraction that grows with every step from 0.
 
   Attributes:
-    width: channels of what is fused; 0 takes those of the student's embedding, 512 at most, as
-      the authors do.
-    warmup_epochs: until the term counts in full; 0 for at once.
+    width: channels of a fused feature; 0 stands for the width of the student's embedding, at most
+      512, as in the authors' code.
+    warmup_epochs: epochs in which the weight of the term rises from 0; 0 for no warm-up.
+    cross_entropy: weight of the labels, at least 0.
+    weight: weight of the term, above 0.
   """
 
   width: Annotated[int, Whole(0, 65536)]
@@ -38,7 +41,6 @@ class Method(FeatureMethod):
 
   @nn.compact
   def term(self, lesson):
-    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
     width = self.width or min(512, features_lib.embeddings(lesson)[0].shape[-1])
     fused = None
     total = jnp.zeros(len(lesson.labels))
@@ -51,10 +53,10 @@ class Method(FeatureMethod):
 
 
 class _Fusion(nn.Module):
-  """ABF: the student's feature, 1x1, and the deeper one, each weighted pixel by pixel.
+  """ABF: a weighted sum of the student's feature and the next deeper fused one, at each pixel.
 
   Attributes:
-    width: channels of what is fused.
+    width: channels of the fused feature.
     axis_name: see `kdih.models.layers.batch_norm`.
   """
 
@@ -65,7 +67,7 @@ class _Fusion(nn.Module):
   def __call__(
       self, student: jax.Array, deeper: jax.Array | None, shape: tuple[int, ...]
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns what is to be like a feature of `shape`, and what is fused, as large."""
+    """Returns (a feature of shape `shape` to compare, the fused feature [batch, H, W, width])."""
     fused = self._convolved('narrow', student, self.width, 1)
     if deeper is not None:
       deeper = _resized(deeper, student.shape)
@@ -77,14 +79,14 @@ class _Fusion(nn.Module):
     return self._convolved('widen', fused, shape[-1], 3), fused
 
   def _convolved(self, name, x, features, kernel_size):
-    # Uniform within the square root of 3 / fan-in, as the authors have it.
+    # The authors' initialisation: uniform within the square root of 3 / fan-in.
     x = layers.conv(features, kernel_size, kernel_init=nn.initializers.lecun_uniform(),
                     name=name)(x)
     return layers.batch_norm(train=True, axis_name=self.axis_name, name=f'{name}_norm')(x)
 
 
 def _levels(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
-  """The student's and the teacher's maps, from the shallowest to the embedding."""
+  """Returns (student's map, teacher's map) of each level, from the shallowest to the embedding."""
   students = [student for student, _ in features_lib.pairs(lesson)]
   teachers = [teacher for _, teacher in features_lib.preactivation_pairs(lesson)]
   pixels = [embedding[:, None, None] for embedding in features_lib.embeddings(lesson)]
@@ -92,14 +94,17 @@ def _levels(lesson: Lesson) -> list[tuple[jax.Array, jax.Array]]:
 
 
 def _resized(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """[batch, H, W, C] to the height and width of `shape`, by PyTorch's nearest pixel."""
+  """Returns x, [batch, H, W, C], resized to the height and width of `shape`.
+
+  The interpolation is PyTorch's 'nearest'.
+  """
   for axis in (1, 2):
     x = x.take(np.arange(shape[axis]) * x.shape[axis] // shape[axis], axis=axis)
   return x
 
 
 def _context_loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
-  """HCL of two maps of one shape: [batch]."""
+  """Returns HCL, [batch], for two maps of the same shape."""
   sides = [side for side in (4, 2, 1) if side < student.shape[1]]
   difference = student - teacher  # Pooling is linear.
   maps = [difference, *(features_lib.pool_to(difference, side, side) for side in sides)]

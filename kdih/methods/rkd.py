@@ -1,4 +1,4 @@
-"""Relational knowledge distillation (Park et al., CVPR 2019, arXiv 1904.05068, section 3)."""
+"""RKD: relational knowledge distillation (Park et al., CVPR 2019, arXiv 1904.05068)."""
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,17 +9,22 @@ from kdih.distillation.method import FeatureMethod
 
 
 class Method(FeatureMethod):
-  """Distances between two images and angles between three, by their embeddings.
+  """Matches the distances between pairs and the angles in triples of images, by their embeddings.
 
-      distance mean_ij H(d^S_ij, d^T_ij) + angle mean_ijk H(c^S_ijk, c^T_ijk)
+      term = distance mean_ij H(d^S_ij, d^T_ij) + angle mean_ijk H(c^S_ijk, c^T_ijk)
 
-  with Huber's loss H (delta 1), d the distances over their mean between different images, and
-  c_ijk the cosine of the angle at i between j and k, 0 where i is j or k or two images have one
-  embedding. Means are over batch^2 and batch^3 entries, which c takes in memory.
+  over all pairs and triples of images of the global batch, with the Huber loss H (delta 1). d_ij
+  is the distance between the embeddings of i and j, divided by the mean distance between different
+  images. c_ijk is the cosine of the angle at i between j and k; it is 0 if i is j or k, or if two
+  of the embeddings are equal. The cosines take memory for batch^3 numbers.
+
+  Source: Park, Kim, Lu and Cho, CVPR 2019, arXiv 1904.05068, section 3.
 
   Attributes:
-    distance: weight of the distances, 0 or more.
-    angle: weight of the angles, 0 or more; one of both is above 0.
+    distance: weight of the distances, at least 0.
+    angle: weight of the angles, at least 0; distance or angle is above 0.
+    cross_entropy: weight of the labels, at least 0.
+    weight: weight of the term, above 0.
   """
 
   couples = True
@@ -29,12 +34,10 @@ class Method(FeatureMethod):
 
   @nn.nowrap
   def check(self):
-    """See `kdih.distillation.method.Method`."""
     if not self.distance + self.angle:
-      raise ValueError('distance: and angle are both 0, so that nothing is compared')
+      raise ValueError('distance: and angle are both 0; set one of them above 0')
 
   def term(self, lesson):
-    """Scalar; see `kdih.distillation.method.FeatureMethod`."""
     rows = map(lesson.gather, features.embeddings(lesson))
     student, teacher = (e[None] - e[:, None] for e in rows)  # [batch, batch, width].
     return (self.distance * _huber(_distances(student), _distances(teacher))
@@ -42,9 +45,9 @@ class Method(FeatureMethod):
 
 
 def _distances(differences: jax.Array) -> jax.Array:
-  """d, [batch, batch]; all 0 where all images have one embedding."""
+  """Returns d, [batch, batch]; all 0 if all embeddings are equal."""
   squares = (differences * differences).sum(-1)
-  apart = squares > 0  # The root has no gradient at 0.
+  apart = squares > 0  # The square root has no gradient at 0.
   lengths = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1)), 0)
   number = len(lengths)
   mean = lengths.sum() / max(number * (number - 1), 1)
@@ -52,7 +55,7 @@ def _distances(differences: jax.Array) -> jax.Array:
 
 
 def _cosines(differences: jax.Array) -> jax.Array:
-  """c, [batch, batch, batch]."""
+  """Returns c, [batch, batch, batch]."""
   directions = features.unit(differences)
   return features.products(directions, directions)
 

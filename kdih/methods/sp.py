@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation (Tung and Mori, ICCV 2019, arXiv 1907.09682, section 3)."""
+"""SP: similarity-preserving distillation (Tung and Mori, ICCV 2019, arXiv 1907.09682)."""
 import jax
 
 from kdih.distillation import features as features_lib
@@ -6,17 +6,24 @@ from kdih.distillation.method import FeatureMethod
 
 
 class Method(FeatureMethod):
-  """Which images of the batch are alike, at the deepest tap.
+  """Matches the similarities of the images of the batch, at the deepest tap.
 
-  With F, [batch, H * W * C], the deepest features of all images, and G = F F' whose rows are
-  brought to length 1, the term is mean((G_S - G_T)^2) over the batch^2 entries. Student and
-  teacher may have any number of taps, of any shape.
+      term = mean_ij (G^S_ij - G^T_ij)^2,   G_i = (F F')_i / |(F F')_i|
+
+  over all pairs of images i and j of the global batch, where F, [batch, H * W * C], are the
+  deepest features and G_i is a row. Student and teacher may have different numbers of taps, with
+  features of any shape.
+
+  Source: Tung and Mori, ICCV 2019, arXiv 1907.09682, section 3.
+
+  Attributes:
+    cross_entropy: weight of the labels, at least 0.
+    weight: weight of the term, above 0.
   """
 
   couples = True
 
   def term(self, lesson):
-    """Scalar; see `kdih.distillation.method.FeatureMethod`."""
     student, teacher = (
         _similarities(lesson.gather(_deepest(output.features, role, setting)))
         for output, role, setting in ((lesson.student, 'student', 'taps'),
@@ -25,7 +32,11 @@ class Method(FeatureMethod):
 
 
 def _deepest(features, role: str, setting: str) -> jax.Array:
-  """The deepest feature, flat; raises ValueError where there is none."""
+  """Returns the deepest feature, [batch, H * W * C].
+
+  Raises:
+    ValueError: there are no features.
+  """
   if not features:
     raise ValueError(f'the {role} has no taps; name one with config.student.{setting}')
   feature = list(features.values())[-1]
@@ -33,5 +44,5 @@ def _deepest(features, role: str, setting: str) -> jax.Array:
 
 
 def _similarities(flat: jax.Array) -> jax.Array:
-  """G, [batch, batch]."""
+  """Returns G, [batch, batch], for flat features [batch, H * W * C]."""
   return features_lib.unit(features_lib.products(flat, flat))

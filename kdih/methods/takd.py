@@ -1,13 +1,16 @@
-"""Teacher assistants (Mirzadeh et al., 2020, arXiv 1902.03393, section 3)."""
-
+"""TAKD: teacher assistants (Mirzadeh et al., AAAI 2020, arXiv 1902.03393)."""
 from kdih.distillation import losses, method, options
 
 
 class Method(method.Method):
-  """KD from teacher to assistant, from assistant to assistant, and from the last to the student.
+  """Distils from the teacher through a chain of assistants to the student, each by KD.
 
-  Every link learns by (1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t) || p_T(z)), with the schedule of
-  `config.student.train`.
+      L = (1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t) || p_T(z))
+
+  for every assistant and for the student, where t are the logits of the model before it in the
+  chain. All of them train with the schedule of `config.student.train`.
+
+  Source: Mirzadeh et al., AAAI 2020, arXiv 1902.03393, section 3.
 
   Attributes:
     chain: names of the assistants' models, from the teacher's to the student's side.
@@ -21,10 +24,8 @@ class Method(method.Method):
 
   @property
   def assistants(self):
-    """See `kdih.distillation.method.Method`."""
     return self.chain
 
   def __call__(self, lesson):
-    """Returns 'ce' and 'kl'; see `kdih.distillation.method.Method`."""
     return losses.kd_terms(lesson.student.logits, lesson.teacher.logits, lesson.labels,
                            self.alpha, self.temperature)

@@ -1,4 +1,4 @@
-"""Task-oriented feature distillation (Zhang et al., NeurIPS 2020, section 3)."""
+"""TOFD: task-oriented feature distillation (Zhang et al., NeurIPS 2020)."""
 from typing import Any
 
 import jax
@@ -12,24 +12,30 @@ from kdih.models import layers
 
 
 class Method(method.Method):
-  """Auxiliary classifiers on both models; the student's learn features and answers of the other's.
+  """Trains auxiliary classifiers on the student to match those on the teacher, features and logits.
 
-  Tap i of S goes through S - i blocks of separable convolutions, each of which halves the map and
-  has as many channels as the next tap, then through the mean over the map, g_i, to logits z_i. Of
-  the deepest tap these are the model's own: what its classifier reads, and says. The loss is
+  Tap i of n has an auxiliary classifier on either model: n - i blocks of separable convolutions,
+  each of which halves the map and has as many channels as the next tap, then average pooling to
+  g_i, and a linear layer to the logits z_i. For the deepest tap g_n is the model's own embedding,
+  and z_n are its logits.
 
-      sum_i CE(z^S_i, y) + H(p_T(z^T_i), p_T(z^S_i)) + alpha |W_i g^S_i - g^T_i|
-            + beta (|W_i W_i' - 1| + |W_i' W_i - 1|)
+  Preparation: the teacher's auxiliary classifiers learn from the labels, L = sum_i CE(z^T_i, y)
+  over i < n. Then they are frozen, and
 
-  with the cross-entropy H, learnt W_i, and norms over all of a matrix: the second is that of
-  [global batch, width] and no mean. First the teacher's classifiers learn from the labels, then
-  they are frozen. The authors train theirs with the teacher itself, which here stays as it is,
-  and raise the temperature from 1 to 4 over their 250 epochs; here T is constant.
+      L = sum_i [CE(z^S_i, y) + H(p_T(z^T_i), p_T(z^S_i)) + alpha |W_i g^S_i - g^T_i|
+                 + beta (|W_i W_i' - 1| + |W_i' W_i - 1|)]
+
+  with the cross-entropy H, trained matrices W_i, and Frobenius norms. The norm after alpha is over
+  all images of the global batch, without a mean.
+
+  Source: Zhang et al., NeurIPS 2020, section 3. The authors train the teacher's classifiers
+  together with the teacher, and raise the temperature from 1 to 4 over 250 epochs; here the
+  teacher keeps its values, and T is constant.
 
   Attributes:
     temperature: T.
-    alpha: weight of the features, 0 or more.
-    beta: weight of the W's orthogonality, 0 or more.
+    alpha: weight of the features, at least 0.
+    beta: weight of the orthogonality of the W_i, at least 0.
   """
 
   prepares = True
@@ -40,29 +46,26 @@ class Method(method.Method):
   beta: options.Weight
 
   def setup(self):
-    """Makes the auxiliary classifiers."""
-    self.student = _Branches(self.context.axis_name)
-    self.teacher = _Branches(self.context.axis_name)
+    """Creates the auxiliary classifiers."""
+    self.student = _Classifiers(self.context.axis_name)
+    self.teacher = _Classifiers(self.context.axis_name)
 
   def prepare(self, lesson):
-    """Returns 'ce', by which the teacher's auxiliary classifiers learn from the labels."""
-    _, features = _sides(lesson)
-    branches = self.teacher(features, lesson.teacher.logits.shape[-1], train=True)
-    return {'ce': sum(losses.cross_entropy(logits, lesson.labels) for _, logits in branches)}
+    _, features = _features(lesson)
+    outputs = self.teacher(features, lesson.teacher.logits.shape[-1], train=True)
+    return {'ce': sum(losses.cross_entropy(logits, lesson.labels) for _, logits in outputs)}
 
   @nn.compact
   def __call__(self, lesson):
-    """Returns 'ce', 'soft', 'feature' and 'orthogonality'; see `kdih.distillation.method.Method`.
-    """
     embeddings = features_lib.embeddings(lesson)
-    features = _sides(lesson)
+    features = _features(lesson)
     classes = lesson.student.logits.shape[-1]
-    learning = [*self.student(features[0], classes, train=True),
+    students = [*self.student(features[0], classes, train=True),
                 (embeddings[0], lesson.student.logits)]
-    taught_by = jax.lax.stop_gradient([*self.teacher(features[1], classes, train=False),
-                                       (embeddings[1], lesson.teacher.logits)])
+    teachers = jax.lax.stop_gradient([*self.teacher(features[1], classes, train=False),
+                                      (embeddings[1], lesson.teacher.logits)])
     ce, soft, feature, orthogonality = (jnp.zeros(()) for _ in range(4))
-    for number, (student, teacher) in enumerate(zip(learning, taught_by, strict=True), 1):
+    for number, (student, teacher) in enumerate(zip(students, teachers, strict=True), 1):
       (g_student, z_student), (g_teacher, z_teacher) = student, teacher
       mapped, skew = _Link(g_teacher.shape[-1], name=f'link{number}')(g_student)
       ce += losses.cross_entropy(z_student, lesson.labels).mean()
@@ -72,8 +75,8 @@ class Method(method.Method):
     return {'ce': ce, 'soft': soft, 'feature': feature, 'orthogonality': orthogonality}
 
 
-class _Branches(nn.Module):
-  """(g_i, z_i) of all taps but the deepest.
+class _Classifiers(nn.Module):
+  """The auxiliary classifiers of one model: computes [(g_i, z_i)] for all taps but the deepest.
 
   Attributes:
     axis_name: see `kdih.models.layers.batch_norm`.
@@ -84,21 +87,24 @@ class _Branches(nn.Module):
   @nn.compact
   def __call__(self, features, num_classes, train):
     widths = [feature.shape[-1] for feature in features]
-    branches = []
+    outputs = []
     for number, x in enumerate(features[:-1], 1):
+      # Checkpoints store the submodules under these names.
       for block, width in enumerate(widths[number:], 1):
         x = _Separable(width, self.axis_name, name=f'branch{number}_block{block}')(x, train)
       pooled = layers.average_pool(x)
       classifier = layers.dense(widths[-1], num_classes, name=f'branch{number}_classifier')
-      branches.append((pooled, classifier(pooled)))
-    return branches
+      outputs.append((pooled, classifier(pooled)))
+    return outputs
 
 
 class _Separable(nn.Module):
-  """Twice a depthwise and a 1x1 convolution, BN and ReLU; the first halves the map.
+  """Two separable convolutions, each with batch norm and ReLU; the first one halves the map.
+
+  A separable convolution is a 3x3 depthwise convolution and a 1x1 convolution.
 
   Attributes:
-    features: channels that come out.
+    features: channels of the output.
     axis_name: see `kdih.models.layers.batch_norm`.
   """
 
@@ -115,7 +121,7 @@ class _Separable(nn.Module):
 
 
 class _Link(nn.Module):
-  """(W g, |W W' - 1| + |W' W - 1|), of g [batch, width] to [batch, features].
+  """Computes (W g, |W W' - 1| + |W' W - 1|), with g [batch, width] and W g [batch, features].
 
   Attributes:
     features: width of W g.
@@ -136,8 +142,12 @@ def _norm(matrix: jax.Array) -> jax.Array:
   return optax.safe_norm(matrix, 0.0)
 
 
-def _sides(lesson: Lesson) -> tuple[list[jax.Array], list[jax.Array]]:
-  """The features of student and teacher. Raises ValueError where a branch has no place."""
+def _features(lesson: Lesson) -> tuple[list[jax.Array], list[jax.Array]]:
+  """Returns the features of student and teacher.
+
+  Raises:
+    ValueError: there is only one tap, and therefore no place for an auxiliary classifier.
+  """
   student, teacher = zip(*features_lib.pairs(lesson), strict=True)
   if len(student) < 2:
     raise ValueError('the models have one tap each; auxiliary classifiers need two or more; choose '

@@ -1,4 +1,4 @@
-"""Variational information distillation (Ahn et al., CVPR 2019, arXiv 1904.05835, section 3)."""
+"""VID: variational information distillation (Ahn et al., CVPR 2019, arXiv 1904.05835)."""
 import math
 
 import jax
@@ -11,28 +11,31 @@ from kdih.models import layers
 
 
 class Method(FeatureMethod):
-  """How likely the teacher's features are, given the student's, at every tap.
+  """Maximises the likelihood of the teacher's features under a Gaussian given the student's.
 
-  The teacher's feature is Gaussian: its mean m is the student's feature after three 1x1
-  convolutions of as many channels as the teacher's, a ReLU after the first two, and its variance
-  v = softplus(s) + 1e-5 is one number per channel, 5 at first. The term is the sum over the taps
-  of the mean of ((m - f_T)^2 / v + log v) / 2; it may be below 0. The larger map is average-pooled
-  to the size of the smaller.
+      term = sum_i mean(((m_i(f^S_i) - f^T_i)^2 / v_i + log v_i) / 2)
+
+  over the taps i. The mean m_i is three 1x1 convolutions with as many channels as the teacher's
+  feature and a ReLU after the first two. The variance v_i = softplus(s_i) + 1e-5 is one trained
+  number for each channel, 5 at first. The larger of two maps is average-pooled to the size of the
+  smaller. The term, a negative log-likelihood without the constant log(2 pi) / 2, may be negative.
+
+  Source: Ahn et al., CVPR 2019, arXiv 1904.05835, section 3.
+
+  Attributes:
+    cross_entropy: weight of the labels, at least 0.
+    weight: weight of the term, above 0.
   """
 
   @nn.compact
   def term(self, lesson):
-    """[batch]; see `kdih.distillation.method.FeatureMethod`."""
     sized = [features.same_size(*pair) for pair in features.pairs(lesson)]
     return sum(_Unlikelihood(name=f'tap{number}')(student, teacher)
                for number, (student, teacher) in enumerate(sized, 1))
 
 
 class _Unlikelihood(nn.Module):
-  """Two maps, [batch, H, W, C_S] and [batch, H, W, C_T], to the negative log-likelihood, [batch].
-
-  Per number, and without the constant log(2 pi) / 2.
-  """
+  """Computes the term of one tap, [batch], from two maps of the same height and width."""
 
   @nn.compact
   def __call__(self, student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -43,7 +46,7 @@ class _Unlikelihood(nn.Module):
         mean = nn.relu(mean)
       mean = layers.conv(
           channels, 1, kernel_init=layers.PYTORCH_DEFAULT, name=f'conv{number}')(mean)
-    initial = math.log(math.expm1(5 - 1e-5))  # So that the variance is 5.
+    initial = math.log(math.expm1(5 - 1e-5))  # The inverse of the variance at 5.
     scale = self.param('scale', nn.initializers.constant(initial), (channels,))
     variance = (nn.softplus(scale) + 1e-5).reshape(1, 1, 1, channels)
     return 0.5 * ((mean - teacher)**2 / variance + jnp.log(variance)).mean((1, 2, 3))

@@ -1,4 +1,4 @@
-"""What a model costs at inference: size, work and time."""
+"""Costs of a model at inference: size, FLOPs and time."""
 import statistics
 import time
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 
 from kdih.models import taps
@@ -25,7 +26,7 @@ def measure(
 
   Args:
     model: a module with `__call__(images, train)`.
-    variables: its own, see `taps.initial`.
+    variables: the model's variables, see `taps.initial`.
     image_shape: height, width, channels.
     batch_size: images per call for the throughput.
     repeats: calls of which the median is taken, after one to warm up.
@@ -46,12 +47,12 @@ def measure(
 
 
 def forward_flops(model: nn.Module, variables: Any, image_shape: tuple[int, ...]) -> int | None:
-  """FLOPs of a forward pass of one image; see `flops`. Nothing is computed."""
+  """Returns the FLOPs of a forward pass of one image, by tracing; see `flops`."""
   return flops(jax.jit(_forward(model)), variables, np.zeros((1, *image_shape), np.float32))
 
 
 def _forward(model: nn.Module) -> Callable:
-  """(variables, images) to logits, in evaluation mode."""
+  """Returns the function from (variables, images) to logits, in evaluation mode."""
   def forward(variables, images):
     return taps.logits_of(model.apply(variables, images, train=False))
 
@@ -59,10 +60,10 @@ def _forward(model: nn.Module) -> Callable:
 
 
 def flops(function: Any, *arguments: Any) -> int | None:
-  """FLOPs of a jitted function, a multiply-add counted as two and padding not at all.
+  """Returns the FLOPs of a jitted function; a multiply-add counts as two, padding as none.
 
-  None where JAX_PLATFORMS excludes the CPU: other platforms cannot analyse what is not compiled.
-  The arguments may be shapes.
+  Returns None if JAX_PLATFORMS excludes the CPU: other platforms can only analyse compiled
+  functions. The arguments may be shapes.
   """
   try:
     cpu = jax.local_devices(backend='cpu')[0]
@@ -76,7 +77,7 @@ def flops(function: Any, *arguments: Any) -> int | None:
 def _seconds(
     forward: Callable, variables: Any, images_shape: tuple[int, ...], repeats: int
 ) -> float:
-  """Median wall time of a call on images of `images_shape`."""
+  """Returns the median wall time of a call on images of `images_shape`, in seconds."""
   inputs = jax.device_put((variables, jnp.zeros(images_shape)), jax.local_devices()[0])
   jax.block_until_ready(forward(*inputs))
   times = []
@@ -88,11 +89,11 @@ def _seconds(
 
 
 def bytes_on_disk(path: epath.PathLike) -> int:
-  """The sum of the sizes of all files in the folder `path` and below."""
+  """Returns the sum of the sizes of all files in the folder `path` and its subfolders."""
   return sum(bytes_on_disk(file) if file.is_dir() else file.stat().length
              for file in epath.Path(path).iterdir())
 
 
 def count_parameters(params: Any) -> int:
-  """Numbers in a tree of parameters, which may be shapes."""
-  return sum(leaf.size for leaf in jax.tree.leaves(params))
+  """Returns the number of numbers in a tree of parameters, which may be shapes."""
+  return int(optax.tree.size(params))

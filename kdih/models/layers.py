@@ -1,4 +1,4 @@
-"""The pieces that every family is built from, with the numbers that PyTorch models have.
+"""The layers of all families, with the hyperparameters of the PyTorch reference models.
 
 One thing differs from PyTorch: Flax keeps a running average of the biased batch variance,
 PyTorch of the unbiased one. Over n values per channel they differ by the factor n / (n - 1).
@@ -17,16 +17,19 @@ from kdih.models.taps import EMBEDDING
 ModuleFactory = Callable[..., Any]
 Initializer = nn.initializers.Initializer
 
-# Of a convolution's weights: N(0, sqrt(2 / (k * k * features))), He et al. (2015) by fan-out; and
-# PyTorch's default, uniform within 1 / sqrt(k * k * inputs / groups).
+# Initialisations of a convolution's kernel: N(0, sqrt(2 / (k * k * features))), He et al. (2015) by
+# fan-out; and PyTorch's default, uniform within 1 / sqrt(k * k * inputs / groups).
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 PYTORCH_DEFAULT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+EPSILON = 1e-5  # Added to the variance in batch norms.
 
 
 def conv(features: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 1,
          use_bias: bool = False, dtype: Any = jnp.float32, kernel_init: Initializer = HE_FAN_OUT,
          name: str | None = None) -> nn.Conv:
-  """A square convolution: [batch, H, W, C] -> [batch, H / stride, W / stride, features].
+  """Returns a square convolution: [batch, H, W, C] -> [batch, H / stride, W / stride, features].
 
   Each of the `groups` reads its own C / groups channels. It pads `kernel_size // 2` on all four
   sides, as the references do in PyTorch; with stride 2, Flax's 'SAME' pads only after the image.
@@ -38,22 +41,22 @@ def conv(features: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 
 
 def batch_norm(*, train: bool, dtype: Any = jnp.float32, axis_name: str | None = None,
                name: str | None = None) -> nn.BatchNorm:
-  """Batch normalisation, shape kept; scale 1, bias 0, eps 1e-5, PyTorch's momentum of 0.1.
+  """Returns a batch norm with scale 1, bias 0, eps 1e-5 and PyTorch's momentum of 0.1.
 
-  When training, its statistics are averaged over the devices of `axis_name`, unless None. The
-  variance is the mean of (x - mean)^2, as exact as PyTorch's. That of x^2 less the squared mean
-  needs one pass and errs by a tenth of the variance where the mean is 1000 deviations, and by all
-  of it where it is 3000.
+  In training, its statistics are averaged over the devices of `axis_name`, unless it is None. The
+  variance is the mean of (x - mean)^2, as exact as PyTorch's. The mean of x^2 less the squared mean
+  would need one pass over x, but errs by a tenth of the variance if the mean is 1000 standard
+  deviations, and by all of the variance if it is 3000.
   """
-  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype,
+  return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=EPSILON, dtype=dtype,
                       axis_name=axis_name, use_fast_variance=False, name=name)
 
 
 def dense(inputs: int, features: int, *, bias_init: Initializer | None = None,
           dtype: Any = jnp.float32, name: str | None = None) -> nn.Dense:
-  """A linear layer, [batch, inputs] -> [batch, features], initialised as PyTorch's `Linear`.
+  """Returns a linear layer, [batch, inputs] -> [batch, features], initialised as in PyTorch.
 
-  Weights, and the bias unless `bias_init` says otherwise, are uniform within ±1 / sqrt(inputs).
+  The kernel, and the bias unless `bias_init` is given, are uniform within ±1 / sqrt(inputs).
   """
   bound = 1 / math.sqrt(inputs)
 
@@ -65,7 +68,7 @@ def dense(inputs: int, features: int, *, bias_init: Initializer | None = None,
 
 
 def average_pool(x: jax.Array) -> jax.Array:
-  """The mean over whatever map remains, [batch, H, W, C] -> float32 [batch, C]."""
+  """Returns the mean over all positions, [batch, H, W, C] -> float32 [batch, C]."""
   return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
@@ -73,10 +76,11 @@ def tap(module: nn.Module, name: str, feature: jax.Array,
         before: jax.Array | None = None) -> jax.Array:
   """Exposes `feature` as `intermediates[name]` of `module`, the array itself, and returns it.
 
-  `before`, what lies before the feature's last ReLU, becomes `preactivations[name]`.
+  `before`, the array before the feature's last ReLU, becomes `preactivations[name]`.
   """
   _expose(module, 'intermediates', name, feature)
-  # Of what is sown, Flax leaves the intermediates alone out of the variables that `init` returns.
+  # `init` would return preactivations among the variables, as it does all that is sown except
+  # intermediates.
   if before is not None and not module.is_initializing():
     _expose(module, 'preactivations', name, before)
   return feature
@@ -87,5 +91,5 @@ def _expose(module: nn.Module, collection: str, name: str, array: jax.Array) -> 
 
 
 def embedding(module: nn.Module, x: jax.Array) -> jax.Array:
-  """The mean over the map, for the classifier to read: float32 [batch, C], exposed as such."""
+  """Exposes and returns the embedding, the mean over all positions: float32 [batch, C]."""
   return tap(module, EMBEDDING, average_pool(x))

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from kdih.models import layers
 
-# Of each group of blocks: whether it expands its channels, output channels, blocks, first stride.
+# For each group of blocks: whether it expands its channels, output channels, blocks, first stride.
 _GROUPS = ((False, 16, 1, 1), (True, 24, 2, 1), (True, 32, 3, 2), (True, 64, 4, 2),
            (True, 96, 3, 1), (True, 160, 3, 2), (True, 320, 1, 1))
 _TAPPED = (2, 3, 5, 7)  # Groups, counted from 1.
@@ -56,7 +56,7 @@ class MobileNetV2(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-    """Images [batch, H, W, C] -> float32 logits [batch, num_classes]."""
+    """Returns float32 logits [batch, num_classes] for images [batch, H, W, C]."""
     conv = partial(layers.conv, dtype=self.dtype)
     norm = partial(layers.batch_norm, train=train, dtype=self.dtype, axis_name=self.axis_name)
     x = conv(int(32 * self.widening), stride=2, name='stem')(images)

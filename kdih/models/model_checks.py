@@ -1,4 +1,4 @@
-"""Checks of a model in the modes in which a run applies it; everything is traced, not computed."""
+"""Checks of a model in the modes in which a run applies it, by tracing."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,20 +11,20 @@ from kdih import errors
 from kdih.models import taps as taps_lib
 from kdih.models.taps import EMBEDDING, FOLDED, INPUT, Output, Shapes, Traced, Variables
 
-# Collections of kdih's own, and that of what methods keep.
+# Collections that kdih adds to a model's variables, and what they hold.
 RESERVED = {INPUT: 'of its input', FOLDED: 'of folded batch norms', 'memory': 'of methods'}
 
 
 def check_evaluation(
     model: nn.Module, image_shape: Sequence[int], num_classes: int, setting: str
 ) -> None:
-  """Raises ConfigError unless `model` can be initialised, and predicts `num_classes` logits.
+  """Raises ConfigError unless `model` can be initialised and returns `num_classes` logits.
 
   Args:
     model: from `registry.create`.
     image_shape: height, width, channels.
     num_classes: of the data set.
-    setting: the field that names the model, with which the error begins.
+    setting: the config field that names the model, for errors.
   """
   applied = f'{setting}: cannot be applied to {_images(image_shape)}: '
   with errors.of_users_code(applied):
@@ -45,8 +45,8 @@ def check_training(
     model: from `registry.create`.
     image_shape: height, width, channels.
     num_classes: of the data set.
-    num_examples: that a device applies it to at once.
-    setting: the field that names the model, with which the error begins.
+    num_examples: the number of images in a device's part of a batch.
+    setting: the config field that names the model, for errors.
   """
   with errors.of_users_code(f'{setting}: cannot be trained on {num_examples} '
                             f'{_images(image_shape)}: ', _in_training):
@@ -59,20 +59,20 @@ def check_training(
     if not jnp.issubdtype(leaf.dtype, jnp.inexact) and path in traced.varying:
       raise errors.ConfigError(
           f'{setting}: the variable {path} is {_described(leaf)} and depends on images or random '
-          'numbers, which differ between devices; make it float32, of which the mean is kept')
+          'numbers, which differ between devices; make it float32, to keep the mean')
 
 
 def check_taps(
     model: nn.Module, image_shape: Sequence[int], num_examples: int, taps: Shapes, setting: str
 ) -> None:
-  """Raises ConfigError unless taps, and what is sown beside them, are the same in training mode.
+  """Raises ConfigError unless taps, preactivations and embedding are the same in training mode.
 
   Args:
-    model: that passed `check_training`.
+    model: a model that passed `check_training`.
     image_shape: height, width, channels.
-    num_examples: that a device applies it to at once.
+    num_examples: the number of images in a device's part of a batch.
     taps: from `choose_taps`.
-    setting: the field that names them, with which the error begins.
+    setting: the config field that names the taps, for errors.
   """
   traced = (taps_lib.trace(model, image_shape),
             taps_lib.trace_training(model, image_shape, num_examples))
@@ -96,8 +96,8 @@ def check_collections(before: Variables, after: Variables, setting: str) -> None
     if _described(was.get(path)) != _described(now.get(path)):
       raise errors.ConfigError(
           f'{setting}: the variable {path} is {_described(was.get(path))} at first and '
-          f'{_described(now.get(path))} after a step; let it keep shape and type, and sow what is '
-          "no state into 'intermediates'")
+          f'{_described(now.get(path))} after a step; keep its shape and type, and sow '
+          "what is no state into 'intermediates'")
 
 
 def _check_variables(variables: Variables, setting: str) -> None:
@@ -109,7 +109,7 @@ def _check_variables(variables: Variables, setting: str) -> None:
   for path, leaf in _leaves(variables).items():
     if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
       raise errors.ConfigError(
-          f'{setting}: the variable {path} is {_described(leaf)}; keep arrays of numbers alone, '
+          f'{setting}: the variable {path} is {_described(leaf)}; keep only arrays of numbers, '
           'and draw keys by make_rng')
 
 
@@ -132,9 +132,9 @@ def _check_logits(
 def _in_evaluation(error: BaseException) -> str | None:
   if isinstance(error, flax.errors.InvalidRngError):
     return (f'it draws random numbers ({taps_lib.missing_stream(error)!r}) in evaluation mode; '
-            'draw them only where `train` is set')
+            'draw them only if `train` is set')
   if isinstance(error, flax.errors.ModifyScopeVariableError):
-    return ('it changes a variable in evaluation mode; change it only where `train` is set: '
+    return ('it changes a variable in evaluation mode; change it only if `train` is set: '
             f'{errors.first_line(error)}')
   return None
 
@@ -149,11 +149,11 @@ def _in_training(error: BaseException) -> str | None:
 
 
 def _sown_shapes(output: Output) -> Shapes:
-  """Returns the shapes for one example of what is sown, by a name for each."""
-  found = {**{f'the tap {tap!r}': x for tap, x in output.features.items()},
+  """Returns {description: shape for one example} of all sown values."""
+  values = {**{f'the tap {tap!r}': x for tap, x in output.features.items()},
            **{f'the preactivation of {tap!r}': x for tap, x in output.preactivations.items()},
            **({} if output.embedding is None else {repr(EMBEDDING): output.embedding})}
-  return {name: x.shape[1:] for name, x in found.items()}
+  return {name: x.shape[1:] for name, x in values.items()}
 
 
 def _images(image_shape: Sequence[int]) -> str:
@@ -163,7 +163,7 @@ def _images(image_shape: Sequence[int]) -> str:
 
 def _leaves(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+          for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _described(leaf: Any) -> str:

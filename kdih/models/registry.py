@@ -2,9 +2,9 @@
 
 Every model is called as `model.apply(variables, images, train=...)`, images float
 [batch, H, W, C] -> float32 logits [batch, num_classes], and sows its taps `stage1` ... `stageN`,
-each [batch, height, width, channels], into the collection `intermediates`, and beside them its
-`embedding`, what its classifier reads: float32 [batch, width]. What lies before a tap's last ReLU
-is under the tap's name in the collection `preactivations`.
+each [batch, height, width, channels], into the collection `intermediates`, together with its
+`embedding`, the input of its classifier: float32 [batch, width]. The array before a tap's last ReLU
+has the tap's name in the collection `preactivations`.
 """
 import importlib
 import inspect
@@ -23,17 +23,24 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def names() -> tuple[str, ...]:
-  """The registered names, sorted."""
+  """Returns the registered names, sorted."""
   return tuple(sorted(_MODELS))
 
 
 def create(name: str, num_classes: int, *, dtype: Any = jnp.float32, axis_name: str | None = None,
            setting: str = 'model', **kwargs: Any) -> nn.Module:
-  """Makes the model `name`: a registered name, or 'my_pkg.nets:MyNet', a linen module class.
+  """Makes a model.
 
-  `dtype` is what it computes in, `axis_name` the axis to synchronise batch norm over; a class of
-  the user's gets each only if it has such a field. `kwargs` are further fields of the class.
-  Raises a `ConfigError` that begins with `setting`.
+  Args:
+    name: a registered name, or 'my_pkg.nets:MyNet', a linen module class.
+    num_classes: the number of logits.
+    dtype: the dtype to compute in; a class of the user's gets it only if it has the field.
+    axis_name: the axis over which to synchronise batch norms; passed on as `dtype` is.
+    setting: the config field that names the model, for errors.
+    **kwargs: further fields of the class.
+
+  Raises:
+    ConfigError: there is no such model, or it cannot be made with these fields.
   """
   if not isinstance(name, str):
     raise errors.unknown(setting, name, names())
@@ -54,11 +61,12 @@ def create(name: str, num_classes: int, *, dtype: Any = jnp.float32, axis_name: 
 
 
 def _imported(path: str, setting: str) -> type[nn.Module]:
-  """The linen module class at `path`, 'module:Class'."""
+  """Imports the linen module class at `path`, 'module:Class'."""
   module_name, class_name = path.split(':', 1)
   if not module_name or module_name.startswith('.'):
     raise errors.ConfigError(
-        f'{setting}: cannot import {module_name!r} (not a full name); name it my_pkg.nets:MyNet')
+        f'{setting}: cannot import {module_name!r} (not a full name); give a name such as '
+        'my_pkg.nets:MyNet')
   with errors.of_users_code(f'{setting}: cannot import {module_name!r} ', _why_not_imported):
     module = importlib.import_module(module_name)
     found = getattr(module, class_name, None)
@@ -74,4 +82,4 @@ def _why_not_imported(error: BaseException) -> str:
   reason = errors.first_line(error)
   if isinstance(error, ModuleNotFoundError):
     return f'({reason}); is it on PYTHONPATH?'
-  return f'({type(error).__name__}: {reason}); mend what its code does when it is imported'
+  return f'({type(error).__name__}: {reason}); fix the code that runs when it is imported'

@@ -9,7 +9,7 @@ with zeros there (option A).
 Of the networks of four stages `resnet18`, `resnet34` and `resnet50` have the stem for small images,
 a 3x3 convolution; source: RepDistiller's `resnetv2.py`. The DIH authors' `massive_resnets.py` has
 the same layers, but its convolutions keep PyTorch's default initialisation. `resnet…_imagenet`
-have that for large ones, as torchvision's `resnet.py`.
+have the stem for large images, as in torchvision's `resnet.py`.
 """
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
   """Two 3x3 convolutions and a shortcut.
 
   [batch, H, W, C] -> [batch, H / stride, W / stride, width]. The shortcut is a 1x1 convolution
-  where the shape changes (option B), else the identity. `conv` and `norm` make a convolution and
+  if the shape changes (option B), else the identity. `conv` and `norm` make a convolution and
   a batch norm.
   """
   width: int
@@ -43,7 +43,7 @@ class BasicBlock(nn.Module):
     return x + self.shortcut(inputs, x.shape)
 
   def shortcut(self, inputs: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The inputs, brought to `shape`."""
+    """Returns the inputs, projected to `shape` if theirs differs."""
     if inputs.shape == shape:
       return inputs
     x = self.conv(shape[-1], 1, stride=self.stride, name='projection')(inputs)
@@ -84,7 +84,7 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-    """Images [batch, H, W, C] -> float32 logits [batch, num_classes]."""
+    """Returns float32 logits [batch, num_classes] for images [batch, H, W, C]."""
     conv = partial(layers.conv, dtype=self.dtype)
     norm = partial(layers.batch_norm, train=train, dtype=self.dtype, axis_name=self.axis_name)
     stem_size, stem_stride = (7, 2) if self.imagenet_stem else (3, 1)

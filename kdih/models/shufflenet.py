@@ -1,9 +1,9 @@
 """ShuffleNet V1 (Zhang et al., 2018) and V2 (Ma et al., 2018) for small images.
 
 Source: RepDistiller's `ShuffleNetv1.py` (three groups) and `ShuffleNetv2.py` (size 1): the stem is
-a 1x1 convolution, there is no max-pool, and V1 has a ReLU behind the depthwise convolution, which
-the paper has not. Their average over 4x4 pixels is here over whatever map remains. Convolutions
-keep PyTorch's default initialisation.
+a 1x1 convolution, there is no max-pool, and V1 has a ReLU behind the depthwise convolution, unlike
+in the paper. Their average over 4x4 pixels is here over all positions. Convolutions keep PyTorch's
+default initialisation.
 """
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ _STEM_WIDTH = 24
 
 
 def shuffle(x: jax.Array, groups: int) -> jax.Array:
-  """Deals the channels of the `groups` out in turn; the shape is kept."""
+  """Interleaves the channels of the `groups`; the shape is kept."""
   split = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
   return split.swapaxes(-1, -2).reshape(x.shape)
 
@@ -56,8 +56,8 @@ class GroupedBlock(nn.Module):
 class SplitBlock(nn.Module):
   """V2: half of the channels pass, the other half are convolved; then a shuffle (figure 3 c and d).
 
-  [batch, H, W, C] -> [batch, H / stride, W / stride, width]. With stride 2 both branches read all
-  channels and convolve. `conv` and `norm` make a convolution and a batch norm.
+  [batch, H, W, C] -> [batch, H / stride, W / stride, width]. With stride 2 both halves read all
+  channels and are convolved. `conv` and `norm` make a convolution and a batch norm.
   """
   width: int
   stride: int
@@ -66,7 +66,7 @@ class SplitBlock(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    """Returns the block's output before its last ReLU; what passes has had one already."""
+    """Returns the output before the last ReLU, which does not change the half that passes."""
     if self.stride == 1:
       passed, x = jnp.split(inputs, 2, axis=-1)
     else:
@@ -94,13 +94,13 @@ class ShuffleNet(nn.Module):
   stage_sizes: Sequence[int]
   stage_widths: Sequence[int]
   block: Callable[..., Any]
-  last_width: int | None = None  # Of a 1x1 convolution before the mean; None for none.
+  last_width: int | None = None  # Width of a 1x1 convolution before the mean; None for none.
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-    """Images [batch, H, W, C] -> float32 logits [batch, num_classes]."""
+    """Returns float32 logits [batch, num_classes] for images [batch, H, W, C]."""
     conv = partial(layers.conv, dtype=self.dtype, kernel_init=layers.PYTORCH_DEFAULT)
     norm = partial(layers.batch_norm, train=train, dtype=self.dtype, axis_name=self.axis_name)
     x = nn.relu(norm(name='stem_norm')(conv(_STEM_WIDTH, 1, name='stem')(images)))

@@ -16,34 +16,35 @@ from kdih import errors
 from kdih.runtime import devices
 
 Variables = dict[str, Any]
-# By tap, from the shallowest to the deepest; jax keeps the order of this kind of dict alone.
+# By tap, from the shallowest to the deepest; jax sorts the keys of a plain dict.
 Features = OrderedDict[str, jax.Array]
 Shapes = dict[str, tuple[int, ...]]
 _Result = TypeVar('_Result')
 
-EMBEDDING = 'embedding'  # Sown beside the taps: what the classifier reads.
-# The collection of what is left of folded batch norms; see `kdih.cohort.frozen_teacher`.
+EMBEDDING = 'embedding'  # The name under which models sow the input of their classifier.
+# The collection of the shifts of folded batch norms; see `kdih.cohort.frozen_teacher`.
 FOLDED = 'folded'
-# The collection of what makes images those that a model was trained with: 'scale' and 'shift'.
+# The collection of 'scale' and 'shift', which convert images to those a model was trained with.
 INPUT = 'input'
-SOWN = ('intermediates', 'preactivations')  # The collections that no later call reads.
+SOWN = ('intermediates', 'preactivations')  # Collections that models write and never read.
 DROPOUT = 'dropout'  # The stream of random numbers that every model has.
-_OUTPUT = '/__call__'  # Where flax files the output of a submodule.
-# Images of a traced evaluation: so rare a number that an array of as many rows has one for each.
+_OUTPUT = '/__call__'  # The end of the path under which Flax stores a submodule's output.
+# The number of images in a traced evaluation. It is a number that is unlikely as another dimension:
+# an array of this length is taken to have a row for each image.
 _EXAMPLES = 13
 _KEPT_TRACES = 64
 
 
 @flax.struct.dataclass
 class Output:
-  """What a model says of a batch, all float32: a pytree.
+  """The output of a model for a batch, all float32; a pytree.
 
   Attributes:
     logits: [batch, classes].
     features: {tap: [batch, height, width, channels]}, from the shallowest to the deepest.
-    preactivations: the same before their last ReLU, of those taps of which the model sows it
-      into the collection `preactivations`.
-    embedding: what the classifier reads, [batch, width]; None where the model does not sow it.
+    preactivations: {tap: the array before the feature's last ReLU}, for the taps for which the
+      model sows it into the collection `preactivations`.
+    embedding: the input of the classifier, [batch, width]; None if the model does not sow it.
   """
 
   logits: jax.Array
@@ -61,22 +62,23 @@ def observe(
     train: bool = False,
     key: jax.Array | None = None,
 ) -> tuple[Output, Variables]:
-  """Applies `model` and returns what it says, with its features at `taps`.
+  """Applies `model` and returns its output, with its features at `taps`.
 
-  A tap is a name that the model sows into 'intermediates', or the path of one of its submodules
-  ('Block_3/Conv_0'), whose output it then is.
+  A tap is a name that the model sows into 'intermediates', or the path of a submodule, such as
+  'Block_3/Conv_0', for the output of that submodule.
 
   Args:
-    model: a module with `__call__(images, train)`, which returns what `logits_of` takes.
-    variables: its own, as `initial` returns them, `FOLDED` where batch norms are, and `INPUT`, by
-      which images are multiplied and what is added to them, [channels] each, where it knows others.
+    model: a module with `__call__(images, train)`, whose result `logits_of` accepts.
+    variables: its variables, as `initial` returns them; with `FOLDED` if batch norms are folded,
+      and with `INPUT`, a scale and a shift of the images, [channels] each, if it was trained with
+      images that are normalised otherwise.
     images: float [batch, height, width, channels].
-    taps: names, in the order in which the features are wanted.
-    train: batch norms take the statistics of the batch, and dropout drops.
-    key: of the random numbers; see `with_streams`.
+    taps: names, in the order of the features in the output.
+    train: whether batch norms use the statistics of the batch, and dropout is active.
+    key: the key of all random numbers; see `with_streams`. None if there are none.
 
   Returns:
-    The output, and the collections after it that training changes, where `train` is set.
+    The output, and the collections that training changes, after the call; {} unless `train`.
   """
   logits, state = _apply(model, variables, images, train, key,
                          lambda module, _: '/'.join(module.path) in taps)
@@ -108,43 +110,42 @@ def _apply(
           variables, images, train=train, rngs=rngs, capture_intermediates=capture,
           mutable=[*SOWN, *(changing(variables) if train else ())])
 
-  said, state = apply(None) if key is None else with_streams(apply, key)
-  return logits_of(said), state
+  result, state = apply(None) if key is None else with_streams(apply, key)
+  return logits_of(result), state
 
 
-def logits_of(said: Any) -> Any:
-  """Returns the logits in what a model returns.
+def logits_of(result: Any) -> Any:
+  """Returns the logits in the result of a model.
 
-  These are its `logits`, where it is a dict or has a field of that name; the first of a tuple or a
-  list; else all of it.
+  These are `logits` of a dict or of an object with a field of that name, the first item of a tuple
+  or list, and otherwise the result itself.
 
   Raises:
-    ValueError: it is a dict without, or an empty list.
+    ValueError: the result is a dict without 'logits', or an empty list.
   """
-  if isinstance(said, Mapping):
-    if 'logits' not in said:
-      raise ValueError(f"it returns a dict with the keys {sorted(map(str, said))}; "
+  if isinstance(result, Mapping):
+    if 'logits' not in result:
+      raise ValueError(f"it returns a dict with the keys {sorted(map(str, result))}; "
                        "put the logits under the key 'logits'")
-    return said['logits']
-  if not hasattr(said, 'shape') and hasattr(said, 'logits'):
-    return said.logits
-  if isinstance(said, tuple | list):
-    if not said:
+    return result['logits']
+  if not hasattr(result, 'shape') and hasattr(result, 'logits'):
+    return result.logits
+  if isinstance(result, tuple | list):
+    if not result:
       raise ValueError('it returns nothing; return the logits')
-    return said[0]
-  return said
+    return result[0]
+  return result
 
 
 def with_streams(apply: Callable[[dict[str, jax.Array]], _Result], key: jax.Array) -> _Result:
-  """Returns `apply(rngs)`, with a key for each stream of random numbers that a module asks for.
+  """Returns `apply(rngs)`, with a key for each stream of random numbers that a module draws from.
 
-  The stream 'dropout' has `key` itself, so that nothing but the names of the other streams decides
-  on their keys. Flax tells of a stream when it misses one: a module that asks for others is traced
-  anew for each of them.
+  The stream 'dropout' gets `key` itself; the keys of other streams depend on `key` and their names
+  alone. Flax names a missing stream in an error: the module is traced again for each one.
 
   Args:
-    apply: {stream: key} to what the module returns.
-    key: that all keys are made of.
+    apply: function from {stream: key} to the result of the module.
+    key: the key from which all keys are derived.
   """
   names = [DROPOUT]
   while True:
@@ -164,13 +165,13 @@ def stream_keys(names: Iterable[str], key: jax.Array) -> dict[str, jax.Array]:
 
 
 def missing_stream(error: flax.errors.InvalidRngError) -> str | None:
-  """Returns the name of the stream of random numbers that a module asked for in vain."""
+  """Returns the name of the missing stream of random numbers; None if it is unknown."""
   found = re.search(r'needs PRNG for "(.*)"', str(error), re.DOTALL)
   return found[1] if found else None
 
 
 def _shift_only(next_function, args, kwargs, context):
-  """Makes a folded batch norm an addition."""
+  """Intercepts a folded batch norm: only its shift is added."""
   module: Any = context.module
   if not (isinstance(module, nn.BatchNorm) and module.has_variable(FOLDED, 'shift')):
     return next_function(*args, **kwargs)
@@ -181,7 +182,7 @@ def _shift_only(next_function, args, kwargs, context):
 
 
 def without_input(variables: Variables) -> Variables:
-  """Returns the variables without the collection `INPUT`: those of the model itself."""
+  """Returns the model's own variables, without the collection `INPUT`."""
   return {name: tree for name, tree in variables.items() if name != INPUT}
 
 
@@ -194,14 +195,14 @@ def _float32(array: Any) -> jax.Array:
 
 
 def _flatten(state: Any, collection: str) -> dict[str, Any]:
-  """Returns {path: the last value that was sown}; an output goes by the path of its module."""
+  """Returns {path: the last value that was sown}; an output has the path of its module."""
   flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(state.get(collection, {})), sep='/')
   return {name.removesuffix(_OUTPUT): value[-1] if isinstance(value, tuple) else value
           for name, value in flat.items()}
 
 
 def is_feature(value: Any, num_examples: int) -> bool:
-  """Returns whether a sown value is an array of real numbers with some for each example."""
+  """Returns whether a sown value is an array of real numbers with a row for each example."""
   if not (hasattr(value, 'shape') and hasattr(value, 'dtype')):
     return False
   kinds = (jnp.floating, jnp.integer, jnp.bool_)
@@ -210,8 +211,8 @@ def is_feature(value: Any, num_examples: int) -> bool:
 
 
 def abstract_variables(model: nn.Module, image_shape: Sequence[int]) -> Variables:
-  """Returns shapes and dtypes of the model's variables; nothing is computed."""
-  return _of_equal(_abstract_variables, model, tuple(image_shape))
+  """Returns shapes and dtypes of the model's variables, by tracing."""
+  return _once_for_equal(_abstract_variables, model, tuple(image_shape))
 
 
 def _abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Variables:
@@ -221,14 +222,14 @@ def _abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Varia
 
 
 def initial(model: nn.Module, key: jax.Array, images: jax.Array) -> Variables:
-  """Returns fresh variables: `params`, and what else the model keeps from call to call."""
+  """Returns fresh variables: `params`, and all other collections that the model keeps."""
   return kept(dict(model.init(key, images, train=False)))
 
 
 def kept(variables: Variables) -> Variables:
-  """Returns variables without what was sown beside them, and without axis names of partitioning.
+  """Returns variables without sown collections and without axis names of partitioning.
 
-  Flax sows tuples; a collection that consists of them is none that a module reads again.
+  Flax sows tuples: a collection of tuples alone is taken for a sown one.
   """
   def is_sown(tree: Any) -> bool:
     leaves = flax.traverse_util.flatten_dict(flax.core.unfreeze(tree)).values()
@@ -239,23 +240,23 @@ def kept(variables: Variables) -> Variables:
 
 
 def changing(variables: Iterable[str]) -> list[str]:
-  """Returns the names of the collections that training changes by other than gradients."""
+  """Returns the names of the collections that a forward pass in training changes."""
   return [name for name in variables if name not in ('params', INPUT, FOLDED)]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Traced:
-  """Shapes and dtypes of what a model says of some images; nothing was computed.
+  """Shapes and dtypes of a model's outputs, found by tracing.
 
   Attributes:
-    num_examples: images.
-    logits: whatever is in the place of logits.
+    num_examples: the number of images.
+    logits: the value that stands for the logits, whatever it is.
     own: {name: value} that the model sows.
     outputs: {path: value} of its submodules.
     preactivations: {name: value}.
-    collections: those that training changes, after it; {} in evaluation mode.
-    varying: paths of the leaves of these that depend on images or random numbers, and so differ
-      between devices.
+    collections: the collections that training changes, after it; {} in evaluation mode.
+    varying: the paths of the leaves of `collections` that depend on images or random numbers, and
+      therefore differ between devices.
   """
 
   num_examples: int
@@ -267,12 +268,12 @@ class Traced:
   varying: frozenset[str]
 
   def features(self) -> dict[str, Any]:
-    """Returns what can be a tap, by name."""
+    """Returns all values that can be taps, by name."""
     return {name: value for name, value in {**self.outputs, **self.own}.items()
             if name != EMBEDDING and is_feature(value, self.num_examples)}
 
   def output(self, taps: Iterable[str], num_examples: int) -> Output:
-    """Returns what `observe` would of `num_examples` images, as shapes."""
+    """Returns the shapes of the output of `observe` for `num_examples` images."""
     def float32(value: Any) -> Any:
       return jax.ShapeDtypeStruct((num_examples, *value.shape[1:]), jnp.float32)
 
@@ -285,20 +286,20 @@ class Traced:
 
 
 def trace(model: nn.Module, image_shape: Sequence[int]) -> Traced:
-  """Returns shapes of what the model says in evaluation mode."""
-  return _of_equal(_trace, model, tuple(image_shape))
+  """Traces the model in evaluation mode."""
+  return _once_for_equal(_trace, model, tuple(image_shape))
 
 
 def trace_training(model: nn.Module, image_shape: Sequence[int], num_examples: int) -> Traced:
-  """Returns shapes of what the model says in training mode, as a step takes gradients of it."""
-  return _of_equal(_trace_training, model, tuple(image_shape), num_examples)
+  """Traces the model and its gradients in training mode."""
+  return _once_for_equal(_trace_training, model, tuple(image_shape), num_examples)
 
 
-def _of_equal(function: Callable[..., _Result], model: nn.Module, *arguments: Any) -> _Result:
+def _once_for_equal(function: Callable[..., _Result], model: nn.Module, *arguments: Any) -> _Result:
   """Returns `function(model, *arguments)`, traced once for all equal models."""
   try:
     hash(model)
-  except TypeError:  # A field of it is an array, or the like.
+  except TypeError:  # A field of the model is an array, for example.
     return function(model, *arguments)
   return _traced_once(function, model, *arguments)
 
@@ -309,22 +310,22 @@ def _traced_once(function: Callable[..., _Result], model: nn.Module, *arguments:
 
 
 def _trace(model: nn.Module, image_shape: tuple[int, ...]) -> Traced:
-  found: list[Traced] = []
+  traced: list[Traced] = []
 
   def evaluate(variables, images):
     logits, state = _apply(model, variables, images, False, None, True)
-    found.append(_traced(logits, state, (), _EXAMPLES))
+    traced.append(_traced(logits, state, (), _EXAMPLES))
     return ()
 
   jax.eval_shape(evaluate, abstract_variables(model, image_shape),
                  jax.ShapeDtypeStruct((_EXAMPLES, *image_shape), jnp.float32))
-  return found[0]
+  return traced[0]
 
 
 def _trace_training(
     model: nn.Module, image_shape: tuple[int, ...], num_examples: int
 ) -> Traced:
-  found: list[Traced] = []
+  traced: list[Traced] = []
 
   def learn(variables, images, seed):
     rest = {name: variables[name] for name in changing(variables)}
@@ -332,7 +333,7 @@ def _trace_training(
     def loss(params):
       logits, state = _apply(model, {'params': params, **rest}, images, True,
                              jax.random.key(seed), True)
-      found.append(_traced(logits, state, rest, num_examples))
+      traced.append(_traced(logits, state, rest, num_examples))
       numbers = jnp.asarray(logits, jnp.float32).sum() if hasattr(logits, 'dtype') else 0.0
       return numbers, {name: state[name] for name in rest}
 
@@ -345,8 +346,8 @@ def _trace_training(
       learn, axis_env=[(devices.AXIS, 1)], return_shape=True)(*arguments)
   varying = _depending(program.jaxpr, len(jax.tree.leaves(arguments[0])))
   paths = [jax.tree_util.keystr(path)
-           for path, _ in jax.tree_util.tree_leaves_with_path(collections)]
-  return dataclasses.replace(found[-1], varying=frozenset(
+           for path, _ in jax.tree.leaves_with_path(collections)]
+  return dataclasses.replace(traced[-1], varying=frozenset(
       path for path, varies in zip(paths, varying, strict=True) if varies))
 
 
@@ -368,13 +369,15 @@ def _traced(logits: Any, state: Variables, changed: Iterable[str], num_examples:
       flax.core.unfreeze(state.get('intermediates', {})), sep='/')
   paths = {name.removesuffix(_OUTPUT) for name in flat if name.endswith(_OUTPUT)}
   values = shapes(_flatten(state, 'intermediates'))
-  values.pop(_OUTPUT[1:], None)  # What the model itself returns.
+  values.pop(_OUTPUT[1:], None)  # The result of the model itself.
   return Traced(
-      num_examples, shapes(logits),
-      {name: value for name, value in values.items() if name not in paths},
-      {name: value for name, value in values.items() if name in paths},
-      shapes(_flatten(state, 'preactivations')),
-      {name: shapes(state[name]) for name in changed}, frozenset())
+      num_examples=num_examples,
+      logits=shapes(logits),
+      own={name: value for name, value in values.items() if name not in paths},
+      outputs={name: value for name, value in values.items() if name in paths},
+      preactivations=shapes(_flatten(state, 'preactivations')),
+      collections={name: shapes(state[name]) for name in changed},
+      varying=frozenset())
 
 
 def choose_taps(
@@ -384,10 +387,10 @@ def choose_taps(
   """Returns the taps to read, {name: shape of one example's feature}, in order.
 
   Args:
-    model: that has them.
+    model: the model.
     image_shape: height, width, channels.
     wanted: names from the config; empty for every tap that the model sows.
-    setting: the field that names them, for the errors.
+    setting: the config field that names the taps, for errors.
 
   Raises:
     ConfigError: the model sows no taps and none is named, or a named one does not exist.

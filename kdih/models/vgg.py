@@ -17,15 +17,15 @@ from kdih.models import layers
 
 
 def _pool(x: jax.Array) -> jax.Array:
-  # A single pixel stays as it is, so that small images pass through all the layers.
+  # A single pixel is kept: small images pass through all layers.
   return nn.max_pool(x, (2, 2), (2, 2)) if min(x.shape[1:3]) > 1 else x
 
 
 class VGG(nn.Module):
   """A chain of 3x3 convolutions, each with batch norm and ReLU.
 
-  `layout` lists what follows what: a convolution's channels, 'pool' (2x2), 'pool_large' (a pool if
-  the image is larger than 32x32) or 'tap', which exposes the feature there as `stage1`, `stage2` …
+  `layout` lists the layers in order: a convolution's channels, 'pool' (2x2), 'pool_large' (a pool
+  if the image is larger than 32x32) or 'tap', which exposes the feature as `stage1`, `stage2` …
   The preactivation of a tap behind a pool is pooled too: max-pool and ReLU commute.
   """
   num_classes: int
@@ -35,7 +35,7 @@ class VGG(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-    """Images [batch, H, W, C] -> float32 logits [batch, num_classes]."""
+    """Returns float32 logits [batch, num_classes] for images [batch, H, W, C]."""
     norm = partial(layers.batch_norm, train=train, dtype=self.dtype, axis_name=self.axis_name)
     large = min(images.shape[1:3]) > 32
     x = before = images
@@ -56,7 +56,7 @@ class VGG(nn.Module):
 
 
 def _repdistiller(*sizes: int) -> partial[VGG]:
-  """Blocks of so many convolutions; taps are the outputs of blocks 2 to 5, before their pool.
+  """Returns a VGG of five blocks of `sizes` convolutions, with taps before the pools 2 to 5.
 
   At 32x32: 16x16x128, 8x8x256, 4x4x512, 4x4x512.
   """

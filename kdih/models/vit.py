@@ -43,7 +43,7 @@ class VisionTransformer(nn.Module):
 
   `stage{i}` taps the patches' tokens after block i, as a map [batch, H / patch_size,
   W / patch_size, width]. There is no ReLU, so there are no preactivations. The embedding is the
-  class token behind the final norm. The images' size is that of the initialisation.
+  class token behind the final norm. Images must have the size that they had at the initialisation.
   """
   num_classes: int
   patch_size: int = 4
@@ -55,12 +55,12 @@ class VisionTransformer(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-    """Images [batch, H, W, C] -> float32 logits [batch, num_classes].
+    """Returns float32 logits [batch, num_classes] for images [batch, H, W, C].
 
     Raises:
       ValueError: height or width is not a multiple of `patch_size`.
     """
-    del train  # Nothing here behaves otherwise in training.
+    del train  # Nothing differs in training.
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
     patches = self._patches(images)
     tokens = self._tokens(patches.reshape(len(images), -1, patches.shape[-1]))
@@ -72,7 +72,7 @@ class VisionTransformer(nn.Module):
     return nn.Dense(self.num_classes, kernel_init=_SPREAD, name='classifier')(x)
 
   def _patches(self, images: jax.Array) -> jax.Array:
-    """[batch, H, W, C] -> [batch, H / patch_size, W / patch_size, patch_size**2 * C]."""
+    """Returns patches [batch, H / patch_size, W / patch_size, patch_size**2 * C] of images."""
     batch, height, width, channels = images.shape
     size = self.patch_size
     if height % size or width % size:
@@ -82,7 +82,7 @@ class VisionTransformer(nn.Module):
     return grid.swapaxes(2, 3).reshape(batch, height // size, width // size, -1)
 
   def _tokens(self, patches: jax.Array) -> jax.Array:
-    """[batch, patches, values] -> [batch, 1 + patches, width]."""
+    """Returns tokens [batch, 1 + patches, width] of patches [batch, patches, values]."""
     x = layers.dense(patches.shape[-1], self.width, dtype=self.dtype, name='patches')(patches)
     first = self.param('class_token', _SPREAD, (1, 1, self.width)).astype(x.dtype)
     x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, self.width)), x], axis=1)

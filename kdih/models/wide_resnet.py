@@ -18,7 +18,7 @@ class PreActivationBlock(nn.Module):
   """Norm and ReLU before each of two convolutions (He et al., 2016, *Identity Mappings*, fig. 4e).
 
   [batch, H, W, C] -> [batch, H / stride, W / stride, width]. Where the width changes, the shortcut
-  is a 1x1 convolution of the activated input, else the raw input itself.
+  is a 1x1 convolution of the activated input, else the input itself.
   """
   width: int
   stride: int
@@ -26,7 +26,7 @@ class PreActivationBlock(nn.Module):
   norm: layers.ModuleFactory
 
   def setup(self):
-    """The layers; `projection` has parameters only where it is used."""
+    """Creates the layers; `projection` has parameters only if it is used."""
     self.norm1 = self.norm()
     self.norm2 = self.norm()
     self.conv1 = self.conv(self.width, stride=self.stride)
@@ -34,7 +34,7 @@ class PreActivationBlock(nn.Module):
     self.projection = self.conv(self.width, 1, stride=self.stride)
 
   def normalise(self, inputs: jax.Array) -> jax.Array:
-    """What lies before the block's first ReLU: [batch, H, W, C]."""
+    """Returns the input of the block's first ReLU: [batch, H, W, C]."""
     return self.norm1(inputs)
 
   def __call__(self, inputs: jax.Array, normalised: jax.Array) -> jax.Array:
@@ -48,7 +48,7 @@ class WideResNet(nn.Module):
   """A wide residual network of three stages, 16, 32 and 64 times `widening` channels wide.
 
   `stage{i}` taps the output of stage i, [batch, H / 2**(i - 1), W / 2**(i - 1), width], as
-  RepDistiller does: the raw sum, for the norm and ReLU that follow it belong to the next stage.
+  RepDistiller does: the raw sum, because the norm and ReLU that follow belong to the next stage.
   Its preactivation is the output of that norm.
   """
   num_classes: int
@@ -60,7 +60,7 @@ class WideResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-    """Images [batch, H, W, C] -> float32 logits [batch, num_classes]."""
+    """Returns float32 logits [batch, num_classes] for images [batch, H, W, C]."""
     conv = partial(layers.conv, use_bias=self.use_bias, dtype=self.dtype)
     norm = partial(layers.batch_norm, train=train, dtype=self.dtype, axis_name=self.axis_name)
     x = conv(16, name='stem')(images)

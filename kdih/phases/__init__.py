@@ -1,7 +1,9 @@
-"""The paper in four files: `teacher`, `heads`, `student`, and `pipeline`, which runs them.
+"""The DIH paper (arXiv 2103.00497) in four files: `teacher`, `heads`, `student` and `pipeline`.
 
-`problem` constructs what each of them trains, `experiment` is what they share, `networks` the
-models. The other files keep what a run is made of (`identity`, `computation`, `resume`), what it
-caches (`cache_plan`) and exports (`exported_variables`). How a step makes a loss an update is in
-`kdih.training.step`.
+The first three are the phases, with the loss of each; `pipeline` runs them in order. `problem`
+constructs the training problem of a phase, `networks` builds the models, and `experiment` holds
+what the phases of a run share. `identity`, `computation` and `resume` decide whether a run can
+resume; `cache_plan` decides what a run caches; `exported_variables` saves and loads variables;
+`memory`, `step_cost`, `blank` and `dry_run` estimate memory and time before a run trains.
+`kdih.training.step` turns a loss into an update.
 """

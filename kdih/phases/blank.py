@@ -1,4 +1,4 @@
-"""The training problems of a run before it has any data or variables, to look at or to time."""
+"""The training problems of a run without data or trained variables, to be traced or timed."""
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterator
@@ -27,37 +27,37 @@ if TYPE_CHECKING:
   import ml_collections
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
   """A training step of a phase.
 
   Attributes:
-    phase: its name, such as 'student/fitnets/prepare'.
-    model: what learns, as the config calls it.
-    train: where the config says how it trains, such as 'teacher.train'.
-    asks: who gives the teacher signal, None for nobody; it costs the same in steps that ask the
-      same.
-    cached: shapes of a signal of the cache that it learns from, if it does.
-    problem: makes the training problem.
+    phase: the name of the phase, such as 'student/fitnets/prepare'.
+    model: the model that is trained, as the config names it.
+    train: the group of config fields that the phase trains by, such as 'teacher.train'.
+    signal_source: identifies the live teachers that compute the teacher signal; None if no teacher
+      runs in the step. The teacher signal costs the same in all steps with the same source.
+    cached: shapes of the cached teacher signal of one image; None if the step reads no cache.
+    problem: builds the training problem.
   """
 
   phase: str
   model: str
   train: str
-  asks: Hashable
+  signal_source: Hashable
   cached: TeacherSignal | None
   problem: Callable[[], Problem]
 
 
 class BlankRun:
-  """A run of made images, whose variables are zeros, or no more than shapes.
+  """A run on made images, whose variables are zeros or only shapes.
 
   Args:
-    config: checked.
-    built: its networks.
+    config: the checked config of the run.
+    built: the networks of the run.
     splits: made images.
-    shapes: whether shapes stand for variables, so that a problem can be traced and no more. The
-      teacher's batch norms are not folded then, which takes numbers.
+    shapes: whether variables are `jax.ShapeDtypeStruct`s. A problem can then be traced, but not
+      run, and the teacher's batch norms are not folded, because folding needs numbers.
   """
 
   def __init__(
@@ -74,24 +74,24 @@ class BlankRun:
   def _blank(self, shapes: Any) -> Any:
     if self._shapes:
       return shapes
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.tree.map(jnp.zeros_like, shapes)
 
   def steps(self, phase: str) -> Iterator[Step]:
-    """Yields the training steps of 'teacher', 'heads' or 'student/NAME', in their order.
+    """Yields the training steps of the phase 'teacher', 'heads' or 'student/NAME', in order.
 
-    A phase whose variables the config names has none.
+    A phase has no step if the config names existing variables for it.
     """
     config = self.config
     if phase == 'teacher':
       if not config.teacher.variables:
-        yield Step(phase, config.teacher.name, 'teacher.train', None, None,
-                   self._teacher_problem)
+        yield Step(phase=phase, model=config.teacher.name, train='teacher.train',
+                   signal_source=None, cached=None, problem=self._teacher_problem)
     elif phase == 'heads':
       if not config.heads.variables:
         cached = cache_plan.taps_signal(self.built) if config.compute.cache_taps else None
-        yield Step(phase, f'{len(self.built.taps)} heads, {config.heads.kind}', 'heads.train',
-                   None if cached else 'taps', cached,
-                   functools.partial(self._heads_problem, cached))
+        yield Step(phase=phase, model=f'{len(self.built.taps)} heads, {config.heads.kind}',
+                   train='heads.train', signal_source=None if cached else 'taps', cached=cached,
+                   problem=functools.partial(self._heads_problem, cached))
     else:
       yield from self._student_steps(phase.removeprefix('student/'))
 
@@ -110,77 +110,79 @@ class BlankRun:
     config, built = self.config, self.built
     taught_by = built.methods[name].taught_by
     teacher: Callable[[], Teacher] = functools.partial(self._teacher_of, taught_by)
-    asks: Hashable = None if taught_by == 'labels' else taught_by
+    source: Hashable = None if taught_by == 'labels' else taught_by
     for number, model in enumerate(built.methods[name].assistants):
       module = built.assistants[model]
       yield from self._taught(
-          f'student/{name}/assistant{number + 1}', name, model, module, teacher, asks)
-      teacher, asks = functools.partial(self._next_teacher, module), (name, number)
+          f'student/{name}/assistant{number + 1}', name, model, module, teacher, source)
+      teacher, source = functools.partial(self._next_teacher, module), (name, number)
     yield from self._taught(
-        f'student/{name}', name, config.student.name, None, teacher, asks)
+        f'student/{name}', name, config.student.name, None, teacher, source)
 
   def _taught(
       self, phase: str, name: str, model: str, assistant: nn.Module | None,
-      teacher: Callable[[], Teacher], asks: Hashable,
+      teacher: Callable[[], Teacher], source: Hashable,
   ) -> Iterator[Step]:
-    """Yields what a method prepares, and the student's step; see `Step`."""
+    """Yields the step of the method's preparation, if it has one, and the step of its training."""
     if self.built.methods[name].prepares:
-      yield Step(f'{phase}/prepare', model, 'student.prepare', asks, None, functools.partial(
-          self._student_problem, name, assistant, teacher, None, preparing=True))
+      yield Step(phase=f'{phase}/prepare', model=model, train='student.prepare',
+                 signal_source=source, cached=None, problem=functools.partial(
+                     self._student_problem, name, assistant, teacher, None, preparing=True))
     served = cache_plan.serves(self.config, self.built, name)
     cached = self.built.cached_signals[name] if served else None
-    yield Step(phase, model, 'student.train', None if served else asks, cached,
-               functools.partial(self._student_problem, name, assistant, teacher, cached))
+    yield Step(phase=phase, model=model, train='student.train',
+               signal_source=None if served else source, cached=cached,
+               problem=functools.partial(self._student_problem, name, assistant, teacher, cached))
 
   def _student_problem(
       self, name: str, assistant: nn.Module | None, teacher: Callable[[], Teacher],
       cached: TeacherSignal | None, *, preparing: bool = False,
   ) -> Problem:
     built = self.built
-    learns = (taps_lib.abstract_variables(assistant, built.spec.image_shape) if assistant
-              else built.student_variables)
-    beside = networks.abstract_method(built, name, self.data.train_size)
-    variables = self._blank(state.join(student=learns, method=beside))
+    student = (taps_lib.abstract_variables(assistant, built.spec.image_shape) if assistant
+               else built.student_variables)
+    method = networks.abstract_method(built, name, self.data.train_size)
+    variables = self._blank(state.join(student=student, method=method))
     return student_problem(
         self.config, built, self.data, variables, name, teacher(), student=assistant,
         make_table=(lambda: self._table(cached)) if cached else None, preparing=preparing)
 
   def _teacher_of(self, taught_by: str) -> Teacher:
-    """Returns who teaches by the methods that are `taught_by` the same."""
+    """Returns the teacher of the methods whose `Method.taught_by` is `taught_by`."""
     built = self.built
     if taught_by not in self._teachers:
       frozen: dict[str, Any] = {}
       if taught_by != 'labels':
         frozen['teacher'] = built.teacher_variables
       if taught_by == 'cohort':
-        of_member = jax.ShapeDtypeStruct((len(built.taps) + 1,), jnp.float32)
+        member_weights = jax.ShapeDtypeStruct((len(built.taps) + 1,), jnp.float32)
         frozen['heads'] = networks.abstract_heads(built)
-        frozen['weights'] = dict.fromkeys(RULES, of_member) if built.validated else {}
+        frozen['weights'] = dict.fromkeys(RULES, member_weights) if built.validated else {}
       self._teachers[taught_by] = teacher_of(self.config, built, self._blank(frozen))
     return self._teachers[taught_by]
 
   def _next_teacher(self, module: nn.Module) -> Teacher:
-    """Returns an assistant as the next teacher of a chain."""
+    """Returns an assistant as the teacher of the next model in a chain."""
     built = dataclasses.replace(self.built, teacher=module, teacher_taps={})
     return teacher_of(
         self.config, built, {'teacher': self._blank(built.teacher_variables)})
 
   def table_bytes(self, like: TeacherSignal) -> int:
-    """Returns how much a cache of such signals takes of a device, if it lies there."""
+    """Returns the bytes that a cache of such signals takes on each device; 0 if it is elsewhere."""
     if self.config.compute.cache_place != 'device':
       return 0
     return build.size(self.table_shape(like)) // jax.device_count()
 
   def table_shape(self, like: TeacherSignal) -> tuple[int, int, int]:
-    """Returns images, slots and numbers in a row of a cache of such signals."""
+    """Returns (images, slots, numbers in a row) of a cache of such signals."""
     return build.Table(len(self.data.train_subset), self.data.student_preprocess.num_slots, like,
                        {}).shape
 
   def _table(self, like: TeacherSignal) -> Signals:
-    """Returns a cache of zeros, of which only one on the devices takes memory."""
+    """Returns a cache of zeros; only a cache on the devices takes memory."""
     images, *row = self.table_shape(like)
     on_device = self.config.compute.cache_place == 'device' and not self._shapes
-    share = jax.device_count() if on_device else 1
-    rows = np.broadcast_to(np.zeros((), build.DTYPE), (-(-images // share) * share, *row))
+    slices = jax.device_count() if on_device else 1
+    rows = np.broadcast_to(np.zeros((), build.DTYPE), (-(-images // slices) * slices, *row))
     kind = lookup.DeviceTable if on_device else lookup.HostTable
     return kind(rows, like, self.data.train_subset, self.data.student_preprocess)

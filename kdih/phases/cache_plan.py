@@ -1,5 +1,4 @@
-"""What a run caches of its teachers: for which methods, what of their signal, and whether there is
-room."""
+"""Decides for which methods the teacher signal is cached, and builds the caches of a run."""
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -30,45 +29,55 @@ if TYPE_CHECKING:
 
 
 def serves(config: 'ml_collections.ConfigDict', built: Networks, name: str) -> bool:
-  """Returns whether students of the method `name` are taught from a cache."""
+  """Returns whether students learn by the method `name` from cached teacher outputs."""
   return config.compute.cache != 'none' and name in built.cached_signals
 
 
 def check(
     config: 'ml_collections.ConfigDict', built: Networks, path: epath.Path, num_examples: int
 ) -> None:
-  """Raises ConfigError where the config asks for a cache that cannot be; computes nothing.
+  """Checks that the cache that the config requires can be built; computes nothing.
 
   Args:
-    config: of the run.
-    built: its networks.
+    config: the config of the run.
+    built: the networks of the run.
     path: the workdir of teacher and heads.
-    num_examples: size of the train split.
+    num_examples: the size of the train split.
+
+  Raises:
+    ConfigError: the settings contradict each other, no method can use the cache, or there is not
+      enough memory.
   """
   compute = config.compute
   if compute.cache == 'none':
     for switch, kinds in (('cache_taps', 'views:N'), ('cache_members', 'all_views or views:N')):
       if compute[switch]:
-        raise errors.ConfigError(f'config.compute.{switch}: is set, and config.compute.cache is '
-                                 f'none; set that to {kinds}, or this to False')
+        raise errors.ConfigError(
+            f'config.compute.{switch}: is True, but config.compute.cache is none; set '
+            f'config.compute.cache to {kinds}, or config.compute.{switch} to False')
     return
   preprocess = augment.of_config(config, choices.fixed_views(compute.cache))
   if preprocess.num_slots > preprocess.num_views:
     raise errors.ConfigError(
-        f'config.compute.cache: {compute.cache!r} asks for more views than the augmentation '
-        f'can show of an image, which are {preprocess.num_views}; set it to all_views')
+        f'config.compute.cache: {compute.cache!r} requires more views of an image than the '
+        f'{preprocess.num_views} that the augmentation can make; set it to all_views')
   if compute.cache_place == 'disk' and is_remote(path):
-    raise errors.ConfigError(f'config.compute.cache_place: {path} is on no disk of this machine; '
-                             'choose device or host, or another --workdir')
+    raise errors.ConfigError(
+        f'config.compute.cache_place: is disk, but {path} is not on a disk of this machine; set it '
+        'to device or host, or choose a local --workdir')
   widths = _widths(config, built)
   images = num_examples - round(config.data.validation_fraction * num_examples)
-  if widths and compute.cache_place != 'disk':  # There it may exist already.
+  if widths and compute.cache_place != 'disk':  # A cache on disk may exist already.
     build.require_room(
         compute.cache_place, build.size((images, preprocess.num_slots, max(widths))), path)
 
 
 def _widths(config: 'ml_collections.ConfigDict', built: Networks) -> list[int]:
-  """Returns numbers in a row of each table that the phases ask for."""
+  """Returns the numbers in a row of each table that the phases require.
+
+  Raises:
+    ConfigError: there are methods with teachers, and none of them can use a cache.
+  """
   widths = []
   if 'heads' in config.phases and config.compute.cache_taps and not config.heads.variables:
     widths.append(rows.width(taps_signal(built)))
@@ -78,77 +87,77 @@ def _widths(config: 'ml_collections.ConfigDict', built: Networks) -> list[int]:
               if serves(config, built, name)]
     if taught and not served:
       raise errors.ConfigError(
-          f'config.compute.cache: the method {", ".join(taught)} needs more of the teacher than '
-          'logits, which is all that can be cached; set it to none')
+          f'config.compute.cache: {", ".join(taught)} cannot use a cache, because only logits can '
+          'be cached and these methods read more of the teacher; set it to none')
     widths += served
   return widths
 
 
 def taps_signal(built: Networks) -> TeacherSignal:
-  """Returns the shapes of what a cache of the taps keeps: the features that carry a head."""
+  """Returns the shapes of a cached signal of the taps: the features that carry a head."""
   return jax.eval_shape(lambda: TeacherSignal(features=OrderedDict(
       (tap, jnp.zeros((1, *shape))) for tap, shape in built.taps.items())))
 
 
 def taps_kind(built: Networks) -> str:
-  """Returns what a cache of the taps is called."""
+  """Returns the name of the cache of the taps, for messages and for its description."""
   return f'features at {", ".join(built.taps)}'
 
 
 def summaries(built: Networks, names: Sequence[str], teacher: nn.Module) -> Callable:
-  """Returns (frozen, images) to what a cache keeps of the teacher signal for each of the methods.
+  """Returns a function (frozen, images) -> a summary of the teacher signal for each method.
 
-  `teacher` makes one forward pass for all of them, and its heads if one of them needs these.
+  One forward pass of `teacher`, and of the heads if a method needs them, serves all methods.
   """
   taught_by = {built.methods[name].taught_by for name in names}
   teach = make_teach('cohort' if 'cohort' in taught_by else 'teacher', teacher, (),
                      built.heads, tuple(built.taps))
 
-  def of_each(frozen, images):
+  def summarise(frozen, images):
     signal = teach(frozen, images)
-    return tuple(summary(built, name).of(signal, frozen.get('weights', {})) for name in names)
+    return tuple(summary(built, name).extract(signal, frozen.get('weights', {})) for name in names)
 
-  return of_each
+  return summarise
 
 
 def summary(built: Networks, name: str) -> Summary:
-  """Returns what a cache that `serves` the method `name` keeps for it."""
+  """Returns the summary of the teacher signal that is cached for the method `name`."""
   found = built.methods[name].summary
-  assert found, 'the method is served'
+  assert found, 'only methods with a summary are cached'
   return found
 
 
 def cached_with(experiment: Experiment, name: str) -> tuple[str, ...]:
-  """Returns the method `name`, and others whose cache can be made with its own.
+  """Returns the method `name`, and the other methods whose caches can be built with its cache.
 
-  They have the same teachers, and are still to be trained.
+  These methods have the same teachers, and their students are not trained yet.
   """
   config, built, teachers = experiment.config, experiment.networks, experiment.teachers
   if not serves(config, built, name):
     return (name,)
-  there = ('teacher', 'cohort') if teachers.result('heads') else ('teacher',)
+  available = ('teacher', 'cohort') if teachers.result('heads') else ('teacher',)
   return (name, *(
       other for other, method in built.methods.items()
-      if other != name and method.taught_by in there and serves(config, built, other)
+      if other != name and method.taught_by in available and serves(config, built, other)
       and not experiment.workdir.result(f'student/{other}')))
 
 
 def table(
     experiment: Experiment, names: Sequence[str], teacher: nn.Module, frozen: dict[str, Any]
 ) -> Signals:
-  """Returns the cached signals of the first of the methods.
+  """Returns the cached teacher signals of the first of the methods.
 
-  They are kept in this process for other students; so are those of the other methods, as far as
-  there is room.
+  The process keeps them for further students. It also keeps the cached signals of the other
+  methods if there is enough memory.
 
   Args:
     experiment: the run.
-    names: from `cached_with`.
+    names: the methods, from `cached_with`.
     teacher: the module of the teacher.
-    frozen: {'teacher', 'heads', 'weights'}, as far as the methods are taught by them.
+    frozen: those of {'teacher', 'heads', 'weights'} that the methods are taught by.
 
   Raises:
-    ConfigError: there is no room for it, or one on the disk does not serve.
+    ConfigError: there is not enough memory, or the cache on disk was built from something else.
   """
   built = experiment.networks
   fingerprints = {part: digests.of(variables) for part, variables in frozen.items()}
@@ -165,12 +174,15 @@ def table(
 
 
 def taps_table(experiment: Experiment, teach: Teach, frozen: dict[str, Any]) -> Signals:
-  """Returns the cached features at the taps, for the heads alone. Raises ConfigError as `table`.
+  """Returns the cached features at the taps, from which the heads learn.
 
   Args:
     experiment: the run.
-    teach: (frozen, images) to the features.
+    teach: computes the features from (frozen, images).
     frozen: {'backbone': variables}.
+
+  Raises:
+    ConfigError: there is not enough memory, or the cache on disk was built from something else.
   """
   built = experiment.networks
   wanted = _wanted(experiment, TAPS, taps_kind(built), taps_signal(built),
@@ -184,7 +196,15 @@ def _wanted(
     experiment: Experiment, cache_kind: str, kind: str, like: TeacherSignal,
     fingerprints: dict[str, str],
 ) -> build.Table:
-  """Returns a table of `cache_kind`, one of `schema.CACHES`, with the `kind` of its signals."""
+  """Returns the table to build, with everything that its numbers depend on as its identity.
+
+  Args:
+    experiment: the run.
+    cache_kind: one of `schema.CACHES`.
+    kind: the name of the signals.
+    like: shapes of the cached signal of one image.
+    fingerprints: {part: digest of its variables} of the teachers.
+  """
   preprocess, subset = experiment.data.student_preprocess, experiment.data.train_subset
   fields = protocol.cached(resolved(experiment.config), cache_kind)
   shape = [len(subset), preprocess.num_slots, rows.width(like)]

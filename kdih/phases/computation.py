@@ -1,4 +1,4 @@
-"""What a run computes, as digests: they change with the code of a model or of a method."""
+"""Digests of the programs that a run computes: they change with the code of models and methods."""
 import contextlib
 import dataclasses
 import functools
@@ -18,20 +18,22 @@ from kdih.phases import networks
 from kdih.phases.networks import Networks
 from kdih.runtime import devices, digests
 
-_ADDRESS = re.compile(r' at 0x[0-9a-f]+')  # In the names of functions; of this process alone.
+# Names of functions contain addresses, which differ between processes.
+_ADDRESS = re.compile(r' at 0x[0-9a-f]+')
 
 
 def identify(built: Networks) -> dict[str, Any]:
-  """Traces what the networks and the methods compute, and digests it.
+  """Traces the networks and the losses of the methods, and returns digests of the programs.
 
-  Nothing is computed. The settings of `config.compute` do not enter, nor does what a custom
-  gradient does.
+  Nothing is computed. The digests do not depend on the settings of `config.compute`, nor on the
+  backward pass of a custom gradient.
 
   Returns:
-    {'jax': its version, on which the programs depend; 'teacher', 'heads', 'student': SHA-256 of the
-    forward pass of one image, of the models also in training mode, and of their initialisation;
-    'methods': {name: SHA-256 of the loss of two images, of what is prepared before, and of the
-    assistants, as of models}}.
+    A dictionary with these keys. 'jax': the version of jax, on which the programs depend.
+    'teacher' and 'student': SHA-256 of the initialisation and of the forward pass of one image, in
+    evaluation and in training mode. 'heads': SHA-256 of their forward pass. 'methods':
+    {name: SHA-256 of the loss of two images, of the loss of the preparation, and of the
+    assistants}.
   """
   shape = built.spec.image_shape
   features = {tap: jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -45,18 +47,19 @@ def identify(built: Networks) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-  """Returns a line for each thing that is computed in another way than before.
+  """Returns a line for each program that has changed.
+
+  Only parts that are in both dictionaries are compared, and none if the versions of jax differ.
 
   Args:
-    before: from `identify`, as JSON keeps it.
-    now: likewise. What only one of the two knows is not compared, and nothing is between versions
-      of jax.
+    before: from `identify`, read back from JSON.
+    now: from `identify`.
   """
   if before.get('jax') != now.get('jax'):
     return []
   parts = {part: f"the {part}'s forward pass or initialisation" for part in ('teacher', 'student')}
   parts['heads'] = "the heads' forward pass"
-  lines = [f'{said} has changed' for part, said in parts.items()
+  lines = [f'{program} has changed' for part, program in parts.items()
            if part in before and part in now and before[part] != now[part]]
   methods, methods_now = before.get('methods', {}), now.get('methods', {})
   return lines + [f'the loss of the method {name} has changed' for name in methods
@@ -67,18 +70,18 @@ def _of_model(model: nn.Module, variables: Variables, image_shape: tuple[int, ..
   image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
   def forward(train: bool, variables, image):
-    said, state = taps_lib.with_streams(lambda rngs: model.apply(
+    output, state = taps_lib.with_streams(lambda rngs: model.apply(
         variables, image, train=train, mutable=[*taps_lib.changing(variables), *taps_lib.SOWN],
         rngs=rngs), jax.random.key(0))
-    # What is sown may be anything; the program is what is digested.
-    return taps_lib.logits_of(said), jax.tree.map(
+    # A module may sow values that are not arrays, which a program cannot return.
+    return taps_lib.logits_of(output), jax.tree.map(
         lambda leaf: leaf if isinstance(leaf, jax.Array) else None, state)
 
-  found = [_of(functools.partial(taps_lib.initial, model), jax.random.key(0), image),
-           _of(functools.partial(forward, False), variables, image)]
-  with contextlib.suppress(Exception):  # One that exists may serve without a training mode.
-    found.append(_of(functools.partial(forward, True), variables, image))
-  return digests.of_json(found)
+  programs = [_of(functools.partial(taps_lib.initial, model), jax.random.key(0), image),
+              _of(functools.partial(forward, False), variables, image)]
+  with contextlib.suppress(Exception):  # An existing teacher needs no training mode.
+    programs.append(_of(functools.partial(forward, True), variables, image))
+  return digests.of_json(programs)
 
 
 def _of_method(built: Networks, name: str) -> str:
@@ -93,17 +96,19 @@ def _of_method(built: Networks, name: str) -> str:
     return total(terms), changed
 
   losses = ['prepare', '__call__'] if method.prepares else ['__call__']
-  found = [_of(functools.partial(loss, which), variables) for which in losses]
+  programs = [_of(functools.partial(loss, which), variables) for which in losses]
   for model in method.assistants:
     module = built.assistants[model]
-    found.append(_of_model(module, taps_lib.abstract_variables(module, built.spec.image_shape),
-                           built.spec.image_shape))
-  return digests.of_json(found)
+    programs.append(_of_model(module, taps_lib.abstract_variables(module, built.spec.image_shape),
+                              built.spec.image_shape))
+  return digests.of_json(programs)
 
 
 def _without_switches(method: Method) -> Method:
-  """Returns the method, and those that it is made of, as without `config.compute.mean_soft_label`'s
-  switch, which changes the program and no number but by rounding."""
+  """Returns the method and its parts as if `config.compute.mean_soft_label` were True.
+
+  This switch changes the program, but its numbers only by rounding.
+  """
   def part(name: str) -> Method:
     return _without_switches(method.context.method(name))
 
@@ -112,7 +117,8 @@ def _without_switches(method: Method) -> Method:
 
 
 def _of(function: Callable, *arguments: Any) -> str:
-  """Returns SHA-256 of a traced program: text, constants, names of what goes in and out."""
+  """Returns SHA-256 of a traced program: its text, its constants, and the paths of its arguments
+  and results."""
   traced, result = jax.make_jaxpr(
       function, axis_env=[(devices.AXIS, 1)], return_shape=True)(*arguments)
   paths = [jax.tree_util.keystr(path) for path, _ in
@@ -122,7 +128,10 @@ def _of(function: Callable, *arguments: Any) -> str:
 
 
 def _constants(traced: Any) -> Iterator[Any]:
-  """Yields the constants of a program, and of those that it calls; texts cut large ones short."""
+  """Yields the constants of a program and of the programs that it calls.
+
+  The text of a program abbreviates large constants.
+  """
   yield from getattr(traced, 'consts', ())
   for equation in traced.eqns:
     yield from (read.val for read in equation.invars if isinstance(read, core.Literal))

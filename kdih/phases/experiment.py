@@ -1,4 +1,4 @@
-"""What the phases of a run share: data, networks, folders, and how each trains and measures."""
+"""The state that the phases of a run share, and how every phase trains, measures and finishes."""
 import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PROFILED = 10  # Updates: by then all is compiled, but for the last calls.
+_FIRST_PROFILED = 10  # Updates. By then the step is compiled, except for the last, shorter calls.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseOutcome:
-  """What a phase ended with, and what that took over all its runs.
+  """The variables that a phase ended with, and the cost of its training over all resumed runs.
 
   Attributes:
     last: variables after the last step.
-    best: variables of the best checkpoint by validation accuracy; what is exported.
-    steps: updates made.
+    best: variables of the checkpoint with the best validation accuracy, which are exported.
+    steps: number of updates.
     seconds: wall time.
-    examples_per_second: while training.
+    examples_per_second: throughput of the training loop.
     rewinds: how often a loss that was not finite halved the learning rate.
   """
 
@@ -56,12 +56,12 @@ class Experiment:
   """A run in progress.
 
   Args:
-    config: checked.
-    networks: built from it.
-    workdir: checked; `pipeline.run` opens it.
-    splits: the 'train' and 'test' split.
-    teachers: the workdir that holds teacher and heads; `workdir` itself unless given.
-    identity: what it is made of; None where nothing is trained.
+    config: the checked config.
+    networks: the networks, built from the config.
+    workdir: the checked workdir, which `pipeline.run` opens.
+    splits: the 'train' and 'test' splits.
+    teachers: the workdir that holds teacher and heads; `workdir` by default.
+    identity: the identity of the run; None if the run does not train.
   """
 
   def __init__(self, config: 'ml_collections.ConfigDict', networks: Networks, workdir: Workdir,
@@ -77,10 +77,10 @@ class Experiment:
     self._validated: tuple[Task, Evaluator] | None = None
 
   def open(self) -> None:
-    """Makes the workdir and writes down what the run is made of, as far as it is known by now.
+    """Creates the workdir and records the identity of the run, as far as it is known by now.
 
     Raises:
-      ConfigError: its teacher was done anew, and has become another one.
+      ConfigError: the teacher was trained again, and its variables have changed.
     """
     assert self.identity, 'a run that trains has an identity'
     teacher, accepted = identity_lib.of_teacher(self.teachers), self.identity.accepted
@@ -91,7 +91,10 @@ class Experiment:
 
   @property
   def described_data(self) -> dict[str, Any]:
-    """What exported variables say of their data: its fields, shape, classes and content."""
+    """Returns the description of the data that is stored with exported variables.
+
+    It holds config fields, the shape of an image, the names of the classes, and the content.
+    """
     spec = self.networks.spec
     return {**protocol.described(resolved(self.config)), 'image_shape': list(spec.image_shape),
             'classes': list(spec.classes) or None,
@@ -100,12 +103,17 @@ class Experiment:
   def key(self, role: int) -> jax.Array:
     """Returns the key that initialises a role.
 
-    0 is the teacher, 1 the heads, 2 the student, 3 a method's own modules, from 4 on assistants.
+    Args:
+      role: 0 is the teacher, 1 the heads, 2 the student, 3 the method's own modules, 4 and above
+        the assistants.
     """
     return jax.random.fold_in(jax.random.key(self.config.seed), role)
 
   def _validator(self, task: Task) -> Evaluator | None:
-    """Returns that of the validation split: one for training and `measure`, to compile it once."""
+    """Returns the evaluator of the validation split, or None if there is no such split.
+
+    Training and `measure` share one evaluator, which is then compiled once.
+    """
     if not len(self.data.validation_subset):
       return None
     if self._validated is None or self._validated[0] is not task:
@@ -119,24 +127,26 @@ class Experiment:
                      num_classes=self.networks.spec.num_classes)
 
   def train(self, phase: str, problem: Problem) -> PhaseOutcome:
-    """Trains what a problem starts from, or resumes from its last checkpoint if there is one."""
+    """Trains the variables of a problem, or resumes from the last checkpoint if there is one."""
     learner = self.learner(phase, problem, problem.variables)
     outcome = loop.train(self.program(phase, problem), learner)
     best, _ = learner.checkpoints.restore_best()
     return PhaseOutcome(
-        devices.to_host(outcome.state.variables), best.variables, int(outcome.state.step),
-        outcome.seconds, outcome.examples_per_second, outcome.rewinds)
+        last=devices.to_host(outcome.state.variables), best=best.variables,
+        steps=int(outcome.state.step), seconds=outcome.seconds,
+        examples_per_second=outcome.examples_per_second, rewinds=outcome.rewinds)
 
   def learner(self, phase: str, problem: Problem, variables: Any) -> loop.Learner:
-    """Returns what `program` trains, from these variables of its seed on, with its checkpoints."""
+    """Returns the learner of a phase: its initial state, from these variables and the seed of the
+    run, its folder and its checkpoints."""
     folder, initial = self.workdir.phase(phase), problem.state(variables, self.config.seed)
     checkpoints = checkpoints_lib.Checkpoints(folder / 'checkpoints', initial)
-    return loop.Learner(initial, checkpoints, folder, phase)
+    return loop.Learner(state=initial, checkpoints=checkpoints, directory=folder, phase=phase)
 
   def program(
       self, phase: str, problem: Problem, students: Students | None = None
   ) -> loop.TrainProgram:
-    """Returns how a phase trains: one learner, or several as one."""
+    """Returns the training program of a phase, for one learner or for several together."""
     validator = self._validator(problem.task)
 
     def evaluate(variables, frozen):
@@ -148,7 +158,7 @@ class Experiment:
   def _hooks(self, folder: Any, schedule: LoopSchedule) -> tuple:
     if not self.config.profile:
       return ()
-    from clu import periodic_actions  # Imports TensorFlow, which takes seconds.
+    from clu import periodic_actions  # Imported here, because it imports TensorFlow for seconds.
     first = steps_per_call.end_from(_FIRST_PROFILED, schedule.evaluate_every, schedule.per_call)
     return (periodic_actions.Profile(
         logdir=str(folder), num_profile_steps=5, profile_duration_ms=None, first_profile=first),)
@@ -156,7 +166,7 @@ class Experiment:
   def predict(
       self, task: Task, variables: Any, split: str
   ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns logits of every classifier, and labels, of the 'validation' or 'test' images."""
+    """Returns ({classifier: logits}, labels) of the images of the 'validation' or 'test' split."""
     subset = (self.data.validation_subset if split == 'validation'
               else np.arange(self.data.splits.size('test'), dtype=np.int32))
     evaluator = self._evaluator(task, 'test' if split == 'test' else 'train', subset)
@@ -165,11 +175,19 @@ class Experiment:
   def measure(
       self, task: Task, outcome: PhaseOutcome, test_task: Task | None = None
   ) -> dict[str, dict[str, Any]]:
-    """Returns {classifier: {'val', 'test_last', 'test_best_val': {'top1', 'top5', 'loss'}}}.
+    """Measures the accuracy and the loss of every classifier.
 
-    `val` is that of the best checkpoint, None without a validation split. The test split is read
-    at the end of a phase alone, here and by `predict`; `test_task` may predict more there than
-    `task` does.
+    The test split is read only at the end of a phase, here and by `predict`.
+
+    Args:
+      task: the task that was trained.
+      outcome: the variables that it ended with.
+      test_task: predicts on the test split; `task` by default.
+
+    Returns:
+      {classifier: {'val', 'test_last', 'test_best_val': {'top1', 'top5', 'loss'}}}. 'val' and
+      'test_best_val' are measured with the best checkpoint, 'test_last' with the last variables.
+      'val' is None if there is no validation split.
     """
     everything = np.arange(self.data.splits.size('test'), dtype=np.int32)
     validate, test = self._validator(task), self._evaluator(test_task or task, 'test', everything)
@@ -181,23 +199,26 @@ class Experiment:
 
 
 def _averages(metrics: Metrics) -> dict[str, float]:
-  """Returns the mean over what is trained, without the teacher and the mean of the cohort."""
-  learnt = [values for name, values in metrics.items() if name not in (FINAL, MEAN)]
-  return {key: sum(values[key] for values in learnt) / len(learnt)
+  """Returns the mean metrics of the trained classifiers.
+
+  The teacher's classifier and the mean of the cohort are not among them.
+  """
+  trained = [values for name, values in metrics.items() if name not in (FINAL, MEAN)]
+  return {key: sum(values[key] for values in trained) / len(trained)
           for key in ('top1', 'loss')}
 
 
 def overview(experiment: Experiment, phase: str, model: str, variables: Any) -> None:
-  """Says how large what is to be trained is, and writes a table of its parameters."""
-  from clu import parameter_overview  # Takes long to import.
+  """Logs the number of parameters to be trained, and writes a table of them to the workdir."""
+  from clu import parameter_overview  # Imported here, because it imports TensorFlow for seconds.
 
   path, params = experiment.workdir.phase(phase) / 'parameters.txt', variables['params']
   write_atomically(path, parameter_overview.get_parameter_overview(params) + '\n')
-  logger.info(f'{phase}: {model}, {cost.count_parameters(params):,} parameters, listed in {path}')
+  logger.info(f'{phase}: {model}, {cost.count_parameters(params):,} parameters (see {path})')
 
 
 def _taught_by(experiment: Experiment, phase: str) -> str:
-  """Returns who teaches in a phase, as `Method.taught_by`."""
+  """Returns the teachers of a phase, as `Method.taught_by` names them."""
   if phase.startswith('student/'):
     return experiment.networks.methods[phase.split('/')[1]].taught_by
   return {'teacher': 'labels', 'heads': 'teacher'}[phase]
@@ -206,14 +227,14 @@ def _taught_by(experiment: Experiment, phase: str) -> str:
 def finish(
     experiment: Experiment, phase: str, outcome: PhaseOutcome, meta: dict, report: dict
 ) -> dict:
-  """Exports the best variables, then writes the result: a finished phase has both.
+  """Exports the best variables, then writes the result and returns it.
 
   Args:
     experiment: the run.
-    phase: its name.
-    outcome: what it ended with.
-    meta: what the exported variables are of; what its 'data' holds goes before the experiment's.
-    report: what was measured: 'val', 'test_last', 'test_best_val', and more.
+    phase: the name of the phase.
+    outcome: the variables that the phase ended with.
+    meta: describes the exported variables; entries of its 'data' override those of the experiment.
+    report: the measurements: 'val', 'test_last', 'test_best_val', and others.
   """
   made_of: dict[str, Any] = {}
   if experiment.identity:

@@ -1,9 +1,9 @@
-"""Exported variables, with what they are for: the link from one phase, or run, to the next."""
-import json
+"""Exported variables and their description: the link from one phase, or run, to the next."""
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
+import msgspec
 import numpy as np
 from etils import epath
 
@@ -11,7 +11,7 @@ from kdih import errors
 from kdih.models import registry, taps
 from kdih.phases import networks
 from kdih.phases.networks import Networks
-from kdih.runtime import devices, digests as digests_lib
+from kdih.runtime import devices, digests as digests_lib, run_files
 from kdih.training import checkpoints
 
 if TYPE_CHECKING:
@@ -21,27 +21,27 @@ Variables = dict[str, Any]
 
 
 def describe_model(config: 'ml_collections.ConfigDict', role: str, num_classes: int) -> dict:
-  """Returns what exported variables of the 'teacher' or 'student' say of their model."""
+  """Returns the description of a model, the 'teacher' or the 'student', for its variables."""
   return {'name': config[role].name, 'kwargs': config[role].kwargs.to_dict(),
           'num_classes': num_classes}
 
 
 def describe_heads(built: Networks) -> dict:
-  """Returns what exported variables of the heads say of their module."""
+  """Returns the description of the heads' module, for their variables."""
   return {'kind': built.heads.kind, 'num_classes': built.heads.num_classes,
           'taps': {tap: list(shape) for tap, shape in built.taps.items()}}
 
 
 def save(path: epath.PathLike, variables: Variables, meta: dict) -> str:
-  """Writes variables alone, replacing what is at `path`, with digests that loading checks.
+  """Writes variables and their description, with digests that loading checks.
 
   Args:
-    path: a `variables` folder.
+    path: a `variables` folder; its content is replaced.
     variables: of a model, or of the heads; `taps.INPUT` is left out.
-    meta: JSON-able; 'model' and 'data' say what they are of, and for which images.
+    meta: JSON-able; 'model' describes the module and 'data' the images.
 
   Returns:
-    The digest of the variables, their fingerprint.
+    The fingerprint of the variables: their digest.
   """
   variables = devices.to_host(taps.without_input(variables))
   meta = {name: value for name, value in meta.items() if name != 'digests'}
@@ -51,14 +51,14 @@ def save(path: epath.PathLike, variables: Variables, meta: dict) -> str:
 
 
 def fingerprint(meta: dict) -> str:
-  """Returns that of the variables whose description has been loaded."""
+  """Returns the fingerprint of the variables with the description `meta`."""
   return meta['digests']['variables']
 
 
 def load_model(
     path: epath.PathLike, model: str | None = None
 ) -> tuple[nn.Module, Variables, dict]:
-  """Returns a trained teacher or student, to use: its module, its variables and their description.
+  """Returns a trained teacher or student: its module, its variables and their description.
 
       model, variables, meta = exported_variables.load_model('runs/digits/student/dih/variables')
       logits = model.apply(variables, images, train=False)
@@ -66,41 +66,45 @@ def load_model(
   Nothing that is stored is executed: a class of your own is imported only if you name it.
 
   Args:
-    path: a `variables` folder. `meta['data']` says of which shape images must be, by which `mean`
-      and `std` they are normalised once they are scaled to [0, 1], and what the `classes` are
-      called, if that is known.
-    model: the name of the model, 'my_pkg.nets:MyNet'; the stored one where it is one of kdih's.
+    path: a `variables` folder.
+    model: the name of the model, such as 'my_pkg.nets:MyNet'; may be None for a model of kdih.
+
+  Returns:
+    The module, the variables, and a description. `description['data']` holds the `image_shape`,
+    the `mean` and `std` by which images in [0, 1] are normalised, and the names of the `classes`
+    or None.
 
   Raises:
-    ConfigError: there are no exported variables of a model at `path`, they are damaged, or they
-      are of a class that is not kdih's own and was not named.
+    ConfigError: there are no exported variables of a model at `path`, they are damaged, or their
+      model is not part of kdih and `model` does not name it.
   """
   meta = _read_meta(path, 'path')
   described = meta['model']
   if 'name' not in described:
-    raise errors.ConfigError(f'path: {str(path)!r} holds heads, which are no model of their own')
+    raise errors.ConfigError(f'path: {str(path)!r} holds heads, which cannot be used without a '
+                             'teacher; give the variables of a teacher or a student')
   name = model or described['name']
   if not model and name not in registry.names():
     raise errors.ConfigError(
-        f'path: {str(path)!r} holds the model {name!r}, which is none of kdih; a file does not '
-        f'choose what is imported, so name it: load_model(path, model={name!r})')
+        f'path: {str(path)!r} holds the model {name!r}, which is not part of kdih; to import it, '
+        f'name it: load_model(path, model={name!r})')
   try:
     module = registry.create(name, described['num_classes'], setting=f'path: {str(path)!r}',
                              **described['kwargs'])
     like = taps.abstract_variables(module, meta['data']['image_shape'])
   except errors.ConfigError:
     raise
-  except Exception as error:  # What is described may be anything.
+  except Exception as error:  # The description may hold any arguments.
     raise errors.ConfigError(f'path: {str(path)!r} does not describe its model '
-                             f'({errors.first_line(error)}); export it anew') from error
+                             f'({errors.first_line(error)}); export it again') from error
   return module, _load(path, like, 'path', meta), meta
 
 
 def describe(path: epath.PathLike) -> dict:
-  """Returns what exported variables say they are of, and for which images: {'model', 'data', ...}.
+  """Returns the description of exported variables, see `run_files.ExportedMeta`.
 
   Raises:
-    ConfigError: there are none at `path`, or they are damaged.
+    ConfigError: there are no exported variables at `path`, or they are damaged.
   """
   return _read_meta(path, 'path')
 
@@ -111,26 +115,25 @@ def load_teacher(
 ) -> tuple[Variables, dict]:
   """Returns the teacher's variables at `path`, and their description.
 
-  Where its images were normalised by other numbers than those of `config.data`, the variables hold
-  `taps.INPUT` too, by which it sees them as it is used to.
+  If the teacher's images were normalised with another mean or std than `config.data` has, the
+  variables also hold `taps.INPUT`, which converts between the two.
 
   Args:
     path: a `variables` folder.
     config: of the run.
     built: its networks.
-    finished: the result of the phase that left them in the workdir, if one did.
+    finished: the result of the phase in whose folder the variables are; None for other folders.
 
   Raises:
-    ConfigError: there are none, they are damaged, of another architecture, of other classes or the
-      same in another order, or not those of the phase.
+    ConfigError: there are no variables, they are damaged, they belong to another architecture, to
+      other classes or another order of classes, or to another result than `finished`.
   """
   setting = 'config.teacher.variables' if finished is None else '--workdir'
   wanted = describe_model(config, 'teacher', built.spec.num_classes)
   meta = _read_meta(path, setting)
   _check_finished(path, meta, finished)
   _compare(setting, path, meta['model'], wanted)
-  data = meta.get('data')
-  data = data if isinstance(data, dict) else {}
+  data = meta.get('data') or {}
   _compare_classes(setting, path, data.get('classes'), built.spec.classes)
   own = _input(setting, path, data, config, built.spec.image_shape[-1])
   return {**_load(path, built.teacher_variables, setting, meta), **own}, meta
@@ -143,13 +146,13 @@ def load_heads(
 
   Args:
     path: a `variables` folder.
-    built: the networks that they are for.
-    teacher: fingerprint of the teacher that they must have been trained on.
-    finished: the result of the phase that left them in the workdir, if one did.
+    built: the networks of the run.
+    teacher: fingerprint of the teacher that the heads must have been trained on.
+    finished: the result of the phase in whose folder the variables are; None for other folders.
 
   Raises:
-    ConfigError: there are none, they are damaged, of other taps, another kind or another teacher,
-      or not those of the phase.
+    ConfigError: there are no variables, they are damaged, they belong to other taps, to another
+      kind of heads, to another teacher, or to another result than `finished`.
   """
   setting = 'config.heads.variables' if finished is None else '--workdir'
   meta = _read_meta(path, setting)
@@ -167,17 +170,18 @@ def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
 
   Args:
     path: a `variables` folder that `save` wrote.
-    like: variables of the same structure and shapes (`jax.ShapeDtypeStruct` will do).
-    setting: the config field that names it, for the error.
+    like: variables or `jax.ShapeDtypeStruct`s of the same structure and shapes.
+    setting: the config field that names the folder, for the error.
 
   Raises:
-    ConfigError: there are none, they are damaged, or of another structure or other shapes.
+    ConfigError: there are no variables, they are damaged, or they have another structure or other
+      shapes.
   """
   return _load(path, like, setting, _read_meta(path, setting))
 
 
 def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variables:
-  """Loads as `load` does, with the description that has been read."""
+  """Returns what `load` does, given the description."""
   try:
     variables = checkpoints.restore(path)
   except Exception as error:  # orbax and tensorstore raise many kinds.
@@ -192,59 +196,59 @@ def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variable
 
 
 def _read_meta(path: epath.PathLike, setting: str) -> dict:
-  """Returns the description, checked. Raises ConfigError where there is none, or it is damaged."""
+  """Returns the description after a check. Raises ConfigError if it is missing or damaged."""
   try:
     stored = checkpoints.read_meta(path, setting)
+    msgspec.convert(stored, run_files.ExportedMeta)
     meta = {name: value for name, value in stored.items() if name != 'digests'}
-    whole = isinstance(meta['model'], dict) and 'variables' in stored['digests']
     unchanged = stored['digests']['meta'] == digests_lib.of_json(meta)
   except errors.ConfigError:
     raise
-  except Exception as error:  # orbax raises many kinds, and the content may be anything.
+  except Exception as error:  # orbax raises many kinds.
     raise _damaged(setting, path, errors.first_line(error)) from error
-  if not (whole and unchanged):
+  if not unchanged:
     raise _damaged(setting, path, 'their description is not the one that was written')
   return stored
 
 
 def _check_finished(path: epath.PathLike, meta: dict, finished: dict | None) -> None:
-  """Raises ConfigError where the variables are not those that the phase finished with."""
+  """Raises ConfigError unless the result of the phase names the variables."""
   if finished is None or finished.get('fingerprint') == fingerprint(meta):
     return
   folder = epath.Path(path).parent
   raise errors.ConfigError(
-      f'--workdir: {str(path)!r} does not hold the variables that {folder / "result.json"} tells '
-      f'of; put the folder back from a copy, or remove {folder} to do the phase anew')
+      f'--workdir: {str(path)!r} does not hold the variables that {folder / "result.json"} names; '
+      f'restore the folder from a copy, or remove {folder} to run the phase again')
 
 
 def _compare_classes(
-    setting: str, path: epath.PathLike, stored: Any, here: tuple[str, ...]
+    setting: str, path: epath.PathLike, stored: list[str] | None, here: tuple[str, ...]
 ) -> None:
-  """Raises ConfigError where the classes are not the same in the same order, if both are known."""
+  """Raises ConfigError unless the classes and their order are the same, or one is unknown."""
   if not (stored and here):
     return
-  if not isinstance(stored, list) or len(stored) != len(here):
-    raise _damaged(setting, path, 'they name other classes than they have')
+  if len(stored) != len(here):
+    raise _damaged(setting, path, 'their description lists another number of classes')
   for number, (name, name_here) in enumerate(zip(stored, here, strict=True)):
     if name != name_here:
       raise errors.ConfigError(
-          f'{setting}: the teacher at {str(path)!r} knows other classes, or these in another '
-          f'order: its class {number} is {name!r}, here it is {name_here!r}; take one that was '
-          'trained with these in this order, or train one')
+          f'{setting}: the teacher at {str(path)!r} was trained with other classes, or with these '
+          f'in another order: its class {number} is {name!r}, here it is {name_here!r}; choose a '
+          'teacher that was trained with these in this order, or train one')
 
 
 def _input(
     setting: str, path: epath.PathLike, data: dict, config: 'ml_collections.ConfigDict',
     channels: int,
 ) -> Variables:
-  """Returns {`taps.INPUT`: ...} of a model with the normalisation in `data`; {} if it is ours."""
+  """Returns {`taps.INPUT`: ...} for a model with the normalisation in `data`; {} if it is ours."""
   try:
     mean, std = _normalisation(data, channels)
     if not (np.isfinite([mean, std]).all() and (std > 0).all()):
-      raise ValueError('no image can be normalised by them')
-  except Exception as error:  # What is described may be anything.
-    raise _damaged(setting, path, 'they do not say by which mean and std their images are '
-                   f'normalised: {errors.first_line(error)}') from error
+      raise ValueError('no image can be normalised with them')
+  except (KeyError, TypeError, ValueError) as error:
+    raise _damaged(setting, path, 'the mean and std of their images are missing or wrong: '
+                   f'{errors.first_line(error)}') from error
   mean_here, std_here = _normalisation(config.data, channels)
   if np.array_equal([mean, std], [mean_here, std_here]):
     return {}
@@ -261,8 +265,8 @@ def _normalisation(data: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _damaged(setting: str, path: epath.PathLike, reason: str) -> errors.ConfigError:
   return errors.ConfigError(
-      f'{setting}: the variables at {str(path)!r} are damaged, or of an early version of kdih '
-      f'({reason}); put the folder back from a copy, or train them anew')
+      f'{setting}: the variables at {str(path)!r} are damaged, or an early version of kdih wrote '
+      f'them ({errors.in_line(reason)}); restore the folder from a copy, or train them again')
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -271,7 +275,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _compare(setting: str, path: epath.PathLike, stored: dict, wanted: dict) -> None:
-  wanted = json.loads(json.dumps(wanted))  # As it would have been stored.
+  wanted = msgspec.json.decode(run_files.encode(wanted))  # Tuples become lists, as in a file.
   other = [f'{key} is {stored.get(key)!r} there and {value!r} here'
            for key, value in wanted.items() if stored.get(key) != value]
   if other:

@@ -1,4 +1,13 @@
-"""The second phase: heads on the taps of the frozen teacher learn all at once (DIH, section 3)."""
+"""The second phase: heads are trained on the intermediate layers of the frozen teacher.
+
+DIH (arXiv 2103.00497, section 3) mounts a classifier head on each tap of the trained teacher,
+freezes the backbone, and trains all heads together:
+
+    L(head_1, ..., head_k) = sum_i CE(head_i(stop_gradient(tap_i(x))), y)
+
+The backbone runs in evaluation mode, so its batch statistics do not change, and only the heads have
+gradients and optimizer state. The k heads and the teacher's own classifier form the cohort.
+"""
 import functools
 import logging
 from collections.abc import Callable
@@ -19,7 +28,6 @@ from kdih.phases.experiment import Experiment, PhaseOutcome, finish, overview
 from kdih.phases.networks import Networks
 from kdih.phases.problem import Problem, TrainingData
 from kdih.phases.teacher import load_teacher
-from kdih.runtime import files
 from kdih.training.task import LiveSignals, Preprocess, Signals, Task
 
 if TYPE_CHECKING:
@@ -31,17 +39,18 @@ logger = logging.getLogger(__name__)
 def heads_task(
     built: Networks, teacher_variables: Any, preprocess: Preprocess, signals: Signals, backbone: Any
 ) -> Task:
-  """Returns how all heads learn at once from the labels; the backbone is frozen (DIH, section 3).
+  """Returns the task that trains all heads together from the labels (DIH, section 3).
 
-  The loss is the sum of the heads' cross-entropies, each a term 'ce/TAP'. `predict` gives the whole
-  cohort.
+  The loss is the sum of the heads' cross-entropies, each of which is a term 'ce/TAP'. `predict`
+  returns the logits of the whole cohort and their mean.
 
   Args:
     built: the networks.
-    teacher_variables: those of the teacher, for `predict`.
-    preprocess: shows the images.
-    signals: give the features at the taps.
-    backbone: the same variables made quick, which live signals read; see `prepare_teacher`.
+    teacher_variables: variables of the teacher, for `predict`.
+    preprocess: normalises and augments the images.
+    signals: provides the features at the taps.
+    backbone: variables of the teacher as `prepare_teacher` returns them, from which live signals
+      are computed.
   """
   def loss(params, collections, frozen, batch, signal, moment):
     del frozen, moment
@@ -55,12 +64,13 @@ def heads_task(
         built.teacher, built.heads, {**frozen, 'heads': variables}, images, tuple(built.taps))
     return {**members, MEAN: soft_label_mean.mean_logits(members)}
 
-  return Task(loss, predict, {'teacher': teacher_variables, 'backbone': backbone}, preprocess,
-              signals, reference=FINAL)
+  return Task(
+      loss=loss, predict=predict, frozen={'teacher': teacher_variables, 'backbone': backbone},
+      preprocess=preprocess, signals=signals, reference=FINAL)
 
 
 def features_at_taps(built: Networks, backbone: nn.Module) -> Teach:
-  """Returns (frozen, images) to the features at the taps that carry a head."""
+  """Returns a function (frozen, images) -> the features at the taps that carry a head."""
   def teach(frozen, images):
     output, _ = taps_lib.observe(backbone, frozen['backbone'], images, tuple(built.taps))
     return TeacherSignal(features=output.features)
@@ -75,13 +85,13 @@ def heads_problem(
   """Returns the training problem of this phase.
 
   Args:
-    config: of the run.
-    built: its networks.
-    data: its data.
-    variables: of the heads, to begin with.
-    teacher_variables: those of the teacher.
-    make_table: from (`features_at_taps`, what they read) to the cache of these, if heads learn from
-      one.
+    config: the config of the run.
+    built: the networks of the run.
+    data: the data of the run.
+    variables: initial variables of the heads.
+    teacher_variables: variables of the teacher.
+    make_table: builds the cache of the features from (`features_at_taps`, frozen variables); None
+      if the heads learn from the live backbone.
   """
   backbone, prepared = networks.prepare_teacher(
       config, built, built.teacher, teacher_variables, tuple(built.taps))
@@ -92,11 +102,16 @@ def heads_problem(
   else:
     signals, preprocess = LiveSignals(teach, config.compute.accumulate), data.preprocess
   task = heads_task(built, teacher_variables, preprocess, signals, prepared)
-  return Problem(config, task, variables, config.heads.train, data, built.spec.image_shape)
+  return Problem(config=config, task=task, variables=variables, train=config.heads.train, data=data,
+                 image_shape=built.spec.image_shape)
 
 
 def run_heads(experiment: Experiment) -> dict:
-  """Trains all heads at once on the frozen teacher, or takes those of `config.heads.variables`."""
+  """Trains all heads, or loads those of `config.heads.variables`; measures and exports them.
+
+  Returns:
+    The result of the phase; that of an earlier run if the phase is finished.
+  """
   config, built = experiment.config.heads, experiment.networks
   if finished := experiment.workdir.result('heads'):
     return finished
@@ -114,7 +129,7 @@ def run_heads(experiment: Experiment) -> dict:
   problem = heads_problem(
       experiment.config, built, experiment.data, variables, teacher,
       functools.partial(cache_plan.taps_table, experiment) if cached else None)
-  outcome = (PhaseOutcome(variables, variables) if config.variables
+  outcome = (PhaseOutcome(last=variables, best=variables) if config.variables
              else experiment.train('heads', problem))
   measured = experiment.measure(problem.task, outcome)
   members = {name: measured[name] for name in (*built.taps, FINAL, MEAN)}
@@ -122,9 +137,9 @@ def run_heads(experiment: Experiment) -> dict:
     members[tap]['parameters'] = size
   weights = {}
   predicted = functools.partial(predict_cohort, experiment, problem.task, outcome.best)
-  if len(experiment.data.validation_subset):  # Else nothing tells which member is right.
-    found = member_weights.weigh(*predicted('validation'))
-    weights = {rule: numbers.tolist() for rule, numbers in found.items()}
+  if len(experiment.data.validation_subset):  # The weights are fitted to the validation split.
+    by_rule = member_weights.weigh(*predicted('validation'))
+    weights = {rule: numbers.tolist() for rule, numbers in by_rule.items()}
   meta = {'model': exported_variables.describe_heads(built), 'teacher': owner, 'weights': weights}
   return finish(experiment, 'heads', outcome, meta, {
       **members[MEAN], 'members': members, 'weights': weights,
@@ -132,38 +147,30 @@ def run_heads(experiment: Experiment) -> dict:
 
 
 def load_heads(experiment: Experiment, owner: str) -> tuple[Any, dict[str, list[float]]]:
-  """Returns the variables of the finished heads phase, and the members' weights, by rule.
+  """Returns the variables of the finished heads phase, and {rule: weights of the members}.
 
   Args:
     experiment: the run.
-    owner: fingerprint of its teacher.
+    owner: the fingerprint of the teacher.
 
   Raises:
-    ConfigError: the variables or the weights are not those that the phase finished with.
+    ConfigError: the files in the workdir are not those that the phase wrote.
   """
   folder = experiment.teachers.path / 'heads'
   path, finished = folder / 'result.json', experiment.teachers.result('heads') or {}
   variables, meta = exported_variables.load_heads(
       folder / 'variables', experiment.networks, owner, finished)
   weights = finished.get('weights', {})
-  if weights != meta.get('weights', weights):  # An earlier version did not export them.
+  if weights != meta.get('weights', weights):  # Earlier versions exported no weights.
     raise errors.ConfigError(
-        f'--workdir: the members\' weights in {path} are not those that were exported with the '
-        f'heads; put the file back from a copy, or remove {folder} to do the phase anew')
-  if not _are_weights(weights, len(experiment.networks.taps) + 1):
-    raise files.damaged(path, 'its weights are not a number for each member')
+        f'--workdir: the member weights in {path} differ from those that were exported with the '
+        f'heads; restore the file from a copy, or remove {folder} to train the heads again')
   return variables, weights
-
-
-def _are_weights(weights: Any, num_members: int) -> bool:
-  return isinstance(weights, dict) and all(
-      isinstance(numbers, list) and len(numbers) == num_members
-      and all(type(number) in (int, float) for number in numbers) for numbers in weights.values())
 
 
 def predict_cohort(
     experiment: Experiment, task: Task, variables: Any, split: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Returns logits of every member, in cohort order, and the labels."""
+  """Returns ({member: logits}, labels) of a split, with the members in cohort order."""
   logits, labels = experiment.predict(task, variables, split)
   return {name: logits[name] for name in (*experiment.networks.taps, FINAL)}, labels

@@ -1,10 +1,9 @@
-"""What a run is made of: the data, the teacher, the computation and the versions.
+"""The identity of a run: the data, the teacher, the computation and the versions.
 
-With the fields of its config that have to stay, these are the parts of its identity,
-`choices.PARTS`. The manifest of a workdir holds them; `resume` compares them.
+With the fields of its config that must not change, these are `choices.PARTS`. The manifest of a
+workdir stores them; `resume` compares them.
 """
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
   import ml_collections
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax')
-# What of a teacher's identity those depend on who learn of it, by `Method.taught_by`.
+# The fields of a teacher's identity that the result of a phase depends on, by `Method.taught_by`.
 _TEACHING = {'labels': (), 'teacher': ('variables',), 'cohort': ('variables', 'heads')}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Identity:
-  """What a run is made of now, and which differences to what it was made of are accepted.
+  """The identity of a run now, and the accepted differences to its identity at the start.
 
   Attributes:
     data: content of the data set, see `kdih.data.identity`.
@@ -43,16 +42,16 @@ class Identity:
   accepted: tuple[str, ...] = ()
 
   def parts(self) -> dict[str, Any]:
-    """Returns what a manifest holds of it, beside the config."""
+    """Returns the parts that a manifest stores, beside the config."""
     return {part: getattr(self, part) for part in choices.IDENTITY}
 
   def of_teachers(self) -> 'Identity':
-    """Returns it without what concerns students alone."""
+    """Returns the identity without the parts that only concern students."""
     traced = {part: self.computation[part] for part in ('jax', 'teacher', 'heads')}
     return dataclasses.replace(self, computation=traced)
 
   def of_phase(self, phase: str, taught_by: str) -> dict[str, Any]:
-    """Returns digests of what the numbers of a phase depend on, for its result.
+    """Returns digests of everything that the numbers of a phase depend on, for its result.
 
     Args:
       phase: its name.
@@ -62,13 +61,13 @@ class Identity:
         [self.computation.get(part) for part in ('teacher', 'heads', 'student')])}
     if phase.startswith('student/'):
       traced['method'] = self.computation['methods'][phase.split('/')[1]]
-    # A teacher may be done anew, and its folder then holds another than the one that taught.
+    # The teacher may be trained again: its folder then holds another one than the student's.
     teacher = {name: self.teacher[name] for name in _TEACHING[taught_by] if name in self.teacher}
     return {'data': digests.of_json(self.data), 'teacher': teacher, 'computation': traced,
             'versions': self.versions}
 
   def of_cache(self) -> dict[str, Any]:
-    """Returns what teachers' outputs for the train split depend on, beside their variables."""
+    """Returns what the cached outputs depend on, beside the variables of the teacher and heads."""
     traced = [self.computation['teacher'], self.computation['heads']]
     train = {'classes': self.data.get('classes'), 'train': self.data['splits']['train']}
     return {'data': digests.of_json(train),
@@ -76,43 +75,48 @@ class Identity:
 
 
 def collect(built: Networks, teachers: Workdir, content: dict[str, Any]) -> Identity:
-  """Returns what a run is made of now.
+  """Returns the identity of a run now.
 
   Args:
     built: its networks.
     teachers: the workdir of teacher and heads.
     content: of its data set, from `kdih.data.identity.identify`.
   """
-  return Identity(content, of_teacher(teachers), computation.identify(built), of_versions())
+  return Identity(data=content, teacher=of_teacher(teachers),
+                  computation=computation.identify(built), versions=of_versions())
 
 
 def of_teacher(teachers: Workdir) -> dict[str, Any]:
-  """Returns what tells teacher and heads in a workdir from others, as far as they are finished.
+  """Returns the identity of the teacher and the heads in a workdir, if they are finished.
 
-  The digests of their variables and of the weights of the members; the teacher's classes, its
-  normalisation and the size of its images.
+  It has digests of their variables and of the members' weights, and the teacher's classes, its
+  normalisation and the shape of its images.
   """
   teacher, heads = teachers.result('teacher') or {}, teachers.result('heads') or {}
   found = {'variables': teacher.get('fingerprint'), 'heads': heads.get('fingerprint'),
            'weights': digests.of_json(heads['weights']) if 'weights' in heads else None}
   variables = teachers.path / 'teacher' / 'variables'
-  if teacher and variables.exists():  # If it is gone, whoever needs it says so.
+  if teacher and variables.exists():  # Loading it raises an error if it is needed and missing.
     data = exported_variables.describe(variables)['data']
     found |= {name: data.get(name) for name in ('classes', 'mean', 'std', 'image_shape')}
   return {name: value for name, value in found.items() if value is not None}
 
 
 def of_versions() -> dict[str, Any]:
-  """Returns the libraries, the platform and what else the bits of a result depend on."""
-  return {**provenance.versions(_LIBRARIES), 'platform': jax.default_backend(),
-          'devices': jax.device_count(), 'x64': bool(jax.config.values['jax_enable_x64']),
-          'prng': jax.config.values['jax_default_prng_impl'],
-          'xla_flags': os.environ.get('XLA_FLAGS', '')}
+  """Returns versions and settings that the bits of a result depend on."""
+  made_by = provenance.collect()
+  return {**{name: made_by['versions'][name] for name in _LIBRARIES},
+          'platform': made_by['platform'], 'devices': len(made_by['devices']),
+          'x64': bool(jax.config.values['jax_enable_x64']),
+          'prng': jax.config.values['jax_default_prng_impl'], 'xla_flags': made_by['xla_flags']}
 
 
 def record(workdir: Workdir, now: Identity, config: 'ml_collections.ConfigDict') -> None:
-  """Writes the manifest of a run; what it held of methods that are not there now is kept, and of a
-  teacher that is to be done anew."""
+  """Writes the manifest of a run.
+
+  The manifest keeps earlier methods that this config lacks, and the identity of an earlier teacher
+  until the teacher has been trained again.
+  """
   manifest = workdir.manifest() or {'config': {}}
   before, parts = manifest.get('identity') or {}, now.parts()
   parts['teacher'] = {**(before.get('teacher') or {}), **now.teacher}

@@ -1,4 +1,4 @@
-"""Memory: what training takes at least, checked before it begins, and how running out is told."""
+"""Memory: checks before training that a phase can fit into a device, and reports running out."""
 import contextlib
 import dataclasses
 import math
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
   import ml_collections
 
 
-@dataclasses.dataclass(frozen=True)
-class Need:
-  """What a training step takes of a device at least, in bytes.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryNeed:
+  """A lower bound of the memory that a training step needs on each device, in bytes.
 
   Attributes:
-    learnt: parameters and batch statistics, gradients, and what the optimizer keeps.
+    trained: parameters, batch statistics, gradients and optimizer state.
     frozen: variables of the teachers.
-    images: the data set, where it stays on the device.
-    cache: the device's part of it, where it lies there.
-    largest: of the arrays that a step makes.
+    images: the data set; 0 if it is not kept on the device.
+    cache: the device's slice of the teacher cache; 0 if the cache is elsewhere.
+    largest: the largest array that the step computes.
   """
 
-  learnt: int
+  trained: int
   frozen: int
   images: int
   cache: int
@@ -44,45 +44,48 @@ class Need:
 
   @property
   def resident(self) -> int:
-    """What stays from step to step."""
-    return self.learnt + self.frozen + self.images + self.cache
+    """Returns the bytes that stay allocated between steps."""
+    return self.trained + self.frozen + self.images + self.cache
 
   @property
   def total(self) -> int:
-    """All of it."""
+    """Returns the sum of all parts."""
     return self.resident + self.largest
 
 
 def of_device() -> int:
-  """Returns the memory of a device, in bytes; CPUs share the host's evenly."""
-  stats = [device.memory_stats() for device in jax.local_devices()]
-  if all(found and 'bytes_limit' in found for found in stats):
-    return min(found['bytes_limit'] for found in stats)
+  """Returns the memory of a device in bytes; CPU devices share the memory of the host equally."""
+  devices_stats = [device.memory_stats() for device in jax.local_devices()]
+  if all(stats and 'bytes_limit' in stats for stats in devices_stats):
+    return min(stats['bytes_limit'] for stats in devices_stats)
   return psutil.virtual_memory().total // jax.local_device_count()
 
 
 def of_images(problem: Problem, splits: Iterable[str]) -> int:
-  """Returns the bytes of these splits on a device, where they stay there."""
+  """Returns the bytes of these splits on a device; 0 if the loader does not keep them there."""
   if problem.config.data.loader != 'memory':
     return 0
   return sum(map(problem.data.splits.size, splits)) * math.prod(problem.image_shape)
 
 
 def in_words(count: int) -> str:
-  """Returns so many bytes as text, such as '1.25 GB'."""
+  """Returns a number of bytes as text, such as '1.25 GB'."""
   return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:,.0f} MB'
 
 
 def check(
     config: 'ml_collections.ConfigDict', built: Networks, splits: Splits, phases: Iterable[str]
 ) -> None:
-  """Raises ConfigError where a phase cannot possibly fit into a device; computes nothing.
+  """Checks that each phase can fit into the memory of a device; computes nothing.
 
   Args:
-    config: of the run.
-    built: its networks.
-    splits: of its data, of which nothing but the sizes is read.
-    phases: those to be trained.
+    config: the config of the run.
+    built: the networks of the run.
+    splits: the data of the run; only the sizes are read.
+    phases: the names of the phases that will be trained.
+
+  Raises:
+    ConfigError: the lower bound of what a phase needs is more than a device has.
   """
   made = made_splits(built.spec, splits.size('train'), splits.size('test'))
   run = BlankRun(config, built, made, shapes=True)
@@ -90,55 +93,58 @@ def check(
   for phase in phases:
     for step in run.steps(phase):
       problem = step.problem()
-      asked, signal = signals.of(step.asks, problem)
-      found = asked + step_cost.of_loss(problem, signal, gradient=False)
-      need = least(run, step, problem, found)
+      teacher_cost, signal = signals.of(step.signal_source, problem)
+      cost = teacher_cost + step_cost.of_loss(problem, signal, gradient=False)
+      need = least(run, step, problem, cost)
       if need.total > limit:
         raise errors.ConfigError(_refusal(run, step, need, limit))
 
 
-def least(run: BlankRun, step: Step, problem: Problem, found: Cost) -> Need:
-  """Returns what a step takes of a device at least.
+def least(run: BlankRun, step: Step, problem: Problem, cost: Cost) -> MemoryNeed:
+  """Returns a lower bound of the memory that a step needs on each device.
 
   Args:
-    run: whose step it is.
-    step: of a phase.
-    problem: of the step.
-    found: the cost of its loss and of its teachers.
+    run: the run.
+    step: the step.
+    problem: the training problem of the step.
+    cost: the cost of the teachers and of the loss.
   """
   params, train = problem.variables['params'], problem.train
   tx = optimizer.make_optimizer(train, optimizer.make_schedule(train, problem.duration))
-  sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
-  # XLA has all gradients at once on a CPU; elsewhere it may apply one before it makes the next.
+  sizes = [step_cost.size(leaf) for leaf in jax.tree.leaves(params)]
+  # On a CPU, XLA keeps all gradients at once. Elsewhere it may apply one before the next is there.
   gradients = sum(sizes) if devices.on_cpu() else max(sizes, default=0)
-  return Need(
-      step_cost.size(problem.variables) + step_cost.size(jax.eval_shape(tx.init, params))
-      + gradients, step_cost.size(problem.task.frozen),
-      of_images(problem, SPLITS), run.table_bytes(step.cached) if step.cached else 0, found.largest)
+  return MemoryNeed(
+      trained=step_cost.size(problem.variables)
+      + step_cost.size(jax.eval_shape(tx.init, params)) + gradients,
+      frozen=step_cost.size(problem.task.frozen), images=of_images(problem, SPLITS),
+      cache=run.table_bytes(step.cached) if step.cached else 0, largest=cost.largest)
 
 
-def _refusal(run: BlankRun, step: Step, need: Need, limit: int) -> str:
-  """Returns the line that says what does not fit, and what helps."""
+def _refusal(run: BlankRun, step: Step, need: MemoryNeed, limit: int) -> str:
+  """Returns the message that names the largest part of the memory and the settings to change."""
   parts = {
-      'what learns, with its gradients and optimizer': (need.learnt, _smaller(run, step)),
+      'the trained parameters, their gradients and the optimizer state': (
+          need.trained, _smaller(run, step)),
       'the frozen teacher': (need.frozen, _smaller_teacher(run)),
       'the images': (need.images, 'config.data.loader=streaming'),
-      'the cache': (need.cache, 'config.compute.cache_place=host, or fewer views with '
-                                'config.compute.cache=views:N'),
+      'the teacher cache': (need.cache, 'config.compute.cache_place=host, or fewer views with '
+                                        'config.compute.cache=views:N'),
       'the largest array of a step': (need.largest, _fewer_images(run, step))}
   largest = max(parts, key=lambda name: parts[name][0])
   taken, remedy = parts[largest]
-  has = 'whose share of the host is' if devices.on_cpu() else 'which has'
-  return (f'{step.phase}: training takes at least {in_words(need.total)} of each device, {has} '
-          f'{in_words(limit)}; {in_words(taken)} of that is {largest}; set {remedy}')
+  memory = 'an equal part of the host memory' if devices.on_cpu() else 'the memory of a device'
+  return (f'{step.phase}: training needs at least {in_words(need.total)} on each device, but '
+          f'{memory} is {in_words(limit)}; the largest part is {largest} ({in_words(taken)}); set '
+          f'{remedy}')
 
 
 def _smaller(run: BlankRun, step: Step) -> str:
   role, method = step.phase.split('/')[0], _method(step)
   if role == 'heads':
     return _smaller_heads(run)
-  beside = f', or another method than config.methods.{method}' if method else ''
-  return f'config.{role}.name to a smaller model{beside}'
+  or_without = f', or config.student.methods without {method}' if method else ''
+  return f'config.{role}.name to a smaller model{or_without}'
 
 
 def _smaller_heads(run: BlankRun) -> str:
@@ -151,13 +157,13 @@ def _smaller_teacher(run: BlankRun) -> str:
 
 
 def _method(step: Step) -> str:
-  """Returns the name of the method that a student's step is of, else ''."""
+  """Returns the method by which a student's step trains; '' if the step trains no student."""
   role, _, rest = step.phase.partition('/')
   return rest.split('/')[0] if role == 'student' else ''
 
 
 def _fewer_images(run: BlankRun, step: Step) -> str:
-  """Returns what makes the arrays of a step smaller."""
+  """Returns the settings that make the arrays of a step smaller."""
   method = _method(step)
   remedies = []
   if method and run.config.methods[method].get('negatives'):
@@ -169,13 +175,13 @@ def _fewer_images(run: BlankRun, step: Step) -> str:
 
 
 def _parts_save_memory() -> bool:
-  """Returns whether to cut batches into parts helps; on a CPU the parts share little memory."""
+  """Returns whether `config.compute.accumulate` saves memory; on a CPU it saves little."""
   return not devices.on_cpu()
 
 
 @contextlib.contextmanager
-def told_in_a_line(phase: str) -> Iterator[None]:
-  """Makes running out of memory a TrainingError that names the phase and what helps."""
+def reported_in_one_line(phase: str) -> Iterator[None]:
+  """Turns running out of memory into a TrainingError that names the phase and the remedy."""
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -184,14 +190,15 @@ def told_in_a_line(phase: str) -> Iterator[None]:
     role = phase.split('/')[0]
     parts = 'config.compute.accumulate=2, ' if _parts_save_memory() else ''
     pooled = ', config.heads.kind=gap' if role == 'heads' else ''
-    kept = '' if role == 'teacher' else '; config.teacher.variables takes the trained teacher there'
+    reuse = ('' if role == 'teacher' else
+             '; set config.teacher.variables there to reuse the trained teacher')
     raise errors.TrainingError(
-        f'{phase}: memory ran out ({errors.first_line(error)}); the same command goes on with '
-        'config.compute.remat=True; if that does not do, train in another workdir with '
-        f'{parts}a smaller config.{role}.train.global_batch_size{pooled}, or '
-        f'on more devices{kept}') from error
+        f'{phase}: memory ran out ({errors.first_line(error)}); run the same command again with '
+        '--config.compute.remat=True to resume; if that is not enough, train in another workdir '
+        f'with {parts}a smaller config.{role}.train.global_batch_size{pooled}, or on more devices'
+        f'{reuse}') from error
 
 
 def _ran_out(error: Exception) -> bool:
-  said = str(error)
-  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in said or 'Out of memory' in said
+  text = str(error)
+  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text or 'Out of memory' in text

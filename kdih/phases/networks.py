@@ -1,4 +1,4 @@
-"""The networks of a run, built from the config and checked against each other by shape."""
+"""Builds the networks of a run from the config, and checks by their shapes that they fit."""
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
   import ml_collections
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Networks:
-  """What a run trains and applies.
+  """The modules of a run, and the methods by which its students are taught.
 
   Attributes:
-    spec: of the data set.
-    teacher: its module.
-    student: its module.
-    heads: the module of all heads.
-    taps: {tap: shape of one example's feature}, those with a head, in cohort order.
-    methods: {name: how the student is taught}, the ones to run.
-    teacher_taps: those of the teacher that feature methods compare with.
-    student_taps: those of the student that feature methods compare.
-    assistants: {model: its module}, of all methods.
+    spec: the data set: shape of an image, number and names of classes.
+    teacher: the module of the teacher.
+    student: the module of the student.
+    heads: one module that holds all heads.
+    taps: {tap: shape of one example's feature} of the taps that carry a head, in cohort order.
+    methods: {name: method} of the methods to run.
+    teacher_taps: {tap: shape} of the teacher's taps that feature methods compare.
+    student_taps: {tap: shape} of the student's taps that feature methods compare.
+    assistants: {model: module} of the assistants of all methods.
     validated: whether there is a validation split.
-    streams: {method: streams of random numbers that it asks for}; see `taps.with_streams`.
+    streams: {method: names of the random streams that it draws from}; see `taps.with_streams`.
   """
 
   spec: DataSpec
@@ -58,41 +58,43 @@ class Networks:
 
   @functools.cached_property
   def teacher_variables(self) -> Variables:
-    """Shapes of the teacher's variables."""
+    """Returns the shapes of the teacher's variables."""
     return taps_lib.abstract_variables(self.teacher, self.spec.image_shape)
 
   @functools.cached_property
   def student_variables(self) -> Variables:
-    """Shapes of the student's variables."""
+    """Returns the shapes of the student's variables."""
     return taps_lib.abstract_variables(self.student, self.spec.image_shape)
 
   @functools.cached_property
   def teacher_output(self) -> Output:
-    """Shapes of what the teacher says of two images, with its features at `teacher_taps`."""
+    """Returns the shapes of the teacher's output for two images, with its `teacher_taps`."""
     return taps_lib.trace(self.teacher, self.spec.image_shape).output(self.teacher_taps, 2)
 
   @functools.cached_property
   def student_output(self) -> Output:
-    """Shapes of what the student says of two images, with its features at `student_taps`."""
+    """Returns the shapes of the student's output for two images, with its `student_taps`."""
     return taps_lib.trace(self.student, self.spec.image_shape).output(self.student_taps, 2)
 
   @functools.cached_property
   def cached_signals(self) -> dict[str, TeacherSignal]:
-    """{method: shapes of what a cache keeps of its teacher signal}, of those that one can serve."""
-    found = {}
+    """Returns {method: shapes of the cached teacher signal} for all methods that can be cached."""
+    signals = {}
     for name, method in self.methods.items():
       if method.summary and method.taught_by != 'labels' and not method.assistants:
         lesson = blank_lesson(self, method, num_examples=2)
-        found[name] = jax.eval_shape(method.summary.of, lesson.teacher, dict(lesson.weights))
-    return found
+        signals[name] = jax.eval_shape(method.summary.extract, lesson.teacher, dict(lesson.weights))
+    return signals
 
 
 def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Networks:
-  """Builds the networks; nothing is computed.
+  """Builds the networks, and traces every model and method in the modes that the run uses.
+
+  Nothing is computed.
 
   Raises:
-    ConfigError: an unknown model, tap or method, or one that does not fit the data set.
-    UnfitError: a method by which this teacher cannot teach this student.
+    ConfigError: a model, tap or method is unknown, or does not fit the data set.
+    UnfitError: a method does not fit this pair of teacher and student.
   """
   methods.check(config.methods.to_dict())
   teacher, student = (_model(config, spec, role) for role in ('teacher', 'student'))
@@ -102,10 +104,11 @@ def build(config: 'ml_collections.ConfigDict', spec: DataSpec) -> Networks:
   assistants = {model: _model_for_method(config, spec, model, f'config.methods.{name}')
                 for name, method in chosen.items() for model in method.assistants}
   built = Networks(
-      spec, teacher, student, Heads(spec.num_classes, config.heads.kind), taps, chosen,
-      _compared(teacher, spec, config.student.teacher_taps, 'teacher_taps'),
-      _compared(student, spec, config.student.taps, 'taps'), assistants,
-      config.data.validation_fraction > 0)
+      spec=spec, teacher=teacher, student=student,
+      heads=Heads(spec.num_classes, config.heads.kind), taps=taps, methods=chosen,
+      teacher_taps=_compared(teacher, spec, config.student.teacher_taps, 'teacher_taps'),
+      student_taps=_compared(student, spec, config.student.taps, 'taps'), assistants=assistants,
+      validated=config.data.validation_fraction > 0)
   for model in (teacher, *assistants.values()):
     _check_teaching(config, built, model)
   _check_training(config, built)
@@ -127,7 +130,7 @@ def _create(config, spec: DataSpec, name: str, setting: str, **kwargs) -> nn.Mod
 
 
 def _model_for_method(config, spec: DataSpec, name: str, setting: str) -> nn.Module:
-  """Returns a peer or an assistant, which learns as the student does."""
+  """Returns a peer or an assistant, which is trained with the fields of `config.student.train`."""
   if name == STUDENT:
     return _model(config, spec, 'student')
   model = _create(config, spec, name, setting)
@@ -137,13 +140,13 @@ def _model_for_method(config, spec: DataSpec, name: str, setting: str) -> nn.Mod
 
 
 def _at_once(config: 'ml_collections.ConfigDict', train: 'ml_collections.ConfigDict') -> int:
-  """Returns how many images a device applies a model to in a phase; checked elsewhere."""
+  """Returns the number of images that a device applies a model to at a time in a phase."""
   return max(
       train.global_batch_size // devices.num_devices() // max(config.compute.accumulate, 1), 1)
 
 
 def _check_training(config: 'ml_collections.ConfigDict', built: Networks) -> None:
-  """Raises ConfigError unless teacher and student can be trained, as far as they are to be."""
+  """Raises ConfigError unless the teacher and the student, if the run trains them, can train."""
   spec = built.spec
   trained: list[tuple[nn.Module, str, Any, Shapes]] = []
   if 'teacher' in config.phases and not config.teacher.variables:
@@ -163,7 +166,7 @@ def _check_training(config: 'ml_collections.ConfigDict', built: Networks) -> Non
 def _check_teaching(
     config: 'ml_collections.ConfigDict', built: Networks, model: nn.Module
 ) -> None:
-  """Raises ConfigError unless a teacher computes in the type that `config.compute` names."""
+  """Raises ConfigError unless a teacher can compute in `config.compute.teacher_dtype`."""
   dtype = config.compute.teacher_dtype
   frozen_teacher.check_dtype(model, dtype)
   if dtype:
@@ -184,15 +187,17 @@ def _method(
     config, spec: DataSpec, num_members: int, name: str, within: tuple[str, ...] = ()
 ) -> Method:
   if name in within:
-    raise errors.ConfigError(f'config.methods.{name}: is a part of itself; name other methods')
+    raise errors.ConfigError(
+        f'config.methods.{name}: contains itself; set config.methods.{name}.methods to other '
+        'methods')
   if name not in config.methods:
     raise errors.unknown('config.methods', name, config.methods)
   setting = f'config.methods.{name}'
   context = Context(
-      num_members, devices.AXIS if config.sync_batch_norm else None,
-      functools.partial(_model_for_method, config, spec, setting=setting),
-      functools.partial(_method, config, spec, num_members, within=(*within, name)),
-      config.compute.mean_soft_label, config.compute.cache_members)
+      num_members=num_members, axis_name=devices.AXIS if config.sync_batch_norm else None,
+      model=functools.partial(_model_for_method, config, spec, setting=setting),
+      method=functools.partial(_method, config, spec, num_members, within=(*within, name)),
+      mean_soft_label=config.compute.mean_soft_label, cache_members=config.compute.cache_members)
   return methods.create(name, config.methods[name].to_dict(), context)
 
 
@@ -205,16 +210,19 @@ def _compared(model: nn.Module, spec: DataSpec, wanted: tuple[str, ...], field: 
 def _check_pair(
     config: 'ml_collections.ConfigDict', built: Networks, name: str
 ) -> tuple[str, ...]:
-  """Raises UnfitError unless the method accepts this teacher and this student.
+  """Traces a method with this teacher and this student.
 
   Returns:
-    The streams of random numbers that the method asks for.
+    The names of the random streams that the method draws from.
+
+  Raises:
+    UnfitError: the method does not fit this teacher and this student.
   """
   parts = config.compute.accumulate
   if parts > 1 and built.methods[name].couples:
     raise errors.UnfitError(
-        f'config.compute.accumulate: is {parts}, and the method {name} compares the images of a '
-        'batch with each other, so that it cannot be cut into parts; set it to 1', name)
+        f'config.compute.accumulate: is {parts}, but the method {name} compares the images of a '
+        'batch with each other, and its batches cannot be divided; set it to 1', name)
   try:
     variables = abstract_method(built, name, num_examples=2)
     after, streams = _after_a_step(built, name, variables)
@@ -222,13 +230,13 @@ def _check_pair(
     return streams
   except errors.ConfigError:
     raise
-  except (TypeError, ValueError) as error:  # jax raises the former where shapes do not fit.
+  except (TypeError, ValueError) as error:  # jax raises TypeError for shapes that do not fit.
     reason = errors.first_line(error)
     raise errors.UnfitError(
-        f'config.methods.{name}: the teacher {config.teacher.name} cannot teach the student '
-        f'{config.student.name} so: {reason}', name) from error
-  except Exception as error:  # Options of a wrong type, of which flax raises many kinds.
-    raise errors.ConfigError(f'config.methods.{name}: its options cannot be used: '
+        f'config.methods.{name}: does not fit the teacher {config.teacher.name} and the student '
+        f'{config.student.name}: {reason}', name) from error
+  except Exception as error:  # Flax raises many kinds of errors for options of a wrong type.
+    raise errors.ConfigError(f'config.methods.{name}: cannot be built with these options: '
                              f'{errors.first_line(error)}') from error
 
 
@@ -236,16 +244,19 @@ def prepare_teacher(
     config: 'ml_collections.ConfigDict', built: Networks, module: nn.Module, variables: Variables,
     taps: Sequence[str],
 ) -> tuple[nn.Module, Variables]:
-  """Returns a frozen teacher made quick, as the config says; see `frozen_teacher.prepare`."""
+  """Returns a frozen teacher optimized for inference as the config requires.
+
+  See `frozen_teacher.prepare`.
+  """
   compute = config.compute
   return frozen_teacher.prepare(
-      module, variables, taps, built.spec.image_shape,
-      fold_batch_norm=compute.fold_batch_norm, dtype=compute.teacher_dtype)
+      module, variables, taps, fold_batch_norm=compute.fold_batch_norm,
+      dtype=compute.teacher_dtype)
 
 
 def initialise(model: nn.Module, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
   """Returns fresh variables of a model for images of `image_shape`."""
-  return _quickly(lambda key: taps_lib.initial(model, key, jnp.zeros((1, *image_shape))), key)
+  return _run_once(lambda key: taps_lib.initial(model, key, jnp.zeros((1, *image_shape))), key)
 
 
 def initialise_heads(networks: Networks, key: jax.Array) -> dict[str, Any]:
@@ -255,44 +266,48 @@ def initialise_heads(networks: Networks, key: jax.Array) -> dict[str, Any]:
 
 
 def abstract_heads(networks: Networks) -> dict[str, Any]:
-  """Returns shapes of what `initialise_heads` returns; nothing is computed."""
+  """Returns the shapes of the variables from `initialise_heads`; nothing is computed."""
   return jax.eval_shape(lambda: initialise_heads(networks, jax.random.key(0)))
 
 
 def initialise_method(
     built: Networks, name: str, key: jax.Array, num_examples: int
 ) -> dict[str, Any]:
-  """Returns fresh variables of what the method `name` trains or keeps beside the student; often {}.
+  """Returns fresh variables of the modules and memories of a method; {} if it has none.
 
   Args:
     built: the networks.
-    name: of one of `built.methods`.
-    key: for the numbers.
-    num_examples: size of the train split.
+    name: the name of the method, one of `built.methods`.
+    key: the random key.
+    num_examples: the size of the train split.
   """
-  return _quickly(lambda key: _initial(built, name, key, num_examples), key)
+  return _run_once(lambda key: _initial(built, name, key, num_examples), key)
 
 
 def abstract_method(built: Networks, name: str, num_examples: int) -> dict[str, Any]:
-  """Returns shapes of what `initialise_method` returns; nothing is computed."""
+  """Returns the shapes of the variables from `initialise_method`; nothing is computed."""
   return jax.eval_shape(lambda: _initial(built, name, jax.random.key(0), num_examples))
 
 
 def _initial(built: Networks, name: str, key: jax.Array, num_examples: int) -> dict[str, Any]:
-  def both(method: Method, lesson: Lesson):
+  def prepare_and_call(method: Method, lesson: Lesson):
     if method.prepares:
       method.prepare(lesson)
     return method(lesson)
 
   lesson = blank_lesson(built, built.methods[name], num_examples)
-  return taps_lib.kept(dict(built.methods[name].init(key, lesson, method=both)))
+  return taps_lib.kept(dict(built.methods[name].init(key, lesson, method=prepare_and_call)))
 
 
 def _after_a_step(
     built: Networks, name: str, variables: Variables
 ) -> tuple[Variables, tuple[str, ...]]:
-  """Returns shapes of the variables after a loss of the method, those that the optimizer changes
-  apart, and the streams of random numbers that it asks for."""
+  """Traces the losses of a method.
+
+  Returns:
+    The shapes of the method's variables after its losses have updated its collections, and the
+    names of the random streams that the losses draw from.
+  """
   method = built.methods[name]
   streams: dict[str, Any] = {}
 
@@ -314,50 +329,50 @@ def _after_a_step(
 
 
 def _check_terms(terms: Any, setting: str) -> None:
-  """Raises ConfigError unless a method returns the terms of its loss of two images by name."""
+  """Raises ConfigError unless the terms of a loss of two images are named arrays of one number
+  for each image, or of one number."""
   if not isinstance(terms, dict) or not terms:
     raise errors.ConfigError(
-        f"{setting}: its class returns no terms of a loss; return a dict such as {{'ce': ..., "
-        "'kl': ...}, whose sum is the loss")
+        f"{setting}: the class of the method returns no terms of a loss; return a dict such as "
+        "{'ce': ..., 'kl': ...}, whose sum is the loss")
   for name in METRICS:
     if name in terms:
       raise errors.ConfigError(
-          f'{setting}: its class names a term of the loss {name!r}, as a metric of every step is '
-          'named; choose another name')
+          f'{setting}: the class of the method returns a term {name!r}, which is the name of a '
+          'metric of every step; choose another name')
   for name, term in terms.items():
     if not hasattr(term, 'dtype') or term.shape not in ((), (2,)):
       raise errors.ConfigError(
-          f'{setting}: its class returns a term {name!r} of its loss that is no array with a '
-          'number for each image or one for all; return such an array, as by jnp.asarray')
+          f'{setting}: the class of the method returns a term {name!r} that is not an array of one '
+          'number for each image or of one number; return such an array, for instance by '
+          'jnp.asarray')
 
 
 def blank_lesson(built: Networks, method: Method, num_examples: int) -> Lesson:
-  """Returns a lesson of two images, of the right shapes and all zeros.
+  """Returns a lesson of two images with the right shapes, whose arrays are zeros.
 
   Args:
     built: the networks.
-    method: that it is for.
-    num_examples: size of the train split.
+    method: the method that is given the lesson.
+    num_examples: the size of the train split.
   """
   images = jnp.zeros((2, *built.spec.image_shape))
   names = (*built.taps, FINAL) if method.taught_by == 'cohort' else ()
   teacher = TeacherSignal()
   if method.taught_by != 'labels':
-    output = _zeros(built.teacher_output)
+    output: Output = jax.tree.map(jnp.zeros_like, built.teacher_output)
     teacher = TeacherSignal(
-        output.logits, output.features, output.preactivations, output.embedding,
-        jnp.zeros((2, len(names), built.spec.num_classes)) if names else None)
+        logits=output.logits, features=output.features, preactivations=output.preactivations,
+        embedding=output.embedding,
+        members=jnp.zeros((2, len(names), built.spec.num_classes)) if names else None)
   return Lesson(
-      images, jnp.zeros(2, jnp.int32), _zeros(built.student_output), teacher,
-      {rule: jnp.ones(len(names)) for rule in RULES if names and built.validated},
-      jnp.zeros(2, jnp.int32), jnp.zeros(num_examples, jnp.int32), jnp.zeros(()),
-      jax.random.key(0))
+      images=images, labels=jnp.zeros(2, jnp.int32),
+      student=jax.tree.map(jnp.zeros_like, built.student_output), teacher=teacher,
+      weights={rule: jnp.ones(len(names)) for rule in RULES if names and built.validated},
+      index=jnp.zeros(2, jnp.int32), train_labels=jnp.zeros(num_examples, jnp.int32),
+      epoch=jnp.zeros(()), key=jax.random.key(0))
 
 
-def _zeros(shapes: Output) -> Output:
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-
-def _quickly(init, key: jax.Array) -> dict[str, Any]:
-  # XLA's optimisation of a program that runs once takes minutes for deep models on a CPU.
+def _run_once(init, key: jax.Array) -> dict[str, Any]:
+  # On a CPU, XLA optimizes the initialisation of a deep model for minutes, and it runs only once.
   return jax.jit(init, compiler_options={'xla_backend_optimization_level': 0})(key)

@@ -1,4 +1,9 @@
-"""A whole run: everything is checked, then the phases follow each other."""
+"""A whole run: checks everything, then runs the phases in order.
+
+The method of DIH (arXiv 2103.00497, section 3) has three steps: train a teacher (`teacher`), train
+classifier heads on its intermediate layers while it is frozen (`heads`), and train students by the
+whole cohort (`student`). A phase is run once: if its result exists in the workdir, it is skipped.
+"""
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -30,11 +35,11 @@ from kdih.runtime.workdir import Workdir, resolved
 
 
 def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Experiment:
-  """Checks everything and returns the run of `config` in the workdir `path`; writes nothing there.
+  """Checks everything and returns a run that can be started or resumed; writes nothing.
 
   Args:
-    config: from a config file.
-    path: the workdir; a run that was cut off goes on.
+    config: the config, from a config file.
+    path: the workdir. If it holds a run that was interrupted, that run will be resumed.
 
   Raises:
     ConfigError: a setting is wrong.
@@ -48,15 +53,19 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
     cache_plan.check(config, built, workdir.path, splits.size('train'))
     memory.check(config, built, splits, left)
     splits.check()
-    duplicates.say_shared(builder, config.data)
+    duplicates.warn_if_shared(builder, config.data)
   return Experiment(config, built, workdir, splits,
                     identity=dataclasses.replace(now, accepted=tuple(accepted)))
 
 
 def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
-  """Returns what the run of `config` in the workdir `path` will take, as text; see `dry_run`.
+  """Returns a text that estimates the time and memory of a run; see `dry_run`.
 
-  Nothing is downloaded, trained or written, and the data set need not be there.
+  Nothing is downloaded, trained or written, and the data set need not be prepared.
+
+  Args:
+    config: the config, from a config file.
+    path: the workdir; phases that are finished there are left out.
 
   Raises:
     ConfigError: a setting is wrong.
@@ -67,17 +76,18 @@ def estimate(config: ml_collections.ConfigDict, path: epath.PathLike) -> str:
   if left:
     cache_plan.check(
         config, built, workdir.path, images.get('train', 0) + images.get('validation', 0))
-  planned = [dry_run.Planned(config, built, (phase,)) for phase in left]
+  planned = [dry_run.PlannedPhase(config=config, built=built, phases=(phase,)) for phase in left]
   return dry_run.describe(planned, images, config.dry_run_seconds)
 
 
 def _checked(
     config: ml_collections.ConfigDict, path: epath.PathLike
 ) -> tuple[Workdir, tfds.core.DatasetBuilder, Networks, list[str]]:
-  """Checks all that can be without the images.
+  """Makes all checks that need no images.
 
   Returns:
-    The workdir, the data set, the networks, and the differences to earlier runs that are accepted.
+    The workdir, the data set, the networks, and the differences to the earlier run in the workdir
+    that `config.accept` accepts.
   """
   checks.check(config)
   workdir = Workdir(path)
@@ -91,26 +101,26 @@ def _checked(
 
 
 def run(experiment: Experiment) -> None:
-  """Runs the phases that the config names, one after the other; one that is finished is skipped.
+  """Runs the phases of `config.phases` in order, and skips the finished ones.
 
-  The caller holds the lock of the workdir.
+  The caller must hold the lock of the workdir.
 
   Raises:
-    TrainingError: the loss is not finite, or a checkpoint cannot be written.
-    PreemptedError: the process was asked to stop, and has saved.
+    TrainingError: the loss is not finite, memory ran out, or a checkpoint cannot be written.
+    PreemptedError: the process received a signal to stop, and has saved its state.
   """
   config = experiment.config
   experiment.open()
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   for phase in _phases(config, experiment.networks):
-    with memory.told_in_a_line(phase):
+    with memory.reported_in_one_line(phase):
       runner(phase)(experiment)
     if phase in ('teacher', 'heads'):
-      experiment.open()  # Who teaches is a part of what students are made of.
+      experiment.open()  # The teachers of the students are a part of the identity of the run.
 
 
 def runner(phase: str) -> Callable[[Experiment], Any]:
-  """Returns what runs the phase 'teacher', 'heads' or 'student/NAME', unless it is finished."""
+  """Returns the function that runs the phase 'teacher', 'heads' or 'student/NAME'."""
   if phase == 'teacher':
     return run_teacher
   if phase == 'heads':
@@ -119,35 +129,36 @@ def runner(phase: str) -> Callable[[Experiment], Any]:
 
 
 def _phases(config: ml_collections.ConfigDict, built: Networks) -> list[str]:
-  """Returns the names of all phases, in their order."""
+  """Returns the names of all phases of the run, in order."""
   students = [f'student/{name}' for name in built.methods]
   return [name for phase in config.phases
           for name in (students if phase == 'student' else [phase])]
 
 
 def _left(config: ml_collections.ConfigDict, built: Networks, workdir: Workdir) -> list[str]:
-  """Returns those that have not ended yet."""
+  """Returns the names of the phases that are not finished."""
   return [phase for phase in _phases(config, built) if not workdir.result(phase)]
 
 
 def check_devices(config: ml_collections.ConfigDict) -> None:
-  """Raises ConfigError unless every batch can be split over the devices, and cut into parts."""
+  """Raises ConfigError unless every batch divides evenly over the devices and into parts."""
   num_devices, parts = devices.num_devices(), config.compute.accumulate
   for name, train in checks.trainings(config):
     batch_size = train.global_batch_size
     if batch_size % num_devices:
       raise errors.ConfigError(
-          f'config.{name}.global_batch_size: {batch_size} cannot be split over {num_devices} '
-          f'devices; choose a multiple of {num_devices}')
+          f'config.{name}.global_batch_size: {batch_size} images cannot be divided equally over '
+          f'{num_devices} devices; choose a multiple of {num_devices}')
     if batch_size // num_devices % parts:
       raise errors.ConfigError(
-          f'config.compute.accumulate: a share of {batch_size // num_devices} images '
-          f'(config.{name}.global_batch_size over {num_devices} devices) cannot be cut into '
-          f'{parts} equal parts; choose a divisor of it')
+          f'config.compute.accumulate: is {parts}, but the {batch_size // num_devices} images of a '
+          f'device (config.{name}.global_batch_size over {num_devices} devices) cannot be divided '
+          f'into {parts} equal parts; choose a divisor of {batch_size // num_devices}')
 
 
 def _check_phases(config: ml_collections.ConfigDict, built: Networks, workdir: Workdir) -> None:
-  """Raises ConfigError where a phase lacks one that it stands on, run before or named before it."""
+  """Raises ConfigError if a phase needs an earlier one that is neither finished nor named before.
+  """
   ready = {phase for phase in ('teacher', 'heads') if workdir.result(phase)}
   taught_by = {method.taught_by for method in built.methods.values()}
   needs = {'teacher': set(), 'heads': {'teacher'},
@@ -156,23 +167,26 @@ def _check_phases(config: ml_collections.ConfigDict, built: Networks, workdir: W
   for phase in config.phases:
     for needed in sorted(needs[phase] - ready):
       raise errors.ConfigError(
-          f'config.phases: {phase!r} stands on {needed!r}, which has not been run in this workdir; '
-          f'name {needed!r} before it')
+          f'config.phases: {phase!r} needs the phase {needed!r}, which has not been run in this '
+          f'workdir; name {needed!r} before {phase!r}')
     ready.add(phase)
 
 
 def check_existing(
     config: ml_collections.ConfigDict, built: Networks, teachers: Workdir
 ) -> None:
-  """Raises ConfigError unless the variables that the config names, if any, fit.
+  """Checks the existing variables that `config.teacher` and `config.heads` name, if any.
 
-  A phase that is finished has a copy of its own, so that these may be gone by then; but they must
-  not have become others.
+  The workdir keeps a copy of the variables. After a phase is finished, the original files may
+  therefore be missing, but they must not have changed.
 
   Args:
-    config: of the run.
-    built: its networks.
+    config: the config of the run.
+    built: the networks of the run.
     teachers: the workdir of teacher and heads.
+
+  Raises:
+    ConfigError: the variables do not fit, or are not those that the finished phase copied.
   """
   if _is_needed(config, 'teacher', teachers):
     path = config.teacher.variables
@@ -188,7 +202,7 @@ def check_existing(
 
 
 def _is_needed(config: ml_collections.ConfigDict, phase: str, teachers: Workdir) -> bool:
-  """Returns whether to look at the variables that the config names for a phase, if any."""
+  """Returns whether the config names variables for a phase that have to be checked."""
   path = config[phase].variables
   return bool(path) and not (teachers.result(phase) and not epath.Path(path).exists())
 
@@ -197,5 +211,5 @@ def _check_taken(phase: str, path: str, fingerprint: str, teachers: Workdir) -> 
   finished = teachers.result(phase)
   if finished and finished.get('fingerprint') != fingerprint:
     raise errors.ConfigError(
-        f'config.{phase}.variables: {path!r} holds others than those that {teachers.path / phase} '
-        'was made of; name these, or choose another workdir')
+        f'config.{phase}.variables: {path!r} has changed since it was copied to '
+        f'{teachers.path / phase}; set it to the original variables, or choose another --workdir')

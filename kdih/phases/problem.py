@@ -1,6 +1,6 @@
-"""A training problem: a task, the variables it starts from, its optimizer and its input.
+"""A training problem: a task, its initial variables, its optimizer and its input.
 
-Phases, dry run, benchmark and studies all construct theirs here.
+The phases, the dry run, the benchmark and the studies all construct their problems here.
 """
 import dataclasses
 import functools
@@ -32,15 +32,16 @@ if TYPE_CHECKING:
 
 
 class TrainingData:
-  """The data of a run: its splits, which images train and validate, and how they are shown.
+  """The data of a run: its splits, the images for training and validation, and their augmentation.
 
   Attributes:
-    splits: the 'train' and 'test' split.
-    train_subset: int32, the images of the train split to train with, sorted.
-    validation_subset: those to validate with.
-    preprocess: how teacher and heads see them.
-    student_preprocess: how students see them, and heads that learn from a cache: the same, or a few
-      fixed views of each.
+    splits: the 'train' and 'test' splits.
+    train_subset: int32, the sorted indices of the images of the train split to train with.
+    validation_subset: int32, the sorted indices of the images of the train split to validate with.
+    preprocess: normalises and augments the images for the teacher and the heads.
+    student_preprocess: normalises and augments the images for students, and for heads that learn
+      from a cache. It makes a few fixed views of each image if `config.compute.cache` is 'views:N',
+      and equals `preprocess` otherwise.
   """
 
   def __init__(self, config: 'ml_collections.ConfigDict', splits: Splits):
@@ -53,28 +54,28 @@ class TrainingData:
 
   @property
   def train_size(self) -> int:
-    """Images in the train split, those to validate with included."""
+    """Returns the number of images in the train split, the validation images included."""
     return self.splits.size('train')
 
   def train_labels(self) -> np.ndarray:
-    """Returns int32 [size of the train split], -1 for the images that are not trained with."""
+    """Returns the labels of the train split, int32 [train_size]; -1 for validation images."""
     labels = np.full(self.train_size, -1, np.int32)
     labels[self.train_subset] = self.splits.labels('train')[self.train_subset]
     return labels
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
   """A training problem, from which step, state and program follow.
 
   Attributes:
-    config: of the run.
-    task: what is learnt.
-    variables: before the first step. Shapes suffice to trace and to compile, and likewise for the
-      task's frozen variables.
-    train: how it is trained, such as `config.student.train`.
-    data: what it is trained on.
-    image_shape: of one of them.
+    config: the config of the run.
+    task: the loss, the prediction and the frozen variables.
+    variables: the initial variables. To trace or to compile, `jax.ShapeDtypeStruct`s are enough
+      here and in `task.frozen`.
+    train: the config fields to train by, such as `config.student.train`.
+    data: the data to train on.
+    image_shape: the shape of one image, (height, width, channels).
   """
 
   config: 'ml_collections.ConfigDict'
@@ -86,13 +87,13 @@ class Problem:
 
   @functools.cached_property
   def duration(self) -> optimizer.Duration:
-    """Converts the phase's durations into steps."""
+    """Returns the converter of the durations of the phase into steps."""
     return optimizer.Duration(
         self.train.unit, len(self.data.train_subset) / self.train.global_batch_size)
 
   @functools.cached_property
   def tx(self) -> optax.GradientTransformation:
-    """The optimizer of what the loss reaches of the parameters."""
+    """Returns the optimizer, which changes only the parameters that the loss depends on."""
     tx = optimizer.make_optimizer(
         self.train, optimizer.make_schedule(self.train, self.duration))
     return optimizer.only(tx, self._reached()) if self.task.partial else tx
@@ -104,12 +105,12 @@ class Problem:
       return self.blank_loss(given['variables'], given['frozen'], signal, 2)
 
     given = {'variables': dict(self.variables), 'frozen': self.task.frozen}
-    return optimizer.reached(loss, given)['variables']['params']
+    return optimizer.gradient_mask(loss, given)['variables']['params']
 
   def blank_loss(
       self, variables: Any, frozen: Any, signal: TeacherSignal, size: int
   ) -> jax.Array:
-    """Returns the loss of a batch of so many zeros, to trace what it depends on and costs."""
+    """Returns the loss of a batch of `size` images of zeros, to trace its dependencies and cost."""
     params, collections = variables['params'], {
         name: tree for name, tree in variables.items() if name != 'params'}
     key = jax.random.key(0)
@@ -119,39 +120,47 @@ class Problem:
 
   @functools.cached_property
   def train_step(self) -> TrainStep:
-    """One update, of one student."""
+    """Returns the function that makes one update of one learner."""
     return make_train_step(
         self.task, self.tx, steps_per_epoch=self.duration.steps_per_epoch,
         accumulate=self.config.compute.accumulate, remat=self.config.compute.remat)
 
   def state(self, variables: Any, seed: int) -> TrainState:
-    """Returns the state before the first step, of such variables and a seed."""
+    """Returns the state before the first step, from initial variables and a seed."""
     return state_lib.create(variables, self.tx, seed, self.config.data.order_seed)
 
   @functools.cached_property
   def loader(self) -> Loader:
-    """That of the train split."""
+    """Returns the loader of the train split."""
     return self.data.splits.loader('train')
 
   @property
   def resident(self) -> dict[str, Any]:
-    """The arrays that stay on the devices, as the compiled step takes them."""
+    """Returns the arrays that stay on the devices, an argument of the compiled step."""
     return {**self.loader.resident, **self.task.signals.resident}
 
   def compiled(self, students: Students | None = None) -> Callable:
-    """Returns the step over all devices, see `compile_train_step`; of several students if given."""
+    """Returns the training step over all devices, of one learner or of `students` together.
+
+    See `compile_train_step`.
+    """
     if students is None:
       return compile_train_step(self.train_step, self.task, self.loader)
     return compile_train_step(students.train_step, self.task, self.loader, students.first)
 
   def feeds(self, start: int, sizes: Sequence[int]) -> Iterator[Any]:
-    """Yields what each call is fed with that makes so many updates, from step `start` on."""
+    """Yields the input of each call of the compiled step.
+
+    Args:
+      start: the number of the first step.
+      sizes: the number of updates of each call.
+    """
     order_seed = state_lib.seed_of_order(self.config.seed, self.config.data.order_seed)
     batches = sampling.train_batches(
         self.data.train_subset, self.train.global_batch_size, order_seed, start,
         start + sum(sizes))
     fed = self.loader.feeds(
-        self.task.signals.feeds(map(devices.share, batches), order_seed, start))
+        self.task.signals.feeds(map(devices.local_slice, batches), order_seed, start))
     stacked = steps_per_call.stacked(map(devices.shard, fed), sizes)
     return steps_per_call.ahead(stacked, self.config.compute.prefetch) if self._streams else stacked
 
@@ -160,7 +169,7 @@ class Problem:
     return self.config.data.loader == 'streaming'
 
   def schedule(self, phase: str) -> LoopSchedule:
-    """Returns when the loop does what in a phase of this name."""
+    """Returns when the loop of a phase evaluates, logs, saves and ends."""
     config, duration, train = self.config, self.duration, self.train
     return LoopSchedule(
         phase=phase, total_steps=max(duration.steps(train.length), 1),
@@ -175,13 +184,14 @@ class Problem:
       self, phase: str, evaluate: Callable[[Any, Any], Scalars | None],
       hooks: Sequence[Callable[[int], Any]] = (), students: Students | None = None,
   ) -> loop.TrainProgram:
-    """Returns how the loop trains a phase of this name.
+    """Returns the program of the training loop.
 
     Args:
-      phase: its name.
-      evaluate: (variables, frozen variables on the devices) to validation scalars.
-      hooks: called after each call of the step.
-      students: several that learn as one, if given.
+      phase: the name of the phase.
+      evaluate: computes validation scalars from (variables, frozen variables on the devices), or
+        returns None if there is no validation split.
+      hooks: functions of the number of steps, called after each call of the compiled step.
+      students: students that are trained together; None for one learner.
     """
     return loop.TrainProgram(
         step=self.compiled(students), frozen=devices.replicate(self.task.frozen),

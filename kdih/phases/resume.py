@@ -1,6 +1,6 @@
-"""Whether a run can resume: whether it is still made of what it was.
+"""Whether a run can resume: whether its config and its identity are the same as at its start.
 
-Where a part of its identity differs, it resumes only if `config.accept` names the part.
+If a part of its identity differs, it resumes only if `config.accept` names the part.
 """
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,7 +14,6 @@ from kdih.config.schema import Flat
 from kdih.data import changes
 from kdih.phases import computation
 from kdih.phases.identity import Identity
-from kdih.runtime import files
 from kdih.runtime.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -24,23 +23,25 @@ def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = Tr
   """Checks that a config can resume the run in a workdir.
 
   Args:
-    workdir: of the run; perhaps there is none yet.
+    workdir: of the run; it may not exist yet.
     config: of this command, as nested dicts.
-    student: whether students are trained there too.
+    student: whether students are trained in it, too.
 
   Returns:
     The differences that `config.accept` accepts.
 
   Raises:
-    ConfigError: another difference; all of them are named.
+    ConfigError: there are other differences; the message lists all differences.
+    FileError: a file of the workdir is damaged.
   """
   manifest = workdir.manifest()
+  workdir.check()
   if manifest is None:
     return []
   begun = _begun(workdir.path, config) if student else ()
   found = _differences(
       workdir.path / 'manifest.json', manifest['config'], config,
-      lambda its: {**protocol.fixed(its, student=student), **protocol.methods(its, begun)})
+      lambda fields: {**protocol.fixed(fields, student=student), **protocol.methods(fields, begun)})
   return _accepted(workdir.path, {'config': found}, config['accept'])
 
 
@@ -48,22 +49,22 @@ def check_swept(workdir: Workdir, config: dict[str, Any], known: Collection[str]
   """Checks that a run of a sweep can share its tables with those of a config.
 
   Args:
-    workdir: of the run; perhaps there is none yet.
+    workdir: of the run; it may not exist yet.
     config: as nested dicts.
-    known: differences that need not be accepted again.
+    known: differences that an earlier command has accepted.
 
   Returns:
-    The differences in more than a sweep varies, all of which are accepted or known.
+    The differences in fields that a sweep does not vary; all are accepted or known.
 
   Raises:
-    ConfigError: another difference; all of them are named.
+    ConfigError: there are other differences; the message lists all differences.
   """
   manifest, begun = workdir.manifest(), _begun(workdir.path, config)
   if manifest is None:
     return []
   found = _differences(workdir.path / 'manifest.json', manifest['config'], config,
-                       lambda its: {**protocol.swept(its), **protocol.methods(its, begun)})
-  # The run is not touched, so that what is accepted of it need not be said.
+                       lambda fields: {**protocol.swept(fields), **protocol.methods(fields, begun)})
+  # The run is only read: no warning is needed for differences that are accepted.
   _require_accepted(workdir.path, {'config': _unknown(found, known)}, config['accept'])
   return found
 
@@ -72,9 +73,22 @@ def compare_configs(
     path: epath.Path, before: dict[str, Any], now: dict[str, Any],
     compared: Callable[[dict[str, Any]], Flat], known: Collection[str],
 ) -> list[str]:
-  """Checks what is `compared` of two configs, of which a file holds the first.
+  """Compares the config of an earlier command with the config of this command.
 
-  Returns and raises as `check_swept`, and says each difference.
+  Logs every difference.
+
+  Args:
+    path: the file with the earlier config.
+    before: the earlier config.
+    now: the config of this command.
+    compared: selects the fields to compare.
+    known: differences that an earlier command has accepted.
+
+  Returns:
+    The differences; all are accepted or known.
+
+  Raises:
+    ConfigError: there are other differences; the message lists all differences.
   """
   found = _differences(path, before, now, compared)
   _accepted(path.parent, {'config': _unknown(found, known)}, now['accept'])
@@ -94,46 +108,47 @@ def _differences(
 ) -> list[str]:
   try:
     fields = compared(before)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:  # It may hold anything.
-    raise files.damaged(path, f'its config is none: {errors.first_line(error)}') from error
+  except (AttributeError, KeyError, TypeError, ValueError) as error:  # Fields may hold anything.
+    raise errors.FileError(
+        path, f'its config cannot be used: {errors.first_line(error)}') from error
   return protocol.differences(fields, compared(now))
 
 
 def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
-  """Checks that the other parts are those of the run in a workdir, and says which versions changed.
+  """Compares the identity of this command with that of the run in a workdir.
+
+  Logs the versions that have changed.
 
   Args:
-    workdir: of the run; perhaps there is none yet.
-    now: what it would be made of.
+    workdir: of the run; it may not exist yet.
+    now: the identity of this command.
     config: of this command, as nested dicts.
 
   Returns:
-    The differences that `config.accept` accepts, those that were accepted before first.
+    The differences that earlier commands accepted, then those that `config.accept` accepts.
 
   Raises:
-    ConfigError: another difference; all of them are named.
+    ConfigError: there are other differences; the message lists all differences.
   """
   manifest = workdir.manifest() or {}
   before = manifest.get('identity') or {}
+  stored = {part: before.get(part) or {} for part in now.parts()}
   try:
-    stored = {part: dict(before.get(part) or {}) for part in now.parts()}
-    dict(stored['computation'].get('methods') or {})  # Raises where it is none.
-    said, refused = _versions(stored['versions'], now.versions, config)
+    changed, refused = _versions(stored['versions'], now.versions, config)
     found = {'data': changes.differences(stored['data'], now.data),
              'teacher': _teacher(stored['teacher'], now.teacher),
              'computation': computation.differences(stored['computation'], now.computation),
              'versions': refused}
-    accepted = [str(line) for line in manifest.get('accepted', ())]
-  except (AttributeError, KeyError, TypeError, ValueError) as error:  # It may hold anything.
-    raise files.damaged(workdir.path / 'manifest.json',
-                        f'its identity is none: {errors.first_line(error)}') from error
-  for line in said:
+  except (AttributeError, KeyError, TypeError, ValueError) as error:  # Fields may hold anything.
+    raise errors.FileError(workdir.path / 'manifest.json',
+                           f'its identity cannot be used: {errors.first_line(error)}') from error
+  for line in changed:
     logger.warning(f'{workdir.path}: {line}')
-  return [*accepted, *_accepted(workdir.path, found, config['accept'])]
+  return [*manifest.get('accepted', ()), *_accepted(workdir.path, found, config['accept'])]
 
 
 def check_teacher(workdir: Workdir, teacher: dict[str, Any], accept: Sequence[str]) -> list[str]:
-  """Checks the teacher alone, as `check` does: it was done after that, perhaps anew."""
+  """Compares the teacher as `check` does: it may have been trained again after `check`."""
   before = ((workdir.manifest() or {}).get('identity') or {}).get('teacher') or {}
   return _accepted(workdir.path, {'teacher': _teacher(before, teacher)}, accept)
 
@@ -150,20 +165,20 @@ def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _versions(
     before: Mapping[str, Any], now: Mapping[str, Any], config: Mapping[str, Any]
 ) -> tuple[list[str], list[str]]:
-  """Returns what is another version, and what of it changes numbers on the same platform."""
+  """Returns the versions that differ: those to report, and those that change the numbers."""
   changed = {name: f'{name} was {before[name]!r} and is {value!r}' for name, value in now.items()
              if name in before and before[name] != value}
-  telling = {'x64', 'prng', *(() if config['sync_batch_norm'] else ('devices',))}
-  if 'platform' in changed:
-    telling = set()
-  return ([line for name, line in changed.items() if name not in telling],
-          [line for name, line in changed.items() if name in telling])
+  decisive = {'x64', 'prng', *(() if config['sync_batch_norm'] else ('devices',))}
+  if 'platform' in changed:  # Another platform computes other bits anyway.
+    decisive = set()
+  return ([line for name, line in changed.items() if name not in decisive],
+          [line for name, line in changed.items() if name in decisive])
 
 
 def _begun(workdir: epath.Path, config: Mapping[str, Any]) -> list[str]:
-  """Returns the methods of a config by which students have begun to be taught.
+  """Returns the methods of a config whose students have begun to train.
 
-  A command need not hold all that came before, such as the variants of an earlier sweep.
+  The config may lack methods of earlier commands, such as the variants of a sweep.
   """
   return sorted(path.name for path in workdir.glob('student/*') if path.name in config['methods'])
 
@@ -171,7 +186,7 @@ def _begun(workdir: epath.Path, config: Mapping[str, Any]) -> list[str]:
 def _accepted(
     workdir: epath.Path, found: dict[str, list[str]], accept: Sequence[str]
 ) -> list[str]:
-  """Says and returns the differences in parts that are accepted; raises ConfigError for others."""
+  """Logs and returns the accepted differences; raises ConfigError if there are others."""
   _require_accepted(workdir, found, accept)
   accepted = [f'{part}: {line}' for part, lines in found.items() for line in lines]
   for line in accepted:
@@ -182,11 +197,11 @@ def _accepted(
 def _require_accepted(
     workdir: epath.Path, found: dict[str, list[str]], accept: Sequence[str]
 ) -> None:
-  """Raises ConfigError for differences in parts that are not accepted."""
+  """Raises ConfigError if there are differences in parts that are not accepted."""
   refused = {part: lines for part, lines in found.items() if lines and part not in accept}
   if refused:
-    said = '; '.join(f'{part}: {", ".join(lines)}' for part, lines in refused.items())
+    listed = '; '.join(f'{part}: {", ".join(lines)}' for part, lines in refused.items())
     raise errors.ConfigError(
-        f'--workdir: {workdir} holds a run from before something changed; {said}. Undo the '
-        f'change, choose another workdir, or accept it with --accept={",".join(refused)}, which '
-        'the results will say')
+        f'--workdir: {workdir} holds a run from before something changed; {listed}. Undo the '
+        f'change, choose another workdir, or accept it with --accept={",".join(refused)}; the '
+        'results will list it')

@@ -1,4 +1,14 @@
-"""The third phase: assistants, preparation, and the student itself, by one method."""
+"""The third phase: a student is trained by one method (DIH, arXiv 2103.00497, section 3).
+
+By the method 'dih' the whole cohort teaches the student at once. With the student's logits z, the
+teacher's logits t_0, the logits t_1, ..., t_k of the heads, labels y, and p_T(x) = softmax(x / T):
+
+    L_DIH = sum_{b=0}^{k} [(1 - alpha) CE(z, y) + alpha T^2 KL(p_T(t_b) || p_T(z))]
+
+The teachers are frozen; only the student and the modules of the method have gradients, and only the
+student is exported. `kdih.methods` holds the loss of every method. A method may also train
+assistants first, each of which teaches the next model, or a preparation of the student.
+"""
 import dataclasses
 import functools
 import logging
@@ -31,14 +41,15 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-  """Who teaches next in a chain.
+  """The frozen teacher, with its heads if a cohort teaches, or an assistant in its place.
 
   Attributes:
-    module: of it.
-    taps: those that methods read.
-    frozen: variables {'teacher', 'heads', 'weights'}, as far as the method, or one of those that
-      share its cache, is taught by them.
-    cached_with: the method, and others whose caches are made in the same pass over the images.
+    module: the module of the teacher.
+    taps: the taps that feature methods read.
+    frozen: those of the variables {'teacher', 'heads', 'weights'} that the method, or another
+      method with the same cache, is taught by.
+    cached_with: the method, and the other methods whose caches are built in the same pass over the
+      images.
   """
 
   module: nn.Module
@@ -51,9 +62,16 @@ def teacher_of(
     config: 'ml_collections.ConfigDict', built: Networks, frozen: dict[str, Any],
     cached_with: tuple[str, ...] = (),
 ) -> Teacher:
-  """Returns the frozen teacher made quick, with its heads if `frozen` has any; see `Teacher`."""
+  """Returns the teacher, optimized for inference as `config.compute` requires.
+
+  Args:
+    config: the config of the run.
+    built: the networks of the run.
+    frozen: variables of the teachers; {} if the students learn from labels alone.
+    cached_with: see `Teacher`.
+  """
   taps = tuple(built.teacher_taps)
-  if 'teacher' not in frozen:  # The labels alone teach.
+  if 'teacher' not in frozen:
     return Teacher(built.teacher, taps, frozen)
   carrying = tuple(built.taps) if 'heads' in frozen else ()
   module, variables = networks.prepare_teacher(
@@ -66,19 +84,19 @@ def student_task(
     preprocess: Preprocess, *, preparing: bool = False,
     streams: Sequence[str] = (taps_lib.DROPOUT,),
 ) -> Task:
-  """Returns how the student learns by `method` from the labels and the teacher signal.
+  """Returns the task that trains a student by `method` from the labels and the teacher signal.
 
-  Variables are those of student and method, joined: {'params': {'student', 'method'}, ...}.
+  Its variables are those of student and method, joined: {'params': {'student', 'method'}, ...}.
 
   Args:
-    student: its module.
-    taps: those of its taps that the method reads.
-    method: how it is taught.
-    signals: give the teacher signal.
-    frozen: what `signals` read; also 'weights' and 'train_labels', see `Lesson`.
-    preprocess: shows the images.
-    preparing: learn by `method.prepare`.
-    streams: of random numbers that the method asks for.
+    student: the module of the student.
+    taps: the student's taps that the method reads.
+    method: the method, which computes the loss.
+    signals: provides the teacher signal.
+    frozen: variables that `signals` reads, and 'weights' and 'train_labels' for the `Lesson`.
+    preprocess: normalises and augments the images.
+    preparing: whether the loss is that of `method.prepare`.
+    streams: names of the random streams that the method draws from.
   """
   def loss(params, collections, frozen, batch, signal, moment):
     variables = {'params': params, **collections}
@@ -86,8 +104,10 @@ def student_task(
         student, state.part(variables, 'student'), batch.images, taps, train=True,
         key=moment.dropout_key)
     lesson = Lesson(
-        batch.images, batch.labels, output, signal, frozen.get('weights', {}), batch.index,
-        frozen.get('train_labels'), moment.epoch, moment.key, devices.gather)
+        images=batch.images, labels=batch.labels, student=output, teacher=signal,
+        weights=frozen.get('weights', {}), index=batch.index,
+        train_labels=frozen.get('train_labels'), epoch=moment.epoch, key=moment.key,
+        gather=devices.gather)
     beside = state.part(variables, 'method')
     terms, kept = method.apply(
         beside, lesson, mutable=taps_lib.changing(beside),
@@ -101,7 +121,8 @@ def student_task(
     variables = state.part(variables, 'student')
     return {'student': taps_lib.observe(student, variables, images, ())[0].logits}
 
-  return Task(loss, predict, frozen, preprocess, signals, partial=True)
+  return Task(loss=loss, predict=predict, frozen=frozen, preprocess=preprocess, signals=signals,
+              partial=True)
 
 
 def student_problem(
@@ -109,18 +130,18 @@ def student_problem(
     name: str, teacher: Teacher, *, student: nn.Module | None = None,
     make_table: Callable[[], Signals] | None = None, preparing: bool = False,
 ) -> Problem:
-  """Returns the training problem of a student.
+  """Returns the training problem of a student or of an assistant.
 
   Args:
-    config: of the run.
-    built: its networks.
-    data: its data.
-    variables: of student and method, joined, to begin with.
-    name: of the method.
-    teacher: who teaches.
-    student: the module that is taught, an assistant; the student unless given.
-    make_table: makes the cache of the teacher signal, if it is taught from one.
-    preparing: learn what the method prepares.
+    config: the config of the run.
+    built: the networks of the run.
+    data: the data of the run.
+    variables: initial variables of student and method, joined.
+    name: the name of the method.
+    teacher: the teacher.
+    student: the module of an assistant; None trains the student.
+    make_table: builds the cache of the teacher signal; None if the teachers are live.
+    preparing: whether to train the preparation of the method.
   """
   method, frozen = built.methods[name], dict(teacher.frozen)
   taps = tuple(built.student_taps) if student is None else ()
@@ -135,11 +156,13 @@ def student_problem(
   task = student_task(student or built.student, taps, method, signals, frozen,
                       data.student_preprocess, preparing=preparing, streams=built.streams[name])
   train = config.student.prepare if preparing else method_presets.training(config, name)
-  return Problem(config, task, variables, train, data, built.spec.image_shape)
+  return Problem(config=config, task=task, variables=variables, train=train, data=data,
+                 image_shape=built.spec.image_shape)
 
 
 def with_teacher(task: Task, teacher: nn.Module, teacher_variables: Any) -> Task:
-  """`task` with a `predict` that adds the teacher's logits, to measure agreement."""
+  """Returns `task` with a `predict` that also returns the teacher's logits, to measure agreement.
+  """
   def predict(variables, frozen, images):
     logits = task.predict(variables, frozen['task'], images)
     return {**logits, **predict_as('teacher', teacher)(frozen['teacher'], None, images)}
@@ -150,9 +173,12 @@ def with_teacher(task: Task, teacher: nn.Module, teacher_variables: Any) -> Task
 
 
 def run_student(experiment: Experiment, name: str) -> dict:
-  """Trains a student by the method `name`, and measures how far it agrees with the teacher.
+  """Trains a student by the method `name`, measures and exports it.
 
-  Assistants, if the method has any, are trained before it, each by the one before.
+  If the method has assistants, they are trained before, each by the previous one.
+
+  Returns:
+    The result of the phase; that of an earlier run if the phase is finished.
   """
   phase = f'student/{name}'
   if finished := experiment.workdir.result(phase):
@@ -175,13 +201,13 @@ def run_student(experiment: Experiment, name: str) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class _Link:
-  """Who is trained in a chain.
+  """A model that is trained in a chain: an assistant or the student.
 
   Attributes:
-    phase: its name.
-    role: see `Experiment.key`.
-    described: what the exported variables are of.
-    assistant: the module of an assistant; None for the student.
+    phase: the name of its phase.
+    role: the role for `Experiment.key`.
+    described: the description of the model for the exported variables.
+    assistant: the module of the assistant; None for the student.
   """
 
   phase: str
@@ -191,7 +217,7 @@ class _Link:
 
 
 def _chain(experiment: Experiment, name: str) -> list[_Link]:
-  """Returns the assistants of the method `name`, in their order, and the student."""
+  """Returns the assistants of the method `name`, in order, and the student."""
   built, phase = experiment.networks, f'student/{name}'
   num_classes = built.spec.num_classes
   student = exported_variables.describe_model(experiment.config, 'student', num_classes)
@@ -206,25 +232,25 @@ def _chain(experiment: Experiment, name: str) -> list[_Link]:
 def _finish(
     experiment: Experiment, name: str, link: _Link, problem: Problem, outcome: PhaseOutcome
 ) -> None:
-  """Measures what was trained, and finishes its phase."""
+  """Measures and exports the trained model, and writes its result."""
   built = experiment.networks
   measured = experiment.measure(
-      problem.task, outcome,  # With the teacher, where there is one, to see how far they agree.
+      problem.task, outcome,  # The agreement with the teacher is measured if there is a teacher.
       with_teacher(problem.task, built.teacher, load_teacher(experiment)[0])
       if experiment.teachers.result('teacher') else problem.task)['student']
-  alone = dataclasses.replace(outcome, last=state.part(outcome.last, 'student'),
-                              best=state.part(outcome.best, 'student'))
+  student = dataclasses.replace(outcome, last=state.part(outcome.last, 'student'),
+                                best=state.part(outcome.best, 'student'))
   every = experiment.config.methods.to_dict()
   parts = {part: every[part] for part in protocol.parts({'methods': every}, name)}
   flops = cost.forward_flops(
-      link.assistant or built.student, alone.best, built.spec.image_shape)
-  finish(experiment, link.phase, alone, {'model': link.described}, {
+      link.assistant or built.student, student.best, built.spec.image_shape)
+  finish(experiment, link.phase, student, {'model': link.described}, {
       **measured, 'model': link.described['name'], 'flops': flops,
       'method': experiment.config.methods[name].to_dict(), 'parts': parts})
 
 
 def _next_teacher(experiment: Experiment, name: str, link: _Link) -> Teacher:
-  """Returns a finished assistant as the next teacher."""
+  """Returns a finished assistant as the teacher of the next model."""
   built, module = experiment.networks, link.assistant
   assert module, 'the student teaches nobody'
   like = taps_lib.abstract_variables(module, built.spec.image_shape)
@@ -235,14 +261,15 @@ def _next_teacher(experiment: Experiment, name: str, link: _Link) -> Teacher:
 
 
 def train_together(students: Sequence[tuple[Experiment, str]]) -> None:
-  """Trains students as one program, as far as that goes.
+  """Trains students together as one program, and leaves their checkpoints in their workdirs.
 
-  `run_student` of each then finds its checkpoints, and does what is left. Chains are not trained
-  together: each seed has assistants of its own, and so another teacher.
+  `run_student` then resumes each of them, and measures and exports it. Methods with assistants are
+  not trained together, because the students of different seeds have different teachers.
 
   Args:
-    students: run and method of each. The runs differ in their seed alone; the methods are variants
-      of one, see `kdih.sweep.variants`, and those of the same follow each other.
+    students: (run, method) of each student. The runs differ only in their seed. The methods are
+      variants of one method (see `kdih.sweep.variants`), and students of the same method follow
+      each other.
   """
   first, name = students[0]
   method = first.networks.methods[name]
@@ -263,9 +290,9 @@ def _train_together(
     students: Sequence[tuple[Experiment, str]], variables: Sequence[Any], teacher: Teacher, *,
     preparing: bool = False,
 ) -> list[Any] | None:
-  """Returns the last variables of the students, see `together.train`, from `variables` on."""
+  """Trains the students from `variables`; returns their last variables, see `together.train`."""
   first, _ = students[0]
-  of_method: dict[str, Problem] = {}  # Seeds of one method share their step.
+  of_method: dict[str, Problem] = {}  # The seeds of one method share one compiled step.
   learners = []
   for (experiment, name), own in zip(students, variables, strict=True):
     if name not in of_method:
@@ -283,37 +310,38 @@ def _train_together(
 
 
 def _initial(experiment: Experiment, name: str, link: _Link) -> dict[str, Any]:
-  """Returns fresh variables of who is trained and of what the method trains beside, joined."""
+  """Returns fresh variables of the trained model and of the method's modules, joined."""
   built = experiment.networks
   variables = networks.initialise(
       link.assistant or built.student, experiment.key(link.role), built.spec.image_shape)
   overview(experiment, link.phase, link.described['name'], variables)
-  beside = networks.initialise_method(
+  method = networks.initialise_method(
       built, name, experiment.key(3), experiment.data.train_size)
-  if count := cost.count_parameters(beside.get('params', {})):
-    logger.info(f'{link.phase}: {count:,} parameters of the method {name} are trained beside it')
-  return state.join(student=variables, method=beside)
+  if count := cost.count_parameters(method.get('params', {})):
+    logger.info(f'{link.phase}: the modules of the method {name} have {count:,} more parameters')
+  return state.join(student=variables, method=method)
 
 
 def _problem(
     experiment: Experiment, variables: Any, name: str, teacher: Teacher,
     assistant: nn.Module | None = None, *, preparing: bool = False,
 ) -> Problem:
-  """Returns `student_problem`, from a cache where the config asks for one that serves."""
+  """Returns the training problem of a link, with a teacher cache if the config requires one."""
   config, built = experiment.config, experiment.networks
   make_table = None
   if cache_plan.serves(config, built, name) and not preparing:
     make_table = functools.partial(
         cache_plan.table, experiment, teacher.cached_with, teacher.module, teacher.frozen)
   elif config.compute.cache != 'none' and built.methods[name].taught_by != 'labels':
-    logger.warning(
-        f'{name}: is taught without config.compute.cache, which does not hold what it reads')
+    logger.info(
+        f'{name}: runs its teachers in every step, because config.compute.cache holds only logits '
+        'and the method reads more')
   return student_problem(config, built, experiment.data, variables, name, teacher,
                          student=assistant, make_table=make_table, preparing=preparing)
 
 
 def _first_teacher(experiment: Experiment, name: str) -> Teacher:
-  """Returns who teaches by the method `name`, and all who have a cache in common with it."""
+  """Returns the teacher of the method `name` and of the methods whose caches are built with it."""
   config, built = experiment.config, experiment.networks
   if built.methods[name].taught_by == 'labels':
     return teacher_of(config, built, {})

@@ -1,4 +1,8 @@
-"""The first phase: the teacher learns from the labels, or one that exists is taken."""
+"""The first phase: the teacher is trained by cross-entropy, or an existing one is loaded.
+
+DIH (arXiv 2103.00497, section 3) starts from a trained teacher. Its loss is L = CE(t_0, y), with
+the teacher's logits t_0 and the labels y.
+"""
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -22,11 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TOLERANCE = 0.005  # Between a stored accuracy and the one measured again, as fractions.
+_TOLERANCE = 0.005  # The allowed difference of the stored and the measured accuracy, as fractions.
 
 
 def predict_as(name: str, model: nn.Module) -> Callable[[Any, Any, jax.Array], dict]:
-  """Returns (variables, frozen, images) -> {name: logits of the model in evaluation mode}."""
+  """Returns a function (variables, frozen, images) -> {name: logits in evaluation mode}."""
   def predict(variables, frozen, images):
     del frozen
     return {name: taps.observe(model, variables, images, ())[0].logits}
@@ -34,7 +38,7 @@ def predict_as(name: str, model: nn.Module) -> Callable[[Any, Any, jax.Array], d
 
 
 def teacher_task(model: nn.Module, preprocess: Preprocess) -> Task:
-  """Returns how the teacher learns from the labels, by cross-entropy."""
+  """Returns the task that trains the teacher by cross-entropy with the labels."""
   def loss(params, collections, frozen, batch, signal, moment):
     del frozen, signal
     output, collections = taps.observe(
@@ -43,19 +47,25 @@ def teacher_task(model: nn.Module, preprocess: Preprocess) -> Task:
     ce = losses.cross_entropy(output.logits, batch.labels)
     return {'ce': ce}, (collections, {'teacher': output.logits})
 
-  return Task(loss, predict_as('teacher', model), {}, preprocess)
+  return Task(
+      loss=loss, predict=predict_as('teacher', model), frozen={}, preprocess=preprocess)
 
 
 def teacher_problem(
     config: 'ml_collections.ConfigDict', built: Networks, data: TrainingData, variables: Any
 ) -> Problem:
-  """Returns the training problem of this phase, from these variables on."""
-  return Problem(config, teacher_task(built.teacher, data.preprocess), variables,
-                 config.teacher.train, data, built.spec.image_shape)
+  """Returns the training problem of this phase, which starts from `variables`."""
+  return Problem(config=config, task=teacher_task(built.teacher, data.preprocess),
+                 variables=variables, train=config.teacher.train, data=data,
+                 image_shape=built.spec.image_shape)
 
 
 def run_teacher(experiment: Experiment) -> dict:
-  """Trains the teacher, or takes the one that `config.teacher.variables` names."""
+  """Trains the teacher, or loads that of `config.teacher.variables`; measures and exports it.
+
+  Returns:
+    The result of the phase; that of an earlier run if the phase is finished.
+  """
   config, built = experiment.config.teacher, experiment.networks
   if finished := experiment.workdir.result('teacher'):
     return finished
@@ -70,7 +80,7 @@ def run_teacher(experiment: Experiment) -> dict:
     variables = networks.initialise(built.teacher, experiment.key(0), built.spec.image_shape)
     overview(experiment, 'teacher', config.name, variables)
   problem = teacher_problem(experiment.config, built, experiment.data, variables)
-  outcome = (PhaseOutcome(variables, variables) if config.variables
+  outcome = (PhaseOutcome(last=variables, best=variables) if config.variables
              else experiment.train('teacher', problem))
   measured = experiment.measure(problem.task, outcome)['teacher']
   if stored:
@@ -81,22 +91,23 @@ def run_teacher(experiment: Experiment) -> dict:
 
 
 def _introduce(variables: Any, data: dict, built: Networks) -> None:
-  """Says what is special about a teacher that exists."""
+  """Logs how an existing teacher differs from one that the run would have trained."""
   if taps.INPUT in variables:
     mean, std = (', '.join(f'{number:g}' for number in np.ravel(data[name]))
                  for name in ('mean', 'std'))
-    logger.info(f'teacher: keeps its own normalisation, mean ({mean}), std ({std})')
+    logger.info('teacher: keeps the normalisation that it was trained with, '
+                f'mean ({mean}), std ({std})')
   if not (data.get('classes') and built.spec.classes):
     logger.warning(
-        "teacher: the names of its classes, or of this data set's, are unknown; their order is "
-        'taken to be the same')
+        'teacher: the class names of the teacher or of the data set are unknown, and the order of '
+        'the classes is assumed to be the same; check that it is')
 
 
 def _check_accuracy(path: str, stored: dict, experiment: Experiment, measured: dict) -> None:
-  """Says how accurate a teacher is here, and was where it was exported.
+  """Logs the accuracy of an existing teacher here and where it was exported.
 
   Raises:
-    ConfigError: the two differ on the same data.
+    ConfigError: the two accuracies differ, although the data are the same.
   """
   same_data = _same_data(stored['data'], experiment.described_data)
   for name in ('val', 'test_best_val'):
@@ -107,15 +118,15 @@ def _check_accuracy(path: str, stored: dict, experiment: Experiment, measured: d
                 + ('' if same_data else ', on other data or splits'))
     if same_data and abs(before - now) > _TOLERANCE:
       raise errors.ConfigError(
-          f'config.teacher.variables: {path!r} was stored with {name} accuracy {before:.4f} and '
-          f'has {now:.4f} now, on the same data; its files or the images changed: put them back, '
-          'or name another teacher')
+          f'config.teacher.variables: {path!r} was stored with {name} accuracy {before:.4f} but '
+          f'has {now:.4f} now on the same data; its files or the images have changed; restore '
+          'them, or name another teacher')
 
 
 def _same_data(stored: dict, here: dict) -> bool:
-  """Returns whether all is the same that both know of their data.
+  """Returns whether all fields that both descriptions contain are equal.
 
-  The normalisation may differ: a teacher brings its own.
+  The normalisation is not compared, because a teacher keeps its own.
   """
   known = [name for name, value in here.items()
            if name not in ('mean', 'std') and value is not None and stored.get(name) is not None]
@@ -123,7 +134,7 @@ def _same_data(stored: dict, here: dict) -> bool:
 
 
 def _top1(measured: Any) -> float | None:
-  """Returns the accuracy in what was measured on a split, if it was."""
+  """Returns the accuracy in the measurements of a split; None if there is none."""
   top1 = measured.get('top1') if isinstance(measured, dict) else None
   return top1 if isinstance(top1, int | float) else None
 
@@ -132,7 +143,7 @@ def load_teacher(experiment: Experiment) -> tuple[Any, str]:
   """Returns the variables of the finished teacher phase, and their fingerprint.
 
   Raises:
-    ConfigError: they are not those that the phase finished with.
+    ConfigError: the files in the workdir are not those that the phase wrote.
   """
   path = experiment.teachers.path / 'teacher' / 'variables'
   variables, meta = exported_variables.load_teacher(

@@ -1,1 +1,1 @@
-"""Reports: of one run, and of many compared (`python -m kdih.report`)."""
+"""Reports of one run, and comparisons of many runs (`python -m kdih.report`)."""

@@ -1,15 +1,14 @@
-"""Compares finished runs: tables, pictures and one page, from their result files alone.
+"""Compares finished runs in tables, pictures and one page, from their result files.
 
   python -m kdih.report runs/sweep
   python -m kdih.report runs/one runs/two --output=runs/comparison
   python -m kdih.report runs/digits/results.json
 
-Folders may be runs, sweeps, or hold several of them. Of a `results.json` the table of that run is
-printed. Runs that are unfinished, broken or under another protocol are named, and the rest goes on.
-Exit codes: 0 done, 2 nothing to compare.
+A folder is a run, a sweep, or a folder of runs and sweeps. For a `results.json`, the table of this
+run is printed. Runs that are unfinished, damaged or under another protocol are listed, and all
+other runs are compared. Exit codes: 0 done, 2 nothing to compare.
 """
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,14 +16,14 @@ from collections.abc import Iterator, Sequence
 from kdih import errors
 from kdih.report import aggregate, collect, findings, tables
 from kdih.report.aggregate import Pair, Run
-from kdih.runtime import program
+from kdih.runtime import program, run_files
 from kdih.runtime.files import write_atomically
 
 _TITLE = 'Comparison of distillation methods'
 
 
 def main(argv: list[str]) -> int:
-  """Runs what the command line `argv` asks for and returns the exit code."""
+  """Runs the command line `argv` and returns the exit code."""
   return program.main(argv, f'{__doc__}\n{_parser().format_usage()}', _run)
 
 
@@ -45,7 +44,7 @@ def _run(argv: list[str]) -> int:
   if unknown:
     raise errors.ConfigError(f'{unknown[0]!r} is not a flag; there is --output=FOLDER')
   if not given.paths:
-    raise errors.ConfigError('which runs? such as python -m kdih.report runs/sweep')
+    raise errors.ConfigError('no runs are given; such as python -m kdih.report runs/sweep')
   if len(given.paths) == 1 and given.paths[0].endswith('.json'):
     _print_results(given.paths[0])
     return 0
@@ -66,37 +65,36 @@ def _run(argv: list[str]) -> int:
 def _print_results(path: str) -> None:
   from kdih.report import run_report  # Imports jax, which takes seconds.
 
-  try:
-    results = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-    if not {'teacher', 'heads', 'student'} & results.keys():
-      raise LookupError('it names neither teacher, nor heads, nor student')
-    table = run_report.markdown_table(results)
-  except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-    raise errors.ConfigError(f'{path}: is no results.json ({errors.first_line(error)}); such as '
-                             'runs/digits/results.json') from error
-  print(table)
+  results = run_files.read(path, run_files.Results)
+  if not (results and {'teacher', 'heads', 'student'} & results.keys()):
+    raise errors.ConfigError(f'{path}: holds no results of a run; give its results.json, such as '
+                             'runs/digits/results.json')
+  print(run_report.markdown_table(results))
 
 
-def _output(wanted: str, paths: Sequence[str]) -> pathlib.Path:
-  if not wanted and len(paths) > 1:
-    raise errors.ConfigError('--output: is not set; say where the report of several folders goes')
-  folder = pathlib.Path(wanted or pathlib.Path(paths[0]) / 'comparison')
-  if not wanted and not folder.parent.is_dir():
-    raise errors.ConfigError(f'{paths[0]}: there is no such folder; give that of a run or a sweep')
+def _output(flag: str, paths: Sequence[str]) -> pathlib.Path:
+  """Returns the folder for the report; raises ConfigError if files in it would be lost."""
+  if not flag and len(paths) > 1:
+    raise errors.ConfigError('--output: is not set; set the folder for the report of several runs')
+  folder = pathlib.Path(flag or pathlib.Path(paths[0]) / 'comparison')
+  if not flag and not folder.parent.is_dir():
+    raise errors.ConfigError(f'{paths[0]}: there is no such folder; give the folder of a run or '
+                             'a sweep')
   for path in (folder / 'report.md', folder / 'index.html'):
     if path.is_file() and _TITLE not in path.read_text(encoding='utf-8', errors='replace'):
-      raise errors.ConfigError(f'--output: {path} is not of a comparison and would be lost; choose '
-                               'another folder')
+      raise errors.ConfigError(f'--output: {path} is not part of a comparison and would be '
+                               'overwritten; choose another folder')
   return folder
 
 
 def write(
     pairs: Sequence[Pair], runs: Sequence[Run], problems: Sequence[str], folder: pathlib.Path
 ) -> str:
-  """Writes all files of the report into `folder`, and returns what is to be printed.
+  """Writes all files of the report into `folder`, and returns the text to print.
 
-  `report.md`, `results.csv` (a method of a pair a row), `runs.csv` (a run a row), `tables.tex`,
-  `index.html`, which holds everything, and `pictures/` as PNG and SVG.
+  The files are `report.md`, `results.csv` (a row for each method of a pair), `runs.csv` (a row for
+  each run), `tables.tex`, `index.html`, which contains all tables and pictures, and `pictures/`
+  with PNG and SVG files.
   """
   from kdih.report import comparison_plots, page as page_lib  # These take seconds.
 
@@ -112,16 +110,16 @@ def write(
               tables.markdown(pair),
               *findings.findings(pair)]
   parts += _section('What is missing or was left out', problems)
-  said = '\n\n'.join(parts)
+  text = '\n\n'.join(parts)
   shown: list[str] = []
   for picture in pictures:
-    section, title, text = map(
+    section, title, caption = map(
         tables.markdown_escaped, (picture.section, picture.title, picture.text))
-    shown += [f'![{title}](pictures/{picture.name}.png)', f'{section}. **{title}.** {text}']
+    shown += [f'![{title}](pictures/{picture.name}.png)', f'{section}. **{title}.** {caption}']
 
   files = {
       'report.md': '\n\n'.join(
-          [f'# {_TITLE}', said, *shown, *_section('Provenance', provenance)]) + '\n',
+          [f'# {_TITLE}', text, *shown, *_section('Provenance', provenance)]) + '\n',
       'results.csv': tables.csv_of_pairs(pairs),
       'runs.csv': tables.csv_of_runs(runs),
       'tables.tex': ('% Needs \\usepackage{array, booktabs}.\n'
@@ -130,7 +128,7 @@ def write(
           _TITLE, pairs, pictures, pictures_folder, problems, provenance)}
   for name, content in files.items():
     write_atomically(folder / name, content)
-  return f'{said}\n\nthe page: {folder / "index.html"}'
+  return f'{text}\n\nthe page: {folder / "index.html"}'
 
 
 def _section(title: str, lines: Sequence[str]) -> Iterator[str]:

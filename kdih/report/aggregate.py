@@ -1,12 +1,13 @@
-"""Methods compared: what runs of several seeds say together, pair by pair."""
+"""Comparisons of methods: the runs of several seeds averaged, pair by pair."""
 import dataclasses
 import functools
 import itertools
 import json
-import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import numpy as np
+import scipy  # Its `stats` takes a second to import, and is imported when it is first used.
 
 from kdih.config import method_presets
 from kdih.config.schema import flat
@@ -14,26 +15,27 @@ from kdih.report import published
 from kdih.report.published import Published
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-  """One finished student, as its result files tell of it.
+  """One finished student, as its result files describe it.
 
   Attributes:
-    path: of the workdir that it was trained in.
+    path: the workdir in which the student was trained.
     data: name of the data set.
-    teacher: name of the model.
-    student: name of the model.
+    teacher: name of the teacher's model.
+    student: name of the student's model.
     method: name of the entry of `config.methods`.
-    seed: of the run.
-    protocol: what must be the same for two runs to be compared: the fields of the config that
-      `kdih.config.protocol.averaged` names, the teacher's fingerprint, and differences to what it
-      was begun with that were accepted; as JSON.
-    settings: options of the method, and those of its parts.
-    result: its `result.json`.
-    teacher_result: that of its teacher; None without one, or where it has been done anew.
-    heads_result: that of the heads of its teacher, likewise.
-    provenance: lines that say by which command, code and machine it was made.
-    takes_heads: whether its heads were not trained for it.
+    seed: the seed of the run.
+    protocol: what two runs must have in common to be compared, as JSON: the fields of the config
+      that `kdih.config.protocol.averaged` names, the fingerprint of the teacher, and the changes
+      that were accepted when the run was resumed.
+    settings: options of the method and of the methods that it is a sum of.
+    result: the content of the student's `result.json`.
+    teacher_result: the content of the teacher's `result.json`; None if there is no teacher, or if
+      the teacher was trained again later.
+    heads_result: the same for the heads.
+    provenance: lines with the command, the version of the code and the machine.
+    takes_heads: whether the run was given heads instead of training them.
     folder: `config.data.folder`.
   """
 
@@ -54,64 +56,75 @@ class Run:
 
   @property
   def heads(self) -> str | None:
-    """Fingerprint of the heads that taught it, or of those that there are now."""
-    return taught_by(self.result).get('heads') or (self.heads_result or {}).get('fingerprint')
+    """Returns the fingerprint of the heads that taught the student, else of those on disk now."""
+    return (teacher_fingerprints(self.result).get('heads')
+            or (self.heads_result or {}).get('fingerprint'))
 
-  def unlike(self, other: 'Run') -> list[str]:
-    """Returns what keeps it from being compared with another run of this teacher and student.
+  def differences(self, other: 'Run') -> list[str]:
+    """Returns why this run cannot be compared with another run of the same teacher and student.
 
-    Of the protocol all that differs; 'heads' where one of them took heads that the other has not;
-    'data' where the content of the data sets differs, 'data.folder' where one of them does not tell
-    of it and the folder differs, and 'computation' where the code of the models does. What else a
-    run of an earlier version does not tell is not compared, nor is a computation under another
-    version of jax.
+    Results of an earlier version of kdih lack some of this information. What only one of the two
+    runs records is not compared, nor are computations that two versions of jax traced.
+
+    Returns:
+      The names of the fields of the protocol that differ; 'heads' if a run was given heads that the
+      other run does not have; 'data' if the content of the data sets differs; 'data.folder' if the
+      folder differs and the content is unknown; 'computation' if the code of the models differs.
     """
-    found = list(_differences(self.protocol, other.protocol))
-    mine, its = (run.result.get('identity') or {} for run in (self, other))
+    names = list(_differing_fields(self.protocol, other.protocol))
+    ours, theirs = (run.result.get('identity') or {} for run in (self, other))
     if (self.takes_heads or other.takes_heads) and _differ(self.heads, other.heads):
-      found.append('heads')
-    if _differ(mine.get('data'), its.get('data')):
-      found.append('data')
-    if not (mine.get('data') and its.get('data')) and self.folder != other.folder:
-      found.append('data.folder')
-    if _traced_otherwise(mine, its, 'models'):
-      found.append('computation')
-    return found
+      names.append('heads')
+    if _differ(ours.get('data'), theirs.get('data')):
+      names.append('data')
+    if not (ours.get('data') and theirs.get('data')) and self.folder != other.folder:
+      names.append('data.folder')
+    if _traced_differently(ours, theirs, 'models'):
+      names.append('computation')
+    return names
 
-  def taught_unlike(self, other: 'Run') -> list[str]:
-    """Returns what keeps it from being averaged with another run of its method."""
-    mine, its = (json.dumps(run.settings, sort_keys=True) for run in (self, other))
-    found = list(_differences(mine, its))
-    if _traced_otherwise(self.result.get('identity') or {}, other.result.get('identity') or {},
-                         'method'):
-      found.append('computation')
-    return found
+  def method_differences(self, other: 'Run') -> list[str]:
+    """Returns why this run cannot be averaged with another run of the same method.
+
+    Returns:
+      The names of the options that differ; 'computation' if the code of the method differs.
+    """
+    settings, others = (json.dumps(run.settings, sort_keys=True) for run in (self, other))
+    names = list(_differing_fields(settings, others))
+    if _traced_differently(self.result.get('identity') or {}, other.result.get('identity') or {},
+                           'method'):
+      names.append('computation')
+    return names
 
 
-def taught_by(result: dict) -> dict[str, str]:
-  """Returns the fingerprints of teacher and heads that a student's result tells of, as
-  {'variables', 'heads'}; one of an earlier version tells of none."""
+def teacher_fingerprints(result: dict) -> dict[str, str]:
+  """Returns the fingerprints of the teacher and heads that a student's result records.
+
+  Returns:
+    {'variables', 'heads'}; {} for a result of an earlier version of kdih.
+  """
   return (result.get('identity') or {}).get('teacher') or {}
 
 
-def _differ(mine: Any, its: Any) -> bool:
-  """Returns whether both are known and not the same."""
-  return mine is not None and its is not None and mine != its
+def _differ(one: Any, other: Any) -> bool:
+  """Returns whether both are known and differ."""
+  return one is not None and other is not None and one != other
 
 
-def _traced_otherwise(mine: dict, its: dict, part: str) -> bool:
-  mine, its = mine.get('computation') or {}, its.get('computation') or {}
-  return mine.get('jax') == its.get('jax') and _differ(mine.get(part), its.get(part))
+def _traced_differently(one: dict, other: dict, part: str) -> bool:
+  """Returns whether the same version of jax traced different programs for `part`."""
+  one, other = one.get('computation') or {}, other.get('computation') or {}
+  return one.get('jax') == other.get('jax') and _differ(one.get(part), other.get(part))
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-  """The mean difference to another method over the seeds that both have, in points of top-1.
+  """The mean gain over another method, paired by seed, in points of test top-1.
 
   Attributes:
-    mean: of the differences.
-    standard_error: of that mean; None for one seed.
-    n: seeds.
+    mean: the mean of the differences over the seeds that both methods were run with.
+    standard_error: the standard error of that mean; None for one seed.
+    n: the number of these seeds.
   """
 
   mean: float
@@ -119,24 +132,26 @@ class Gain:
   n: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-  """One method on one pair. Accuracies are test top-1 in percent.
+  """One method on one pair. Accuracies are in percent.
 
   Attributes:
-    method: its name.
-    seeds: those that it was run with.
-    mean: after the last step, over the seeds.
-    std: its standard deviation (of a sample, n - 1); None for one seed.
-    best_mean: of the variables that did best on the validation split; None without one.
-    best_std: likewise.
-    gains: {method: the gain over it}, of those of `BASELINES` that were run.
-    published: numbers for this pair and method.
-    val_mean: validation top-1 of those variables; None without a validation split.
-    family: the same for all variants of a method, see `kdih.config.method_presets`.
+    method: name of the method.
+    options: options of the method and of the methods that it is a sum of.
+    seeds: the seeds that the method was run with.
+    mean: mean test top-1 over the seeds, after the last step.
+    std: standard deviation of the same (of a sample, n - 1); None for one seed.
+    best_mean: mean test top-1 with the variables that did best on the validation split; None if
+      there is no validation split.
+    best_std: standard deviation of the same; None for one seed.
+    gains: {method: the gain over it}, for the other methods of `BASELINES` that were run.
+    published: numbers from the literature for this pair and method.
+    val_mean: mean validation top-1 of the same variables; None if there is no validation split.
   """
 
   method: str
+  options: dict[str, Any]
   seeds: tuple[int, ...]
   mean: float
   std: float | None
@@ -145,28 +160,32 @@ class Row:
   gains: dict[str, Gain]
   published: tuple[Published, ...]
   val_mean: float | None = None
-  family: str = ''
 
   @property
   def n(self) -> int:
-    """The number of seeds."""
+    """Returns the number of seeds."""
     return len(self.seeds)
 
+  @property
+  def family(self) -> str:
+    """Returns what all variants of the method share, see `kdih.config.method_presets.family`."""
+    return method_presets.family(self.options)
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
   """All methods by which one teacher taught one student under one protocol.
 
   Attributes:
     data: name of the data set.
-    teacher: name of the model.
-    student: name of the model.
+    teacher: name of the teacher's model.
+    student: name of the student's model.
     protocol: see `Run.protocol`.
-    teacher_top1: test top-1 after the last step in percent, None where there is no teacher.
-    teacher_published: numbers for the teacher alone.
-    costs: {'teacher' | 'student': {'parameters', 'flops'}}, None where unknown.
-    heads: `result.json` of the heads, None where there are none.
-    rows: one a method.
+    teacher_top1: test top-1 of the teacher after the last step, in percent; None if there is none.
+    teacher_published: numbers from the literature for the teacher.
+    costs: {'teacher' | 'student': {'parameters', 'flops'}}; a cost is None if it is unknown.
+    heads: `result.json` of the heads; None if there are no heads.
+    rows: a row for each method.
   """
 
   data: str
@@ -181,7 +200,7 @@ class Pair:
 
   @property
   def shares_batches(self) -> bool:
-    """Whether several seeds saw the same batches: `config.data.order_seed` was set."""
+    """Returns whether all seeds saw the same batches, because `config.data.order_seed` was set."""
     order_seed = json.loads(self.protocol).get('data.order_seed')
     return isinstance(order_seed, int) and order_seed >= 0 and any(row.n > 1 for row in self.rows)
 
@@ -200,34 +219,37 @@ def compare(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
     runs: from `kdih.report.collect.collect`.
 
   Returns:
-    Pairs in the order in which they are found, and what stands in the way of comparing, a line
-    each. Rows come with the baselines first, then known methods, then the others as found.
+    The pairs, in the order of `runs`, and a line for each problem: runs that cannot be compared
+    with others, and seeds that are missing. The rows of a pair are the baselines, then the methods
+    of `method_presets`, then all others in the order of `runs`.
   """
-  of_pair: dict[tuple[str, str, str], list[Run]] = {}
+  runs_of_pair: dict[tuple[str, str, str], list[Run]] = {}
   for run in runs:
-    of_pair.setdefault((run.data, run.teacher, run.student), []).append(run)
+    runs_of_pair.setdefault((run.data, run.teacher, run.student), []).append(run)
   pairs, problems = [], []
-  for (data, teacher, student), of_it in of_pair.items():
+  for (data, teacher, student), pair_runs in runs_of_pair.items():
     name = f'{data}: {teacher} -> {student}'
-    protocols = _alike(of_it, Run.unlike)
+    protocols = _groups(pair_runs, Run.differences)
     if len(protocols) > 1:
-      apart = dict.fromkeys(itertools.chain.from_iterable(
-          protocols[0][0].unlike(found[0]) for found in protocols[1:]))
+      differing = dict.fromkeys(itertools.chain.from_iterable(
+          protocols[0][0].differences(group[0]) for group in protocols[1:]))
       problems.append(f'{name}: runs under {len(protocols)} protocols are not compared with each '
-                      f'other; they differ in {", ".join(apart)}')
-    for number, found in enumerate(protocols, 1):
+                      f'other; they differ in {", ".join(differing)}')
+    for number, group in enumerate(protocols, 1):
       which = f' (protocol {number} of {len(protocols)})' if len(protocols) > 1 else ''
-      methods = _by_method(found, name + which, problems)
+      methods = _by_method(group, name + which, problems)
       _note_missing_seeds(methods, name + which, problems)
       pairs.append(_pair(methods))
   return pairs, problems
 
 
-def _alike(runs: Sequence[Run], unlike: Callable[[Run, Run], list[str]]) -> list[list[Run]]:
-  """Returns the runs in groups, in each of which nothing keeps any two apart."""
+def _groups(
+    runs: Sequence[Run], differences: Callable[[Run, Run], list[str]]
+) -> list[list[Run]]:
+  """Returns the runs in groups; no two runs of a group have differences."""
   groups: list[list[Run]] = []
   for run in runs:
-    fitting = (group for group in groups if not any(unlike(run, other) for other in group))
+    fitting = (group for group in groups if not any(differences(run, other) for other in group))
     if (group := next(fitting, None)) is None:
       groups.append(group := [])
     group.append(run)
@@ -235,30 +257,32 @@ def _alike(runs: Sequence[Run], unlike: Callable[[Run, Run], list[str]]) -> list
 
 
 @functools.cache
-def _differences(mine: str, its: str) -> list[str]:
-  """Returns the names of fields in which two groups of them, as JSON, differ.
+def _differing_fields(first: str, second: str) -> list[str]:
+  """Returns the names of the fields in which two JSON objects differ.
 
-  A teacher that one of them does not tell is no difference.
+  The teacher's fingerprint is compared only if both objects have it.
   """
-  one, other = (dict(flat(json.loads(text))) for text in (mine, its))
+  one, other = (dict(flat(json.loads(text))) for text in (first, second))
   return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)
           and (name != 'teacher' or _differ(one.get(name), other.get(name)))]
 
 
 def _by_method(runs: list[Run], name: str, problems: list[str]) -> dict[str, list[Run]]:
-  """Returns {method: its runs by seed}; of several settings, those that most runs have."""
-  found: dict[str, list[Run]] = {}
+  """Returns {method: its runs, by seed}.
+
+  If runs of a method have different options, the largest group with the same options is returned.
+  """
+  all_runs: dict[str, list[Run]] = {}
   for run in runs:
-    found.setdefault(run.method, []).append(run)
-  known = [method for method in _ORDER if method in found]
+    all_runs.setdefault(run.method, []).append(run)
+  known = [method for method in _ORDER if method in all_runs]
   methods = {}
-  for method in dict.fromkeys((*known, *found)):
-    settings = _alike(found[method], Run.taught_unlike)
-    most = max(settings, key=len)
-    if others := [run for run in found[method] if run not in most]:
-      apart = dict.fromkeys(itertools.chain.from_iterable(
-          most[0].taught_unlike(run) for run in others))
-      problems.append(f'{name}: {method} has other {", ".join(apart)} for '
+  for method in dict.fromkeys((*known, *all_runs)):
+    most = max(_groups(all_runs[method], Run.method_differences), key=len)
+    if others := [run for run in all_runs[method] if run not in most]:
+      differing = dict.fromkeys(itertools.chain.from_iterable(
+          most[0].method_differences(run) for run in others))
+      problems.append(f'{name}: {method} has other {", ".join(differing)} for '
                       f'{_seeds(run.seed for run in others)}, left out')
     methods[method] = sorted(most, key=lambda run: run.seed)
   return methods
@@ -277,11 +301,11 @@ def _seeds(seeds: Iterable[int]) -> str:
 
 
 def _pair(methods: dict[str, list[Run]]) -> Pair:
-  runs = [run for found in methods.values() for run in found]
+  runs = list(itertools.chain.from_iterable(methods.values()))
   one = runs[0]
   teacher = next((run.teacher_result for run in runs if run.teacher_result), None)
   return Pair(
-      one.data, one.teacher, one.student, one.protocol,
+      data=one.data, teacher=one.teacher, student=one.student, protocol=one.protocol,
       teacher_top1=None if teacher is None else 100 * teacher['test_last']['top1'],
       teacher_published=published.alone(one.data, one.teacher),
       costs={'teacher': _costs([teacher or {}]), 'student': _costs([run.result for run in runs])},
@@ -290,7 +314,7 @@ def _pair(methods: dict[str, list[Run]]) -> Pair:
 
 
 def _costs(results: list[dict]) -> dict[str, int | None]:
-  """Returns them from the first result that knows them."""
+  """Returns {cost: its value in the first result that has it}, None if no result has it."""
   return {cost: next((result[cost] for result in results if result.get(cost) is not None), None)
           for cost in ('parameters', 'flops')}
 
@@ -298,7 +322,7 @@ def _costs(results: list[dict]) -> dict[str, int | None]:
 def _row(method: str, methods: dict[str, list[Run]]) -> Row:
   runs = methods[method]
   last = list(_last(runs).values())
-  # Where one of the runs has no validation split there is no mean over all of them.
+  # The mean is over all runs, or there is none.
   validated = runs if all(run.result['val'] for run in runs) else []
   best = [100 * run.result['test_best_val']['top1'] for run in validated]
   val = [100 * run.result['val']['top1'] for run in validated]
@@ -307,11 +331,11 @@ def _row(method: str, methods: dict[str, list[Run]]) -> Row:
            and (gain := _gain(runs, methods[baseline]))}
   one = runs[0]
   return Row(
-      method, tuple(run.seed for run in runs), mean=statistics.fmean(last), std=_std(last),
-      best_mean=statistics.fmean(best) if best else None, best_std=_std(best), gains=gains,
+      method=method, options=one.settings, seeds=tuple(run.seed for run in runs),
+      mean=float(np.mean(last)), std=_std(last),
+      best_mean=float(np.mean(best)) if best else None, best_std=_std(best), gains=gains,
       published=published.taught(one.data, one.teacher, one.student, one.result['method']),
-      val_mean=statistics.fmean(val) if val else None,
-      family=method_presets.family(one.settings))
+      val_mean=float(np.mean(val)) if val else None)
 
 
 def _last(runs: list[Run]) -> dict[int, float]:
@@ -320,16 +344,14 @@ def _last(runs: list[Run]) -> dict[int, float]:
 
 
 def _std(values: list[float]) -> float | None:
-  return statistics.stdev(values) if len(values) > 1 else None
+  return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _gain(runs: list[Run], baseline: list[Run]) -> Gain | None:
-  """Returns the mean gain by seed; None where no seed is in both."""
-  mine = _last(runs)
-  other = _last(baseline)
-  differences = [mine[seed] - other[seed] for seed in mine if seed in other]
+  """Returns the mean gain, paired by seed; None if no seed was run with both methods."""
+  top1, baseline_top1 = _last(runs), _last(baseline)
+  differences = [top1[seed] - baseline_top1[seed] for seed in top1 if seed in baseline_top1]
   if not differences:
     return None
-  std = _std(differences)
-  error = None if std is None else std / math.sqrt(len(differences))
-  return Gain(statistics.fmean(differences), error, len(differences))
+  error = float(scipy.stats.sem(differences)) if len(differences) > 1 else None
+  return Gain(float(np.mean(differences)), error, len(differences))

@@ -21,10 +21,10 @@ class Picture:
   """A picture that was drawn.
 
   Attributes:
-    name: of its files, `<name>.png` and `<name>.svg`.
-    section: what it belongs to: one of `headings`, or a heading of its own.
-    title: a few words.
-    text: what it shows, in words.
+    name: name of the files `<name>.png` and `<name>.svg`.
+    section: the heading under which the picture is shown; one of `headings`, or a further one.
+    title: the title.
+    text: the caption.
   """
 
   name: str
@@ -34,17 +34,18 @@ class Picture:
 
 
 def headings(pairs: Sequence[Pair]) -> list[str]:
-  """A name for each pair; those that differ by their protocol alone are numbered."""
+  """Returns a heading for each pair, with a number if only the protocol of pairs differs."""
   names = [tables.title(pair) for pair in pairs]
   return [f'{name} (protocol {names[:at].count(name) + 1} of {names.count(name)})'
           if names.count(name) > 1 else name for at, name in enumerate(names)]
 
 
 def draw(pairs: Sequence[Pair], folder: epath.PathLike) -> list[Picture]:
-  """Draws all that there is to draw into `folder`, and says what it drew."""
+  """Draws all pictures of a comparison into `folder`, each as PNG and SVG, and lists them."""
   pictures: list[Picture] = []
   for picture, figure in _figures(pairs):
-    taken = {other.name.lower() for other in pictures}  # Some file systems fold cases.
+    # Some file systems do not distinguish upper from lower case.
+    taken = {other.name.lower() for other in pictures}
     endings = itertools.chain([''], (f'-{number}' for number in itertools.count(2)))
     name = next(n for end in endings if (n := picture.name + end).lower() not in taken)
     picture = dataclasses.replace(picture, name=name)
@@ -58,9 +59,8 @@ def _figures(pairs: Sequence[Pair]) -> Iterator[tuple[Picture, Figure]]:
   for data in dict.fromkeys(pair.data for pair in pairs):
     if figure := cost_plots.accuracy_by_cost([pair for pair in pairs if pair.data == data]):
       yield Picture(_file('cost', data), f'{data}: all models', 'Accuracy and cost',
-                    'Test top-1 of teachers and students, by method, against parameters and FLOPs. '
-                    'Points that would overlap stand beside each other; the grey line leads to '
-                    'their cost.'), figure
+                    'Mean test top-1 of teachers and students against parameters and FLOPs. The '
+                    'methods of a student are drawn side by side around its cost.'), figure
   for pair, heading in zip(pairs, headings(pairs), strict=True):
     if any(row.gains for row in pair.rows):
       yield Picture(_file('gains', pair.data, pair.teacher, pair.student), heading,
@@ -69,7 +69,7 @@ def _figures(pairs: Sequence[Pair]) -> Iterator[tuple[Picture, Figure]]:
 
 
 def _cohort_figures(pairs: Sequence[Pair]) -> Iterator[tuple[Picture, Figure]]:
-  """Each cohort once, though its teacher may teach several students."""
+  """Yields the pictures of each cohort once, even if it taught several students."""
   drawn: list[Any] = []
   for pair in pairs:
     if pair.heads is None or pair.heads in drawn:
@@ -84,30 +84,31 @@ def _cohort_figures(pairs: Sequence[Pair]) -> Iterator[tuple[Picture, Figure]]:
                     'the expected calibration error.'), members_by_depth(pair.heads)
     if analysis.get('agreement'):
       yield Picture(_file('agreement', pair.data, pair.teacher), section,
-                    'Agreement of the members', 'Test images, in percent, of which two members '
-                    'say the same class.'), agreement(**analysis['agreement'])
+                    'Agreement of the members', 'Percentage of the test images that two members '
+                    'assign to the same class.'), agreement(**analysis['agreement'])
     if len(analysis.get('without') or {}) > 1:
       yield Picture(_file('without', pair.data, pair.teacher), section,
-                    'The cohort without one of its members', 'Test top-1 of the mean of the other '
-                    'members, for every member.'), without(analysis['without'])
+                    'The cohort without one of its members', 'Test top-1 of the mean of all '
+                    'members but one.'), without(analysis['without'])
 
 
 def _file(*parts: str) -> str:
-  """A name that every file system takes, whatever the parts are."""
-  longest = 48  # Letters of a part; most file systems take 255 in all.
+  """Returns a file name that is valid on every file system, whatever the parts contain."""
+  longest = 48  # Letters of a part; most file systems allow names of 255 letters.
   return '_'.join(re.sub(r'[^\w.-]+', '-', part, flags=re.ASCII)[-longest:] for part in parts)
 
 
 def _gains_text(pair: Pair) -> str:
-  said = []
+  largest = []
   for baseline in _baselines(pair):
     row = max((row for row in pair.rows if baseline in row.gains),
               key=lambda row: row.gains[baseline].mean)
-    said.append(f'the largest over {baseline} is that of {row.method}, '
-                f'{tables.signed(row.gains[baseline].mean)}')
+    largest.append(f'{row.method} has the largest gain over {baseline}, '
+                   f'{tables.signed(row.gains[baseline].mean)}')
   single = any(gain.standard_error is None for row in pair.rows for gain in row.gains.values())
   return ('Gains in points of test top-1, with their standard errors'
-          f'{" (hollow: one seed, which has none)" if single else ""}; {"; ".join(said)}.')
+          f'{" (hollow points: one seed, without an error)" if single else ""}; '
+          f'{"; ".join(largest)}.')
 
 
 def _baselines(pair: Pair) -> list[str]:
@@ -115,9 +116,9 @@ def _baselines(pair: Pair) -> list[str]:
 
 
 def gains(pair: Pair) -> Figure:
-  """The gain of every method over each baseline with its standard error, the best on top.
+  """Returns a picture of the gain of every method over each baseline, with its standard error.
 
-  A hollow point is of one seed, which has no error.
+  The most accurate method is on top. A hollow point shows the gain of one seed, which has no error.
   """
   baselines = _baselines(pair)
   rows = sorted((row for row in pair.rows if row.gains), key=lambda row: row.mean)
@@ -146,15 +147,17 @@ def _write_beside(axes: Axes, at: int, number: float) -> None:
 
 
 def _members(heads: dict) -> list[str]:
-  """The members from shallow to deep; their mean is none."""
+  """Returns the names of the members from shallow to deep, without their mean."""
   return [name for name in heads['members'] if name != MEAN]
 
 
 def members_by_depth(heads: dict) -> Figure:
-  """Accuracy, entropy and calibration of the members, a panel each; dashed: their mean's.
+  """Returns a picture of the members' accuracy, entropy and calibration, with a panel for each.
+
+  A dashed line shows the value of the members' mean.
 
   Args:
-    heads: `result.json` of the heads, with an `analysis`.
+    heads: `result.json` of the heads; it must have an `analysis`.
   """
   accuracies = {name: 100 * member['test_best_val']['top1']
                 for name, member in heads['members'].items()}
@@ -163,7 +166,7 @@ def members_by_depth(heads: dict) -> Figure:
             'entropy, nats': ({n: m['entropy'] for n, m in analysed.items()}, '{:.2f}'),
             'ECE, points': ({n: 100 * m['ece'] for n, m in analysed.items()}, '{:.1f}')}
   names = _members(heads)
-  if len(names) <= 6:  # So few bars leave room for the panels side by side.
+  if len(names) <= 6:  # Panels with few bars fit side by side.
     figure = new_figure(3 * max(1.2 + 0.55 * len(names), 2.6), 3.4)
     grid = figure.subplots(1, 3)
   else:
@@ -181,26 +184,26 @@ def members_by_depth(heads: dict) -> Figure:
                     rotation_mode='anchor')
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.margins(y=0.12)
-    axes.set_ylim(bottom=0)  # None of these numbers can be below.
+    axes.set_ylim(bottom=0)  # These numbers cannot be negative.
     clean(axes)
   return figure
 
 
 def agreement(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> Figure:
-  """Which share of the images two members give the same class, in percent.
+  """Returns a picture of how often each two members predict the same class, in percent.
 
   Args:
-    names: of the members.
-    matrix: fractions [members, members].
+    names: names of the members.
+    matrix: fractions of the images, [members, members].
   """
-  shares = np.asarray(matrix)
+  fractions = np.asarray(matrix)
   size = 1.5 + 0.48 * len(names)
   figure = new_figure(size, size)
   axes = figure.add_subplot()
-  axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-  for (row, column), share in np.ndenumerate(shares):
-    axes.text(column, row, f'{100 * share:.0f}', ha='center', va='center', fontsize=9,
-              color='white' if share > 0.68 else 'black')
+  axes.imshow(fractions, cmap='Blues', vmin=0, vmax=1)
+  for (row, column), fraction in np.ndenumerate(fractions):
+    axes.text(column, row, f'{100 * fraction:.0f}', ha='center', va='center', fontsize=9,
+              color='white' if fraction > 0.68 else 'black')
   labels = [shown(name) for name in names]
   axes.set_xticks(range(len(names)), labels, rotation=40, ha='right', rotation_mode='anchor')
   axes.set_yticks(range(len(names)), labels)
@@ -210,13 +213,13 @@ def agreement(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> Figure
 
 
 def without(top1: dict[str, float]) -> Figure:
-  """Test top-1 of the cohort's mean when one member is left out, against that of all.
+  """Returns a picture of the test top-1 of the cohort's mean when one member is left out.
 
   Args:
-    top1: fractions by the member that is left out; 'none' is of the whole cohort.
+    top1: {member that is left out: fraction}; 'none' has the fraction for the whole cohort.
   """
   everyone = 100 * top1['none']
-  others = {name: 100 * share for name, share in top1.items() if name != 'none'}
+  others = {name: 100 * fraction for name, fraction in top1.items() if name != 'none'}
   figure = new_figure(5.6, 1.2 + 0.3 * len(others))
   axes = figure.add_subplot()
   axes.axvline(everyone, color=GREY, linewidth=1)
@@ -225,7 +228,7 @@ def without(top1: dict[str, float]) -> Figure:
     axes.plot(value, at, 'o', color=STUDENT)
     _write_beside(axes, at, value - everyone)
   axes.set_yticks(range(len(others)), [f'without {shown(name)}' for name in others])
-  axes.set_ylim(len(others) - 0.4, -0.6)  # Shallow ones on top.
+  axes.set_ylim(len(others) - 0.4, -0.6)  # Shallow members on top.
   axes.set_xlabel('test top-1 % of the cohort\'s mean')
   axes.locator_params(axis='x', nbins=6)
   axes.set_title(f'all members: {everyone:.2f}', loc='left', fontsize=10, color=GREY)

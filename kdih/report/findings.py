@@ -1,72 +1,106 @@
-"""What a comparison shows, in plain sentences."""
-from scipy import special
+"""What a comparison shows, in sentences."""
+import scipy
 
 from kdih.report import tables
 from kdih.report.aggregate import Gain, Pair, Row
 
+# With these options, and equal values of the options in `_SHARED`, `dih_teacher` and `kd_matched`
+# have the same loss.
+_DIH_TEACHER = dict(kind='dih', members='teacher', reduction='sum', cross_entropy='per_branch',
+                    weights='equal')
+_KD_MATCHED = dict(kind='kd', scale='cohort')
+_SHARED = ('alpha', 'temperature', 'gain', 'standardise', 'learning_rate')
+
 
 def findings(pair: Pair) -> list[str]:
-  """What the pair shows: for `dih` against `kd` and `kd_matched`, and among variants of a method.
+  """Returns what the results of a pair show, a paragraph each.
 
-  A sentence or more each; the intervals are those of the paired t-test.
+  The paragraphs compare `dih` with `kd` and with `kd_matched`, state the noise between runs of the
+  same loss, and name the best variant of each method. Intervals are those of the paired t-test.
   """
+  rows = {row.method: row for row in pair.rows}
   families: dict[str, list[Row]] = {}
   for row in pair.rows:
-    families.setdefault(row.family or row.method, []).append(row)
-  return [*_findings_of_dih(pair), *(_choice(rows) for rows in families.values() if rows[1:])]
+    families.setdefault(row.family, []).append(row)
+  return [*_dih_findings(rows), *_noise(rows),
+          *(_best_variant(variants) for variants in families.values() if variants[1:])]
 
 
-def _choice(variants: list[Row]) -> str:
-  said = f'Of the {len(variants)} variants of {variants[0].method}'
-  if any(row.val_mean is None for row in variants):
-    return (f'{said} none is chosen: there is no validation split, and the test split must not '
-            'choose.')
-  best = max(variants, key=lambda row: row.val_mean or 0.0)
-  return (f'{said}, {best.method} is best on the validation split ({best.val_mean:.2f} %); it has '
-          f'{best.mean:.2f} % on the test split, which chooses nothing.')
-
-
-def _findings_of_dih(pair: Pair) -> list[str]:
-  dih = next((row for row in pair.rows if row.method == 'dih'), None)
-  if dih is None:
+def _dih_findings(rows: dict[str, Row]) -> list[str]:
+  if 'dih' not in rows:
     return []
-  gains = {baseline: dih.gains.get(baseline) for baseline in ('kd', 'kd_matched')}
-  said = [_finding(baseline, gain) for baseline, gain in gains.items()]
-  repeated = {name: _interval(gain) for name, gain in gains.items() if gain and gain.n > 1}
-  if {'kd', 'kd_matched'} <= repeated.keys() and (
-      repeated['kd'][1] > 0 >= repeated['kd_matched'][1]):
-    said.append('kd_matched is KD with the loss scale of dih: the gain over kd is not shown to '
-                'come from the heads.')
-  if repeated:
-    said.append('The spread is that over seeds of the student; there is one teacher, and one test '
-                'split.')
-  return said
+  gains = {baseline: rows['dih'].gains.get(baseline) for baseline in ('kd', 'kd_matched')}
+  sentences = [_comparison(baseline, gain) for baseline, gain in gains.items()]
+  intervals = {name: _interval(gain) for name, gain in gains.items() if gain and gain.n > 1}
+  if {'kd', 'kd_matched'} <= intervals.keys() and (
+      intervals['kd'][0] > 0 >= intervals['kd_matched'][0]):
+    sentences.append('kd_matched is KD with the loss scale of dih: these runs do not show that the '
+                     'gain over kd comes from the heads.')
+  if intervals:
+    sentences.append('All students had one teacher and one test split: the spread over seeds does '
+                     'not include the spread over teachers or test images.')
+  return sentences
 
 
-def _finding(baseline: str, gain: Gain | None) -> str:
-  said = f'dih against {baseline}: '
+def _comparison(baseline: str, gain: Gain | None) -> str:
+  """Returns how `dih` compares with a baseline, with an interval if there are several seeds."""
   if gain is None:
-    return said + 'no seed was run with both.'
-  said += f'{tables.signed(gain.mean)} points of test top-1'
+    return f'dih against {baseline}: no seed was run with both.'
+  difference = f'dih against {baseline}: {tables.signed(gain.mean)} points of test top-1'
   if gain.standard_error is None:
-    return f'{said} with n = 1 seed, which has no spread to judge this by: nothing follows from it.'
+    return (f'{difference}, from one seed. One seed has no spread, and no conclusion can be drawn '
+            'from it.')
   exceeds = abs(gain.mean) > 2 * gain.standard_error
-  factor, low, high = _interval(gain)
-  few = ' for so few seeds' if gain.n <= 3 else ''
+  low, high = _interval(gain)
   if low > 0:
     verdict = f'dih is better than {baseline} here'
   elif high < 0:
     verdict = f'dih is worse than {baseline} here'
   else:
-    verdict = f'these runs do not tell dih and {baseline} apart'
-  return (f'{said} (standard error {gain.standard_error:.2f}, paired over n = {gain.n} seeds), '
-          f'{"more" if exceeds else "not more"} than 2 standard errors from 0. The 95 % confidence '
-          f'interval of the paired t-test, {factor:.2f} standard errors to either side{few}, is '
-          f'{tables.signed(low)} to {tables.signed(high)}: {verdict}.')
+    verdict = f'these runs do not show a difference between dih and {baseline}'
+  return (f'{difference} ({_precision(gain)}), {"more" if exceeds else "not more"} than 2 standard '
+          f'errors from 0. The 95 % confidence interval of the paired t-test, {_factor(gain):.2f} '
+          f'standard errors to either side, is {tables.signed(low)} to {tables.signed(high)}: '
+          f'{verdict}.')
 
 
-def _interval(gain: Gain) -> tuple[float, float, float]:
-  """Standard errors to either side, and the ends of the 95 % interval; two seeds at least."""
-  factor = float(special.stdtrit(gain.n - 1, 0.975))
-  reach = factor * (gain.standard_error or 0.0)
-  return factor, gain.mean - reach, gain.mean + reach
+def _precision(gain: Gain) -> str:
+  return f'standard error {gain.standard_error:.2f}, paired over n = {gain.n} seeds'
+
+
+def _interval(gain: Gain) -> tuple[float, float]:
+  """Returns the ends of the 95 % confidence interval of a gain over two seeds or more."""
+  reach = _factor(gain) * (gain.standard_error or 0.0)
+  return gain.mean - reach, gain.mean + reach
+
+
+def _factor(gain: Gain) -> float:
+  """Returns how many standard errors the interval extends to either side."""
+  # Standardised: with `scale`, scipy returns nan for a standard error of 0.
+  return float(scipy.stats.t.interval(0.95, gain.n - 1)[1])
+
+
+def _noise(rows: dict[str, Row]) -> list[str]:
+  """Returns the difference between `dih_teacher` and `kd_matched`, which have the same loss."""
+  if not {'dih_teacher', 'kd_matched'} <= rows.keys():
+    return []
+  gain = rows['dih_teacher'].gains.get('kd_matched')
+  repeated, matched = rows['dih_teacher'].options, rows['kd_matched'].options
+  if (gain is None or not _DIH_TEACHER.items() <= repeated.items()
+      or not _KD_MATCHED.items() <= matched.items()
+      or any(repeated.get(name) != matched.get(name) for name in _SHARED)):
+    return []
+  precision = f' ({_precision(gain)})' if gain.n > 1 else ', from one seed'
+  return ['dih_teacher and kd_matched have the same loss up to rounding: the difference between '
+          f'their students, {tables.signed(gain.mean)} points of test top-1{precision}, measures '
+          'the noise between runs that differ only in rounding.']
+
+
+def _best_variant(variants: list[Row]) -> str:
+  start = f'Of the {len(variants)} variants of {variants[0].method}'
+  if any(row.val_mean is None for row in variants):
+    return (f'{start} none is chosen, because there is no validation split and the test split must '
+            'not choose.')
+  best = max(variants, key=lambda row: row.val_mean or 0.0)
+  return (f'{start}, {best.method} is best on the validation split ({best.val_mean:.2f} %). It has '
+          f'{best.mean:.2f} % on the test split, which was not used to choose it.')

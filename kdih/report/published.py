@@ -1,6 +1,6 @@
 """Numbers from the literature: CIFAR-100 test top-1 in percent, with source and protocol.
 
-None of them is of the DIH paper, whose tables were not available.
+The DIH paper's own numbers are missing: its tables were not available.
 """
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-  """A number from the literature: top-1 in percent, where from, and how it was chosen."""
+  """A number from the literature: top-1 in percent, its source, and how it was chosen."""
 
   top1: float
   source: str
@@ -24,7 +24,7 @@ _LAST = 'last epoch, number of runs not stated'
 _BEST = 'best epoch on test'
 _SEARCHED = 'one run, its seed found by search; epoch not stated'
 
-# Trained from labels alone, in RepDistiller's table as a teacher or as a student.
+# Models that were trained on labels alone: the teachers and students of RepDistiller's table.
 _ALONE = {
     'wrn_40_2': 75.61, 'wrn_16_2': 73.26, 'wrn_40_1': 71.98, 'resnet56': 72.34, 'resnet110': 74.31,
     'resnet20': 69.06, 'resnet32': 71.14, 'resnet32x4': 79.42, 'resnet8x4': 72.50, 'vgg13': 74.64,
@@ -32,8 +32,8 @@ _ALONE = {
 }
 _ALONE_TAKD = {'resnet110': 72.38, 'resnet8': 61.37}
 
-# The options that an entry of `config.methods` must have to be the method of a column, and what
-# more there is to say of how it was run; options that are not named here may differ.
+# For each column of RepDistiller's table, the options that an entry of `config.methods` must have
+# to be this method, and a note on how it was run there. Options that are not listed may differ.
 _PLAIN_KD = dict(kind='kd', scale='one', gain=1.0, standardise=False)
 _PLAIN_DKD = dict(kind='dkd', standardise=False)
 _COLUMNS: tuple[tuple[dict[str, Any], str], ...] = (
@@ -63,7 +63,7 @@ _OTHERS: tuple[tuple[tuple[str, str], dict[str, Any], Published], ...] = (
 
 
 def alone(data: str, model: str) -> tuple[Published, ...]:
-  """Numbers for a model that learnt from the labels alone, a teacher or a student."""
+  """Returns numbers for a model that was trained on labels alone."""
   if not _is_cifar100(data):
     return ()
   tables = ((_ALONE, _REPDISTILLER, _LAST),
@@ -73,23 +73,23 @@ def alone(data: str, model: str) -> tuple[Published, ...]:
 
 
 def taught(data: str, teacher: str, student: str, method: dict) -> tuple[Published, ...]:
-  """Numbers for a student that this teacher taught by this method.
+  """Returns numbers for a student that this teacher taught by this method.
 
-  They are matched by names; whether splits and recipe are those of the source, the reader must
-  judge by what `Published.protocol` says.
+  Numbers are matched by the names of the models. The reader must judge from `Published.protocol`
+  whether the splits and the recipe are the same.
 
   Args:
     data: name of the data set, which may carry a version: 'cifar100:3.0.2'.
-    teacher: name of the model.
-    student: name of the model.
-    method: the entry of `config.methods`; of 'ce' the numbers are those of the student alone.
+    teacher: name of the teacher's model.
+    student: name of the student's model.
+    method: the entry of `config.methods`; for 'ce' the numbers are those of `alone`.
   """
   if method['kind'] == 'ce':
     return alone(data, student)
   if not _is_cifar100(data):
     return ()
   pair = teacher, student
-  columns = zip(_COLUMNS, _TAUGHT.get(pair, ()), strict=False)  # None for a pair without numbers.
+  columns = zip(_COLUMNS, _TAUGHT.get(pair, ()), strict=False)  # Empty for an unknown pair.
   found = [Published(top1, _REPDISTILLER, _LAST + recipe)
            for (options, recipe), top1 in columns if _has(method, options)]
   return (*found, *(number for other, options, number in _OTHERS
@@ -101,5 +101,5 @@ def _is_cifar100(data: str) -> bool:
 
 
 def _has(method: dict, options: dict[str, Any]) -> bool:
-  """Whether the method has these options; one that it does not state is as it should be."""
+  """Returns whether a method has these options; an option that it lacks counts as equal."""
   return all(method.get(name, value) == value for name, value in options.items())

@@ -1,10 +1,10 @@
-"""The pictures of the report of one run."""
+"""The pictures in the report of one run."""
 import itertools
 from typing import Any
 
-from etils import epath
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from kdih.cohort.members import FINAL, MEAN
 from kdih.report.style import (
@@ -17,21 +17,19 @@ from kdih.report.style import (
   label_point,
   legend_columns,
   new_figure,
-  save,
   shown,
 )
 
 _PANELS, _PANEL_HEIGHT = 3, 2.4  # Panels in a row, and inches of one.
-_LEGEND_WIDTH = 2.0  # Inches of a further column of the legend.
-_LINES = ('-', '--', '-.', ':')  # They go round with seven colours, so that 28 curves differ.
+_LEGEND_WIDTH = 2.0  # Inches for each further column of the legend.
+_LINES = ('-', '--', '-.', ':')  # With seven colours, these distinguish 28 curves.
 
 
-def accuracy_by_depth(results: dict[str, Any], path: epath.PathLike) -> None:
-  """Draws the test accuracy of heads, teacher and cohort mean, and of the students beside them.
+def accuracy_by_depth(results: dict[str, Any]) -> Figure:
+  """Returns a picture of the test accuracy of heads, teacher, cohort mean and students.
 
   Args:
-    results: of a run, see `Workdir.results`; one classifier at least is needed.
-    path: of the PNG.
+    results: results of a run with at least one classifier, see `Workdir.results`.
   """
   members = _accuracies(results.get('heads', {}).get('members', {}))
   mean = members.pop(MEAN, None)
@@ -43,11 +41,11 @@ def accuracy_by_depth(results: dict[str, Any], path: epath.PathLike) -> None:
   figure = new_figure(2.5 + 0.62 * (len(depth) + len(students)), 4.2)
   axes = figure.add_subplot()
 
-  # What was measured.
+  # The accuracies.
   axes.plot(range(len(depth)), list(depth.values()), 'o-', color=TEACHER)
   before = 0.0
   for at, accuracy in enumerate(depth.values()):
-    falls = accuracy < before  # The label goes to the side that the line does not come from.
+    falls = accuracy < before  # The label is on the side without the line.
     label_point(axes, at, accuracy, (4 if falls else -4, 6), 'left' if falls else 'right')
     before = accuracy
   markers = itertools.cycle(MARKERS)
@@ -61,11 +59,12 @@ def accuracy_by_depth(results: dict[str, Any], path: epath.PathLike) -> None:
                  label=f'cohort mean {mean:.1f}')
     figure.legend(loc='outside upper right', frameon=False)
     values.append(mean)
-  margin = max(0.12 * (max(values) - min(values)), 1)  # A point at least: noise is to look small.
+  # One point of accuracy or more: small differences must look small.
+  margin = max(0.12 * (max(values) - min(values)), 1)
   axes.set_ylim(min(values) - margin, max(values) + margin)
   axes.set_ylabel('test top-1 %')
 
-  # What it was measured of.
+  # The classifiers.
   names = [*depth, *students]
   long = any(len(name) > 7 for name in names)
   axes.set_xticks(range(len(names)), names, rotation=40 if long else 0,
@@ -73,7 +72,7 @@ def accuracy_by_depth(results: dict[str, Any], path: epath.PathLike) -> None:
   axes.set_xlim(-0.7, len(names) - 0.4)
   if depth and students:
     axes.axvline(len(depth) - 0.5, color=GREY, linewidth=0.8)
-  # Above each of the two groups its title; one point is no depth.
+  # A title above each of the two groups; one point needs no title.
   above = axes.get_xaxis_transform()
   if len(depth) > 1:
     axes.text((len(depth) - 1) / 2, 1.02, 'cohort, by depth', ha='center', color=GREY,
@@ -82,22 +81,23 @@ def accuracy_by_depth(results: dict[str, Any], path: epath.PathLike) -> None:
     axes.text((len(depth) + len(names) - 1) / 2, 1.02, 'students', ha='center', color=GREY,
               transform=above)
   clean(axes)
-  save(figure, path)
+  return figure
 
 
 def _accuracies(classifiers: dict[str, dict]) -> dict[str, float]:
+  """Returns {classifier: test top-1 in percent} of the variables that are kept."""
   return {name: 100 * result['test_best_val']['top1']
           for name, result in classifiers.items() if 'test_best_val' in result}
 
 
-def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None:
-  """Draws training loss, and validation (else training) accuracy, by step.
+def training_curves(curves: dict[str, list[dict]]) -> Figure:
+  """Returns a picture of the training loss and the validation accuracy of all phases, by step.
 
-  Below them each phase whose loss has several terms gets a panel of these.
+  Without validation the training accuracy is drawn. Each phase whose loss has several terms has a
+  panel with the values of these terms.
 
   Args:
     curves: {phase: the lines of its `metrics.jsonl`}.
-    path: of the PNG.
   """
   validated = any('val/top1' in line for lines in curves.values() for line in lines)
   terms = {phase: names for phase, lines in curves.items() if len(names := _terms(lines)) > 1}
@@ -113,7 +113,7 @@ def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None
   right.set_ylabel(f'{"validation" if validated else "training"} top-1 %')
   losses = [line['train/loss'] for lines in curves.values() for line in lines
             if 'train/loss' in line]
-  if min(losses, default=0) > 0:  # Losses of methods differ in scale.
+  if min(losses, default=0) > 0:  # The losses of different methods differ in scale.
     _scale_by_logarithm(left, (1, 2, 3, 5))
   figure.legend(*left.get_legend_handles_labels(), loc='outside right upper', frameon=False,
                 ncols=columns)
@@ -123,11 +123,11 @@ def training_curves(curves: dict[str, list[dict]], path: epath.PathLike) -> None
       panel.remove()
     for panel, (phase, names) in zip(panels, terms.items(), strict=False):
       _draw_terms(panel, phase, names, curves[phase])
-  save(whole, path)
+  return whole
 
 
 def _terms(lines: list[dict]) -> list[str]:
-  """Returns the names of the terms of the loss, in the order of the file."""
+  """Returns the names of the terms of the loss, in the order of the lines."""
   names = dict.fromkeys(name.removeprefix('train/') for line in lines for name in line
                         if name.startswith('train/'))
   return [name for name in names if name not in ('loss', 'top1')]
@@ -154,7 +154,7 @@ def _draw_terms(axes: Axes, phase: str, names: list[str], lines: list[dict]) -> 
 
 
 def _scale_by_logarithm(axes: Axes, labelled: tuple[int, ...]) -> None:
-  """Labels these multiples of the powers of ten."""
+  """Makes the y axis logarithmic, with labels at these multiples of the powers of ten."""
   axes.set_yscale('log')
   axes.yaxis.set_major_locator(ticker.LogLocator(subs=labelled))
   axes.yaxis.set_major_formatter('{x:g}')

@@ -1,19 +1,20 @@
-"""What a run found, for people: a table, pictures and `report.md`; for programs: `results.json`."""
+"""The report of a run: a table, pictures, `report.md`, and `results.json` for programs."""
 import dataclasses
-import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import ml_collections
+import tabulate
 
 from kdih.cohort.members import FINAL, MEAN
 from kdih.models import cost
 from kdih.phases import exported_variables
 from kdih.phases.networks import Networks
-from kdih.report import run_plots
-from kdih.runtime.files import read_json, write_atomically, write_json
+from kdih.report import run_plots, style
+from kdih.runtime import run_files
+from kdih.runtime.files import write_atomically
 from kdih.runtime.workdir import Workdir
 from kdih.training.metric_log import read_metrics
 
@@ -21,45 +22,52 @@ logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
 
-_BATCH_SIZE = 128  # Images per call when the throughput is measured.
+_BATCH_SIZE = 128  # Images per forward pass when the throughput is measured.
 
 
-def _percent(share: float) -> str:
-  return f'{100 * share:.2f}'
+def _percent(fraction: float) -> str:
+  return f'{100 * fraction:.2f}'
 
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-  """A column of the accuracy table: where in a result its value is, and how it is shown."""
+  """A column of the accuracy table.
 
-  title: str  # A line each in the terminal.
-  place: tuple[str, ...]
-  show: Callable[[float], str]
+  Attributes:
+    title: the title, in lines for the terminal.
+    keys: the keys that lead to the value in a result.
+    formatted: returns the value as text.
+    meaning: the explanation under the table of `report.md`.
+  """
+
+  title: str
+  keys: tuple[str, ...]
+  formatted: Callable[[float], str]
   meaning: str
 
   def cell(self, result: dict) -> str:
     value: Any = result
-    for key in self.place:
+    for key in self.keys:
       value = (value or {}).get(key)
-    return '-' if value is None else self.show(value)
+    return '-' if value is None else self.formatted(value)
 
 
 _COLUMNS = (
     _Column('test\ntop-1 %\n(last)', ('test_last', 'top1'), _percent,
-            'test images whose first choice is right, after the last step'),
+            'test images that are classified correctly, after the last step'),
     _Column('test\ntop-1 %\n(best val)', ('test_best_val', 'top1'), _percent,
             'the same with the variables that did best on the validation images; these variables '
-            'are the ones that are kept, and all columns to the right are about them'),
+            'are kept, and all columns to the right are measured with them'),
     _Column('test\ntop-5 %', ('test_best_val', 'top5'), _percent,
-            'test images whose right class is among the first five choices'),
+            'test images whose class is among the five classes with the largest logits'),
     _Column('val\ntop-1 %', ('val', 'top1'), _percent,
-            'validation images, cut from the train split, whose first choice is right'),
+            'validation images, taken from the train split, that are classified correctly'),
     _Column('test\nloss', ('test_best_val', 'loss'), lambda nats: f'{nats:.3f}',
-            'mean cross-entropy with the labels of the test images, in nats'),
+            'mean cross-entropy on the test images, in nats'),
     _Column('agreement\n%', ('test_best_val', 'agreement'), _percent,
-            'test images whose first choice is the teacher\'s'),
+            'test images that are assigned to the same class as by the teacher'),
     _Column('parameters', ('parameters',), lambda count: f'{count:,}',
-            'numbers that the classifier has learnt; of a head, without the backbone'),
+            'number of trained parameters; for a head, without the backbone'),
 )
 
 
@@ -67,20 +75,20 @@ def write(workdir: Workdir, networks: Networks, config: ml_collections.ConfigDic
   """Writes `results.json`, the pictures and `report.md` of the phases that are finished.
 
   Args:
-    workdir: of the run.
-    networks: built from `config`.
-    config: of the run.
+    workdir: the workdir of the run.
+    networks: the networks that were built from `config`.
+    config: the config of the run.
 
   Returns:
-    What `results.json` holds: `Workdir.results`, and `compression`, {'device', 'teacher',
-    'student'}, where both are trained. Its costs are those of `cost.measure`, with the `bytes`
-    of the variables on disk and the `fingerprint` of what was measured.
+    The content of `results.json`: `Workdir.results`, and `compression`, {'device', 'teacher',
+    'student'}, if teacher and student are trained. The costs in `compression` are those of
+    `cost.measure`, with the `bytes` of the variables on disk and their `fingerprint`.
   """
   results = workdir.results()
   if 'teacher' in results and 'student' in results:
     results['compression'] = _compression(workdir, networks, results)
-  write_json(workdir.path / 'results.json', results)
-  manifest = read_json(workdir.path / 'manifest.json')
+  run_files.write(workdir.path / 'results.json', results)
+  manifest = run_files.read(workdir.path / 'manifest.json', run_files.Manifest)
   text = _markdown(results, config, _draw(workdir, results), manifest)
   write_atomically(workdir.path / 'report.md', text)
   return results
@@ -89,13 +97,13 @@ def write(workdir: Workdir, networks: Networks, config: ml_collections.ConfigDic
 def _compression(
     workdir: Workdir, networks: Networks, results: Results
 ) -> dict[str, Any]:
-  known = (read_json(workdir.path / 'results.json') or {}).get('compression')
-  prints = {name: result['fingerprint'] for name, result in results['student'].items()}
+  known = (workdir.reported() or {}).get('compression')
+  fingerprints = {name: result['fingerprint'] for name, result in results['student'].items()}
   if (known and known['teacher']['fingerprint'] == results['teacher']['fingerprint']
-      and known['student']['fingerprint'] in prints.values()):
+      and known['student']['fingerprint'] in fingerprints.values()):
     return known
-  logger.info('report: measuring what teacher and student cost')
-  phases = {'teacher': 'teacher', 'student': f'student/{next(iter(prints))}'}
+  logger.info('report: measures the cost of teacher and student')
+  phases = {'teacher': 'teacher', 'student': f'student/{next(iter(fingerprints))}'}
   paths = {role: workdir.path / phase / 'variables' for role, phase in phases.items()}
   shapes = {'teacher': networks.teacher_variables, 'student': networks.student_variables}
   variables = {role: exported_variables.load(path, shapes[role], f'config.{role}.name')
@@ -109,27 +117,27 @@ def _compression(
 
 
 def _draw(workdir: Workdir, results: Results) -> dict[str, str]:
-  """Draws what there is to draw and returns {title: name of the file}."""
+  """Draws the pictures of the run and returns {title: name of the file}."""
   pictures = {}
   if len(_classifiers(results)) > 1:
     pictures['Accuracy by depth'] = 'accuracy_by_depth.png'
-    run_plots.accuracy_by_depth(results, workdir.path / pictures['Accuracy by depth'])
+    style.save(run_plots.accuracy_by_depth(results), workdir.path / pictures['Accuracy by depth'])
   logs = {phase: workdir.path / phase / 'metrics.jsonl' for phase in _phases(results)}
   if curves := {phase: lines for phase, log in logs.items() if (lines := read_metrics(log))}:
     pictures['Training curves'] = 'training_curves.png'
-    run_plots.training_curves(curves, workdir.path / pictures['Training curves'])
+    style.save(run_plots.training_curves(curves), workdir.path / pictures['Training curves'])
   return pictures
 
 
 def _phases(results: Results) -> dict[str, dict]:
-  """Returns {phase: its result}, in the order in which they run."""
+  """Returns {phase: its result}, in the order in which the phases run."""
   students = {f'student/{name}': result for name, result in results.get('student', {}).items()}
   return {name: result for name, result in {**results, **students}.items()
           if name in ('teacher', 'heads', *students)}
 
 
 def _classifiers(results: Results) -> dict[str, dict]:
-  """Returns {row of the table: what was measured of it}."""
+  """Returns {name of a classifier: its measurements}, in the order of the table."""
   members = dict(results.get('heads', {}).get('members', {}))
   final = members.pop(FINAL, None)
   mean = members.pop(MEAN, None)
@@ -141,7 +149,7 @@ def _classifiers(results: Results) -> dict[str, dict]:
 
 
 def _columns(results: Results) -> list[_Column]:
-  """Returns those with a value in some row; `best val` where there is validation."""
+  """Returns the columns that have a value in any row; `best val` needs a validation split."""
   rows = _classifiers(results).values()
   validated = any(result['val'] for result in rows)
   return [column for column in _COLUMNS
@@ -150,7 +158,7 @@ def _columns(results: Results) -> list[_Column]:
 
 
 def _accuracy_cells(results: Results) -> list[list[str]]:
-  """Returns rows of cells, the header first; the first column holds names."""
+  """Returns the rows of the accuracy table, the titles first; the first cell is a name."""
   columns = _columns(results)
   rows = [[name, *(column.cell(result) for column in columns)]
           for name, result in _classifiers(results).items()]
@@ -158,15 +166,22 @@ def _accuracy_cells(results: Results) -> list[list[str]]:
 
 
 def table(results: Results) -> str:
-  """Returns the accuracies in `results`, from `write`: one classifier a line, aligned."""
+  """Returns the table of accuracies for the terminal, with a line for each classifier.
+
+  Args:
+    results: what `write` returned.
+  """
   titles, *rows = _accuracy_cells(results)
   if not rows:
     return 'no phase is finished yet'
-  upwards = itertools.zip_longest(*(title.split('\n')[::-1] for title in titles), fillvalue='')
-  lines = [*reversed(list(upwards)), *rows]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-  return '\n'.join('  '.join(cells).rstrip() for cells in aligned)
+  lines = max(title.count('\n') for title in titles)
+  raised = ['\n' * (lines - title.count('\n')) + title for title in titles]  # The last lines align.
+  return tabulate.tabulate([raised, *rows], tablefmt='plain', disable_numparse=True,
+                           preserve_whitespace=True, colalign=_alignment(titles))
+
+
+def _alignment(titles: list[str]) -> list[str]:
+  return ['left', *['right'] * (len(titles) - 1)]
 
 
 def _markdown(
@@ -201,7 +216,7 @@ def _markdown(
   if changed := [f'- {phase}: {line}' for phase, result in phases.items()
                  for line in result.get('accepted', ())]:
     parts += ['## Accepted changes',
-              'What the run is made of had changed when it was resumed before these phases ended:',
+              'These parts of the run had changed when it was resumed, before the phase ended:',
               '\n'.join(changed)]
 
   for title, picture in pictures.items():
@@ -221,31 +236,35 @@ def _markdown(
 
 
 def _compression_rows(results: Results) -> Iterator[list[str]]:
-  """Returns the costs that are known of the teacher, then the accuracy that each student keeps."""
-  def compared(title: str, teacher: float, student: float, show: Callable) -> list[str]:
-    share = f'{100 * student / teacher:.1f}' if teacher else '-'
-    return [title, show(teacher), show(student), share]
+  """Yields a row for each cost that is known, then a row with the accuracy of each student."""
+  def row(title: str, teacher: float, student: float, formatted: Callable) -> list[str]:
+    ratio = f'{100 * student / teacher:.1f}' if teacher else '-'
+    return [title, formatted(teacher), formatted(student), ratio]
 
   teacher, student = results['compression']['teacher'], results['compression']['student']
-  for title, key, show in (
+  for title, key, formatted in (
       ('parameters', 'parameters', '{:,}'.format),
       ('FLOPs of one image', 'flops', '{:,}'.format),
       ('bytes on disk', 'bytes', '{:,}'.format),
       ('latency of one image, ms', 'latency_ms', '{:.2f}'.format),
       (f'images per second, {_BATCH_SIZE} at once', 'images_per_second', '{:,.0f}'.format)):
     if teacher[key] is not None:
-      yield compared(title, teacher[key], student[key], show)
+      yield row(title, teacher[key], student[key], formatted)
   top1 = results['teacher']['test_best_val']['top1']
   for name, result in results['student'].items():
-    yield compared(f'test top-1 %, {name}', top1, result['test_best_val']['top1'], _percent)
+    yield row(f'test top-1 %, {name}', top1, result['test_best_val']['top1'], _percent)
 
 
 def markdown_table(results: Results) -> str:
-  """Returns the accuracies in `results`, as `write` returns them, in Markdown."""
+  """Returns the table of accuracies in Markdown.
+
+  Args:
+    results: what `write` returned.
+  """
   return _markdown_table(_accuracy_cells(results))
 
 
 def _markdown_table(cells: list[list[str]]) -> str:
   header, *rows = [[cell.replace('\n', ' ') for cell in row] for row in cells]
-  rule = [':--', *('--:' for _ in header[1:])]
-  return '\n'.join(f'| {" | ".join(row)} |' for row in (header, rule, *rows))
+  return tabulate.tabulate(rows, header, tablefmt='pipe', disable_numparse=True,
+                           colalign=_alignment(header))

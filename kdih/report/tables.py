@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import tabulate
+
 from kdih.report.aggregate import BASELINES, Gain, Pair, Run
 from kdih.report.published import Published
 
@@ -12,20 +14,27 @@ _MISSING = '–'
 _LATEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
           '<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}', '±': r'$\pm$',
           '→': r'$\to$', '−': '$-$', '–': '--', '\ufffd': '?',
-          '[': '{[}', '*': '{*}',  # Which \\ would take for its own.
+          '[': '{[}', '*': '{*}',  # After \\, LaTeX reads these as options.
           **{char: f'\\{char}' for char in '&%$#_{}'}}
+# As tabulate's `latex_booktabs`, for cells that are LaTeX already.
+_BOOKTABS = tabulate.TableFormat(
+    lineabove=tabulate.Line(r'\toprule', '', '', ''),
+    linebelowheader=tabulate.Line(r'\midrule', '', '', ''), linebetweenrows=None,
+    linebelow=tabulate.Line(r'\bottomrule', '', '', ''),
+    headerrow=tabulate.DataRow('', ' & ', r' \\'), datarow=tabulate.DataRow('', ' & ', r' \\'),
+    padding=0, with_header_hide=None)
 
 
 def title(pair: Pair) -> str:
-  """Returns what a pair is called: data, teacher, student."""
+  """Returns the title of a pair: data, teacher, student."""
   return f'{pair.data}: {pair.teacher} → {pair.student}'
 
 
 def cells(pair: Pair) -> list[list[str]]:
-  """Returns the table of a pair, its header first: a method a row, top-1 in percent, rounded.
+  """Returns the rows of a pair's table, the header first, with a row for each method.
 
-  A number after '±' is the standard deviation over seeds of a mean, and the standard error of a
-  gain, of which `Gain` tells more.
+  Top-1 is in percent, with its standard deviation over the seeds after '±'; gains are in points,
+  with their standard error after '±'.
   """
   header = ['method', 'n', 'test top-1 % (last)', 'test top-1 % (best val)',
             *(f'gain over {baseline}' for baseline in BASELINES), 'published']
@@ -42,7 +51,7 @@ def _mean(mean: float | None, std: float | None) -> str:
 
 
 def _gain(gain: Gain | None, seeds: int) -> str:
-  """Says over how many seeds it is, where those are not all of the row's."""
+  """Returns a gain as text; with the number of its seeds if that is smaller than `seeds`."""
   if gain is None:
     return _MISSING
   error = '' if gain.standard_error is None else f' ± {gain.standard_error:.2f}'
@@ -61,44 +70,48 @@ def _published(number: Published) -> str:
 def markdown(pair: Pair) -> str:
   """Returns the table of a pair in Markdown."""
   header, *rows = [[markdown_escaped(cell) for cell in row] for row in cells(pair)]
-  rule = [':--', *('--:' for _ in header[2:]), ':--']
-  return '\n'.join(f'| {" | ".join(row)} |' for row in (header, rule, *rows))
+  return tabulate.tabulate(rows, header, tablefmt='pipe', disable_numparse=True,
+                           colalign=_alignment(header))
+
+
+def _alignment(header: list[str]) -> list[str]:
+  return ['left', *['right'] * (len(header) - 2), 'left']
 
 
 def markdown_escaped(text: str) -> str:
-  """Returns the text with what Markdown would read as its own written as it is."""
+  """Returns the text with the special characters of Markdown escaped."""
   return ''.join(f'\\{char}' if char in '\\|*<`[' else char for char in text)
 
 
 def latex(pair: Pair) -> str:
-  """Returns the table of a pair in LaTeX; it needs the packages array and booktabs."""
-  names, *numbers = cells(pair)
-  header = ' & '.join(map(_latex_header, names)) + r' \\'
-  rows = [' & '.join(map(_latex_escaped, row)) + r' \\' for row in numbers]
-  columns = f'l{"r" * (len(names) - 2)}>{{\\raggedright\\arraybackslash}}p{{32mm}}'
+  """Returns the table of a pair in LaTeX, which needs the packages array and booktabs."""
+  header, *rows = cells(pair)
+  body = tabulate.tabulate(
+      [[_latex_escaped(cell) for cell in row] for row in rows], [*map(_latex_header, header)],
+      tablefmt=_BOOKTABS, disable_numparse=True, colalign=_alignment(header))
+  columns = f'l{"r" * (len(header) - 2)}>{{\\raggedright\\arraybackslash}}p{{32mm}}'
   return '\n'.join([
       r'\begin{table}', r'\centering', f'\\caption{{{_latex_escaped(caption(pair))}}}',
       r'\medskip', r'\footnotesize', r'\setlength{\tabcolsep}{3pt}',
-      f'\\begin{{tabular}}{{{columns}}}', r'\toprule', header, r'\midrule', *rows, r'\bottomrule',
-      r'\end{tabular}', r'\end{table}'])
+      f'\\begin{{tabular}}{{{columns}}}', body, r'\end{tabular}', r'\end{table}'])
 
 
 def caption(pair: Pair) -> str:
-  """Returns what the numbers in the table of a pair are, and the teacher's, published ones too."""
+  """Returns the caption of a pair's table, with the accuracies of the teacher."""
   teacher = ''
   if pair.teacher_top1 is not None:
     numbers = ', '.join(map(_published, pair.teacher_published))
     teacher = f' (teacher {pair.teacher_top1:.2f} %{numbers and f"; published: {numbers}"})'
   shared = ''
   if pair.shares_batches:
-    shared = (' All seeds saw the same batches (config.data.order_seed): ± is the spread of '
-              'initialisation alone, smaller than that of independent runs.')
+    shared = (' All seeds saw the same batches (config.data.order_seed): ± is the spread over '
+              'initialisations alone, which is smaller than the spread of independent runs.')
   return (f'{title(pair)}{teacher}: mean ± standard deviation over n seeds; paired gains in points '
           f'± standard error.{shared}')
 
 
 def _latex_header(text: str) -> str:
-  """Cuts it in two lines where it is long, so that the table fits on a page."""
+  """Returns a title in LaTeX, in two lines if it is long, so that the table fits on a page."""
   lines = [_latex_escaped(line) for line in re.split(r' (?=\()|(?<=over) ', text)]
   stacked = r'\\'.join(lines)
   return rf'\shortstack[r]{{{stacked}}}' if lines[1:] else lines[0]
@@ -109,9 +122,10 @@ def _latex_escaped(text: str) -> str:
 
 
 def csv_of_pairs(pairs: Iterable[Pair]) -> str:
-  """Returns all rows of all pairs, unrounded: accuracies in percent, gains in points.
+  """Returns the rows of all pairs as CSV, not rounded: accuracies in percent, gains in points.
 
-  `seeds` are separated by blanks; `published` holds 'top-1 (source; protocol)', by commas.
+  The numbers in `seeds` are separated by blanks, and the numbers in `published`, written as
+  'top-1 (source; protocol)', by commas.
   """
   header = ['data', 'teacher', 'student', 'method', 'n', 'seeds',
             'top1_last_mean', 'top1_last_std', 'top1_best_val_mean', 'top1_best_val_std',
@@ -140,9 +154,10 @@ def csv_of_pairs(pairs: Iterable[Pair]) -> str:
 
 
 def csv_of_runs(runs: Iterable[Run]) -> str:
-  """Returns a row a run, unrounded: top-1 and agreement in percent, losses in nats, time in s.
+  """Returns a row for each run as CSV, not rounded.
 
-  Without a validation split there is no best by validation.
+  Top-1 and agreement are in percent, losses in nats, times in seconds. The columns that need a
+  validation split are empty if there is none.
   """
   numbers = (('test_last', 'top1'), ('test_last', 'loss'), ('test_last', 'agreement'),
              ('test_best_val', 'top1'), ('test_best_val', 'loss'), ('test_best_val', 'agreement'),

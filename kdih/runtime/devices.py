@@ -1,12 +1,12 @@
-"""The devices: the one axis 'batch', and how arrays get on and off it.
+"""The devices: one axis, 'batch', and how arrays are placed on it and copied from it.
 
 The devices may belong to several processes, all of which make the same calls in the same order.
 """
-import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -15,34 +15,34 @@ AXIS = 'batch'
 
 
 def num_processes() -> int:
-  """Processes that run as one; see `kdih.runtime.processes`."""
+  """Returns the number of processes that run as one; see `kdih.runtime.processes`."""
   return jax.process_count()
 
 
 def num_devices() -> int:
-  """Devices that share each global batch, those of all processes."""
+  """Returns the number of devices of all processes, which share each global batch."""
   return jax.device_count()
 
 
 def on_cpu() -> bool:
-  """Whether the devices are CPUs, where XLA runs a convolution in a loop many times slower."""
+  """Returns whether the devices are CPUs, on which XLA is slow at convolutions in a loop."""
   return jax.default_backend() == 'cpu'
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-  """As `jax.lax.scan`; of a single turn, and on a CPU, as so many turns one behind the other.
+  """Returns what `jax.lax.scan` returns; unrolled on a CPU, or if there is one iteration.
 
-  XLA rewrites convolutions into the form that is quick on a CPU outside of loops alone, and a loop
-  of one turn is a loop to it.
+  On a CPU XLA rewrites convolutions into their fast form only outside of loops, and a loop of one
+  iteration is a loop, too.
   """
-  turns = len(jax.tree.leaves(xs)[0])
-  if turns > 1 and not on_cpu():
+  length = len(jax.tree.leaves(xs)[0])
+  if length > 1 and not on_cpu():
     return jax.lax.scan(body, carry, xs)
-  found = []
-  for turn in range(turns):
-    carry, result = body(carry, jax.tree.map(lambda x, turn=turn: x[turn], xs))
-    found.append(result)
-  return carry, jax.tree.map(lambda *results: jax.numpy.stack(results), *found)
+  results = []
+  for i in range(length):
+    carry, result = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+    results.append(result)
+  return carry, jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *results)
 
 
 def pmap_step(
@@ -51,11 +51,12 @@ def pmap_step(
 ) -> Callable:
   """Compiles `step(state, frozen, resident, feed)` over the axis 'batch'.
 
-  The first three arguments are the same on every device, but for the resident arrays that
-  `resident_axes` gives an axis, and the feed is split along its leading axis (see `shard`).
-  Everything returned must have been reduced over 'batch': it is taken to be the same on every
-  device. With `donate_state` the buffers of `state` are reused for the result, and the argument is
-  gone after the call.
+  Args:
+    step: the first three arguments are the same on every device, except for the resident arrays
+      that `resident_axes` gives an axis; the feed has a leading axis of devices, see `shard`.
+      All results must have been reduced over 'batch': one device's copy is returned.
+    donate_state: reuse the buffers of `state` for the result; the argument is gone after the call.
+    resident_axes: the axis of each resident array that differs between devices.
   """
   return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, resident_axes, 0), out_axes=None,
                   donate_argnums=(0,) if donate_state else ())
@@ -67,7 +68,7 @@ def replicate(tree: Any) -> Any:
 
 
 def distribute(feed: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-  """Puts each of the parts that `shard` made on its device; returns before they are there."""
+  """Puts each part of a feed from `shard` on its device; returns before the copies are complete."""
   return jax.device_put(feed, _sharding(AXIS))
 
 
@@ -75,53 +76,59 @@ def _sharding(*axes: str) -> NamedSharding:
   return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
 
 
-def split(array: np.ndarray) -> jax.Array:
-  """Gives every device an equal part, by its number: [devices of this process, part, ...]."""
-  return distribute(shard(share({'': array})))['']
+def place_sharded(array: np.ndarray) -> jax.Array:
+  """Puts an equal part of the rows on every device: [devices of this process, rows, ...]."""
+  return distribute(shard(local_slice({'': array})))['']
 
 
 def look_up(part: jax.Array, position: jax.Array, column: jax.Array) -> jax.Array:
-  """Inside a step: rows of an array that is split over the devices, float32 [batch, width].
+  """Returns rows of an array that is sharded over the devices; to be called inside a step.
 
   Args:
-    part: [rows / devices, columns, width], this device's part; see `split`.
-    position: int32 [batch], the row's place in the whole array.
+    part: [rows / devices, columns, width], this device's part; see `place_sharded`.
+    position: int32 [batch], the number of the row in the whole array.
     column: int32 [batch].
+
+  Returns:
+    float32 [batch, width].
   """
   if num_devices() == 1:
     return part[position, column].astype(np.float32)
   position, column = gather(position), gather(column)
-  mine = position // len(part) == jax.lax.axis_index(AXIS)
-  rows = jax.numpy.where(mine[:, None], part[position % len(part), column], 0)
+  is_local = position // len(part) == jax.lax.axis_index(AXIS)
+  rows = jax.numpy.where(is_local[:, None], part[position % len(part), column], 0)
   return jax.lax.psum_scatter(rows.astype(np.float32), AXIS, tiled=True)
 
 
-def share(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The rows of a global batch that this process works on: an equal part, by process number."""
-  def mine(array: np.ndarray) -> np.ndarray:
+def local_slice(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns the rows of a global batch for this process: an equal part, by process number."""
+  def rows(array: np.ndarray) -> np.ndarray:
     size = len(array) // num_processes()
     return array[jax.process_index() * size:][:size]
 
-  return {name: mine(array) for name, array in batch.items()}
+  return jax.tree.map(rows, batch)
 
 
 def shard(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Splits the leading axis: [batch of this process, ...] to [its devices, batch of each, ...]."""
+  """Splits the leading axis of a local batch: [batch, ...] to [devices, batch / devices, ...]."""
   devices = jax.local_device_count()
-  return {name: array.reshape(devices, -1, *array.shape[1:]) for name, array in feed.items()}
+  return jax.tree.map(lambda array: array.reshape(devices, -1, *array.shape[1:]), feed)
 
 
 def gather(array: jax.Array) -> jax.Array:
-  """Inside a step: the arrays of all devices, put together along their leading axis.
+  """Returns the arrays of all devices, concatenated; to be called inside a step.
 
-  Where every device computes the same loss from gathered arrays, the mean of the devices'
-  gradients is the gradient of that loss.
+  If every device computes the same loss from gathered arrays, the mean of the devices' gradients
+  is the gradient of that loss.
   """
   return jax.lax.all_gather(array, AXIS, tiled=True)
 
 
 def mean(tree: Any) -> Any:
-  """Inside a step: means over the devices of what is no whole number, which all devices share."""
+  """Returns means over the devices of floating-point leaves; to be called inside a step.
+
+  Integer and boolean leaves are the same on all devices and are returned unchanged.
+  """
   leaves, structure = jax.tree.flatten(tree)
   is_mean = [jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact) for leaf in leaves]
   means = iter(jax.lax.pmean(
@@ -135,23 +142,23 @@ def to_host(tree: Any) -> Any:
   return jax.device_get(tree)
 
 
-def put_together(array: np.ndarray) -> np.ndarray:
-  """The arrays of all processes, equally long, one behind the other by process number."""
+def all_processes(array: np.ndarray) -> np.ndarray:
+  """Returns the arrays of all processes, of equal length, concatenated by process number."""
   if num_processes() == 1:
     return array
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def of_first(content: Any) -> Any:
-  """What the first process has, as JSON keeps it; in the others their own does not count."""
+def from_first_process(content: Any) -> Any:
+  """Returns, in every process, the JSON-able `content` of the first process."""
   if num_processes() == 1:
     return content
-  text = np.frombuffer(json.dumps(content).encode(), np.uint8)
+  text = np.frombuffer(msgspec.json.encode(content), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
   padded = np.resize(np.append(text, np.uint8(0)), size)
-  return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+  return msgspec.json.decode(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
 def wait_for_all(where: str) -> None:
-  """Returns once every process has come here: files of the first are there for the others."""
+  """Returns once every process has called it with the same `where`."""
   multihost_utils.sync_global_devices(where)

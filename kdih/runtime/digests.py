@@ -1,4 +1,4 @@
-"""What tells contents apart, bit by bit: trees of arrays, and what JSON can keep."""
+"""Digests of trees of arrays and of JSON-able content."""
 import hashlib
 import json
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def of(tree: Any) -> str:
-  """SHA-256 of names, shapes, types and values."""
+  """Returns the SHA-256 digest of the names, shapes, types and values of a tree of arrays."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(leaf)
@@ -18,5 +18,5 @@ def of(tree: Any) -> str:
 
 
 def of_json(content: Any) -> str:
-  """SHA-256 of what JSON keeps of `content`, whatever the order of its keys."""
+  """Returns the SHA-256 digest of JSON-able content, independent of the order of keys."""
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

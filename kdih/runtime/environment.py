@@ -1,9 +1,10 @@
-"""What is set for the whole process: environment variables, XLA's flags, kept programs and memory.
+"""Settings of the whole process: environment variables, XLA flags, compilation cache, memory.
 
-The first part is for before jax is imported; of the rest, from `prepare` on, nothing changes a
+The first part must run before jax is imported. The second part, from `prepare` on, changes no
 number.
 """
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -15,9 +16,11 @@ from typing import Any
 from absl import logging as absl_logging
 from etils import epath
 
+logger = logging.getLogger(__name__)
+
 
 def set_environment(config: Mapping[str, Any]) -> None:
-  """What has to be set before jax and TensorFlow are imported."""
+  """Sets the variables that jax and TensorFlow read when they are imported."""
   _silence_orbax()
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Else TensorFlow prints a warning.
@@ -25,11 +28,10 @@ def set_environment(config: Mapping[str, Any]) -> None:
 
 
 def set_xla_flags(deterministic: bool) -> None:
-  """Adds to XLA_FLAGS what kdih wants, unless it is set there; before jax is imported."""
+  """Adds kdih's flags to XLA_FLAGS, except those that the user has set; before jax is imported."""
   wanted = ['--xla_gpu_deterministic_ops=true'] if deterministic else []
-  # A CPU's matrix products alone are given to YNNPACK. By XLA's default convolutions are too, which
-  # makes a step a quarter slower. A flag that jaxlib does not know ends the process, or one that
-  # libtpu, which reads them too, does not know.
+  # On a CPU only matrix products use YNNPACK. By default convolutions use it, too, which makes a
+  # step a quarter slower. The process ends if jaxlib, or libtpu, does not know a flag.
   jaxlib = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:2])
   if (0, 10) <= jaxlib < (0, 13) and importlib.util.find_spec('libtpu') is None:
     wanted.append('--xla_cpu_experimental_ynn_fusion_type=individual_dot')
@@ -40,8 +42,11 @@ def set_xla_flags(deterministic: bool) -> None:
 
 
 def _silence_orbax() -> None:
-  """Orbax logs at length the errors that it raises; and of several writes that fail it raises one,
-  and the others end in asyncio, or report to an event loop that has been closed."""
+  """Hides orbax's log of errors that it also raises.
+
+  If several writes fail, orbax raises one error, and asyncio logs the others or reports them to an
+  event loop that has been closed.
+  """
   def report(unraisable: Any) -> None:
     if str(unraisable.exc_value) != 'Event loop is closed':
       sys.__unraisablehook__(unraisable)
@@ -52,16 +57,17 @@ def _silence_orbax() -> None:
 
 
 def prepare(compilation_cache: str, freed_memory: bool) -> None:
-  """Keeps compiled programs and, where it is asked for, freed memory; see `config.compute`."""
+  """Keeps compiled programs and, if `freed_memory`, freed memory; see `config.compute`."""
+  log_compilations()
   keep_compiled(compilation_cache)
   if freed_memory:
     keep_freed_memory()
 
 
 def keep_compiled(folder: str = '') -> None:
-  """Keeps compiled programs in `folder` ('' is the user's cache), for the next start.
+  """Keeps compiled programs in `folder` for the next start; '' is a folder in the user's cache.
 
-  Where JAX has been given a folder of its own (JAX_COMPILATION_CACHE_DIR), that one is kept.
+  With `folder=''`, a folder from JAX_COMPILATION_CACHE_DIR is kept.
   """
   import jax  # After the flags are set.
 
@@ -71,12 +77,23 @@ def keep_compiled(folder: str = '') -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-def keep_freed_memory() -> None:
-  """Has glibc keep the memory that is freed, for the next step, on a CPU.
+@functools.cache  # JAX would call a listener that is registered twice for each compilation twice.
+def log_compilations() -> None:
+  """Logs every compilation of over a second, as a detail."""
+  import jax  # After the flags are set.
 
-  XLA allocates what a step needs at each call, in pieces so large that glibc gives them back to the
-  system at once; the page faults of taking them again are a fifth of a step. Elsewhere than on
-  glibc nothing is done.
+  def listen(event: str, duration_secs: float, **_: str | int) -> None:
+    if event.endswith('backend_compile_duration') and duration_secs > 1:
+      logger.debug(f'compiled a program in {duration_secs:.1f} s')
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+
+
+def keep_freed_memory() -> None:
+  """Makes glibc keep freed memory for the next step, on a CPU; does nothing without glibc.
+
+  XLA allocates the arrays of a step at each call. They are large, and glibc returns them to the
+  system at once; the page faults of the next allocation take a fifth of a step.
   """
   if sys.platform != 'linux':  # Not every system can open the running program as a library.
     return

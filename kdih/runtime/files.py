@@ -1,21 +1,18 @@
-"""Files, local or on an object store: JSON that is never half written, names of folders."""
-import json
+"""Files, local or on an object store: atomic writes, names of folders."""
 import uuid
-from typing import Any
 
 from etils import epath
 
-from kdih import errors
 from kdih.runtime import processes
 
 
 def is_remote(path: epath.PathLike) -> bool:
-  """Whether a path is the address of an object store, such as gs://bucket/run."""
+  """Returns whether a path is the address of an object store, such as gs://bucket/run."""
   return '://' in str(path)
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-  """Writes a file so that it is either whole or as it was before; the first process does."""
+  """Writes a file so that it is either complete or unchanged; only the first process writes."""
   if not processes.is_first():
     return
   path = epath.Path(path)
@@ -29,33 +26,6 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   temporary.replace(path)
 
 
-def write_json(path: epath.PathLike, content: Any) -> None:
-  """Writes JSON atomically."""
-  write_atomically(path, json.dumps(content, indent=2) + '\n')
-
-
-def read_json(path: epath.PathLike) -> Any | None:
-  """The content of a JSON file, or None where there is no file.
-
-  Raises:
-    ConfigError: it is damaged.
-  """
-  path = epath.Path(path)
-  if not path.exists():
-    return None
-  try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise damaged(path, str(error)) from error
-
-
-def damaged(path: epath.Path, reason: str) -> errors.ConfigError:
-  """The error for a file of a workdir that does not hold what it should."""
-  return errors.ConfigError(
-      f'--workdir: {path} is damaged ({reason}); put it back from a copy, or remove it: what it '
-      'tells of is then done again')
-
-
 def folder_name(model: str) -> str:
-  """The name of a model as that of a folder; import paths hold a colon."""
+  """Returns the name of a folder for a model; an import path such as 'nets:Net' has a colon."""
   return model.replace(':', '.').replace('/', '.')

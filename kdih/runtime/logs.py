@@ -1,6 +1,7 @@
 """The log: what kdih reports while it works, on standard error, by the library `logging`.
 
-Every module logs to the logger of its own name, below 'kdih'.
+Every module logs to the logger of its own name, below 'kdih': `warning` for what a user should act
+on, `info` for the progress, `debug` for details.
 """
 import logging
 import sys
@@ -9,27 +10,30 @@ import tqdm
 
 from kdih.runtime import processes
 
-_ROOT = logging.getLogger('kdih')
+_KDIH = logging.getLogger('kdih')
 FLAGS = {'-v': logging.DEBUG, '--verbose': logging.DEBUG,
          '-q': logging.WARNING, '--quiet': logging.WARNING}
-USAGE = """  -v, --verbose  Log details too, and print the traceback of an error.
-  -q, --quiet  Log only warnings."""
+USAGE = """\
+  -v, --verbose  Log details, too: settings, checkpoints, caches, compilations, tracebacks.
+  -q, --quiet  Log only warnings, and show no progress."""
 
 
 def configure(level: int | None = None) -> None:
-  """Shows records of `level` and above.
+  """Shows log records of `level` and above on standard error.
 
-  None keeps the level, which is INFO at first. Where the logger 'kdih' has a handler already, that
-  one stays the only one.
+  A handler that the user has added to the logger 'kdih' is kept, and then no other is added.
+
+  Args:
+    level: None keeps the level of the logger 'kdih', or sets INFO if it has none.
   """
-  _ROOT.setLevel(level or _ROOT.level or logging.INFO)
-  if not _ROOT.handlers:
-    _ROOT.addHandler(_Terminal())
-    _ROOT.propagate = False  # Other libraries give the root logger handlers of their own.
+  _KDIH.setLevel(level or _KDIH.level or logging.INFO)
+  if not _KDIH.handlers:
+    _KDIH.addHandler(_Terminal())
+    _KDIH.propagate = False  # Other libraries give the root logger handlers of their own.
 
 
 class _Terminal(logging.Handler):
-  """Writes records above the progress bar, if there is one; of several processes, the first's."""
+  """Writes log records above the progress bar, if there is one; only the first process writes."""
 
   def __init__(self):
     super().__init__()
@@ -38,6 +42,6 @@ class _Terminal(logging.Handler):
   def emit(self, record: logging.LogRecord) -> None:
     if not processes.is_first():
       return
-    # Looked up for each record, for notebooks replace it.
+    # `sys.stderr` is looked up for each record because notebooks and tests replace it.
     tqdm.tqdm.write(self.format(record), file=sys.stderr)
     sys.stderr.flush()

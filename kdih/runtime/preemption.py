@@ -1,6 +1,6 @@
-"""Machines that are taken away: SIGTERM ends a run at a step, with a checkpoint.
+"""Preemption: SIGTERM ends a run after the current step, with a checkpoint.
 
-Cloud VMs, TPU VMs and Slurm send that signal some seconds before they stop a process.
+Cloud VMs, TPU VMs and Slurm send SIGTERM some seconds before they stop a process.
 """
 import contextlib
 import itertools
@@ -13,47 +13,47 @@ from jax.experimental import multihost_utils
 from kdih import errors
 from kdih.runtime import devices, processes
 
-_asked = threading.Event()
+_requested = threading.Event()
 _training = threading.Event()
-_times = itertools.count()  # That `reached` was asked, in every process alike.
+_calls = itertools.count()  # Calls of `reached`, the same number in every process.
 
 
 def listen() -> None:
-  """From now on SIGTERM raises PreemptedError, within `training` at its next step or end.
+  """Turns SIGTERM into a PreemptedError; inside `training` it waits for the next step or the end.
 
-  To be called by a program, in its main thread. Where several processes run as one, JAX listens
-  in its place, in all of them.
+  A program calls this in its main thread. If several processes run as one, JAX handles the signal
+  in all of them instead.
   """
-  _asked.clear()
+  _requested.clear()
   if not processes.joined():
-    signal.signal(signal.SIGTERM, _take_notice)
+    signal.signal(signal.SIGTERM, _request)
 
 
-def _take_notice(*_) -> None:
-  _asked.set()
+def _request(*_) -> None:
+  _requested.set()
   if not _training.is_set():
     _leave()
 
 
 def _leave() -> None:
-  raise errors.PreemptedError('asked to stop; the same command goes on where it was')
+  raise errors.PreemptedError('stopped by SIGTERM; run the same command again to resume')
 
 
 @contextlib.contextmanager
 def training() -> Iterator[None]:
-  """Where the signal must wait until `reached` is asked, so that a checkpoint can be written."""
+  """Delays the signal inside the context until `reached`, to have time for a checkpoint."""
   _training.set()
   try:
     yield
   finally:
     _training.clear()
-  if _asked.is_set():
+  if _requested.is_set():
     _leave()
 
 
 def reached() -> bool:
-  """Whether to stop here; the same in all processes. To be asked after each call of a step."""
+  """Returns whether to stop now; the same in all processes. Call it after each compiled step."""
   if devices.num_processes() > 1:
-    # JAX makes the processes meet at the next number after the one they are at.
-    return multihost_utils.reached_preemption_sync_point(next(_times))
-  return _asked.is_set()
+    # JAX lets all processes stop at the same number, the next one that none has passed.
+    return multihost_utils.reached_preemption_sync_point(next(_calls))
+  return _requested.is_set()

@@ -1,7 +1,7 @@
-"""Several processes that run as one: how a program joins them, and how it leaves.
+"""Several processes that run as one: how a program joins and leaves them.
 
-Each has some of the devices. All run the same command on the same workdir and go through the same
-steps; of each batch every process reads what its own devices work on.
+Every process has some of the devices. All processes run the same command on the same workdir and
+the same steps; each reads the part of a batch for its own devices.
 """
 import glob
 import importlib.util
@@ -19,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def join(fields: 'ml_collections.ConfigDict') -> None:
-  """Joins the processes that `config.distributed` names, or those of a Slurm job or a TPU slice.
+  """Joins the processes of `config.distributed`, of a Slurm job, or of a TPU slice, if any.
 
-  To be called before jax computes anything. Alone, a process joins nobody.
+  A program calls this before jax computes anything.
 
   Raises:
-    ConfigError: the settings do not say who is to be joined, or no one answers.
+    ConfigError: the settings are incomplete, or the other processes do not answer.
   """
   import jax  # Takes a second, and this module must be light.
 
@@ -36,8 +36,8 @@ def join(fields: 'ml_collections.ConfigDict') -> None:
     arguments = {}
   else:
     return
-  # JAX ends the process itself, with a line and a stack trace, where the others do not come.
-  logger.info(f'distributed: waits at most {fields.timeout} s for the other processes'
+  # If the other processes do not come, JAX itself ends this one, with a stack trace.
+  logger.info(f'distributed: waiting up to {fields.timeout} s for the other processes'
               + (f' at {fields.coordinator}' if fields.coordinator else ''))
   try:
     jax.distributed.initialize(
@@ -45,7 +45,7 @@ def join(fields: 'ml_collections.ConfigDict') -> None:
   except (RuntimeError, ValueError) as error:
     raise errors.ConfigError(
         f'config.distributed: the processes did not find each other ({errors.first_line(error)}); '
-        'start all of them with one --coordinator=HOST:PORT, that of process 0') from error
+        'start all of them with the --coordinator=HOST:PORT of process 0') from error
 
 
 def _check(fields: 'ml_collections.ConfigDict') -> None:
@@ -59,7 +59,7 @@ def _check(fields: 'ml_collections.ConfigDict') -> None:
 
 
 def _in_cluster() -> bool:
-  """Returns whether JAX can find out by itself who is to be joined."""
+  """Returns whether JAX can find the other processes by itself."""
   if 'SLURM_STEP_NODELIST' in os.environ:
     return int(os.environ.get('SLURM_NTASKS', 1)) > 1
   on_tpu = 'cpu' not in os.environ.get('JAX_PLATFORMS', '') and bool(
@@ -74,17 +74,17 @@ def joined() -> bool:
 
 
 def is_first() -> bool:
-  """Returns whether this is the process that writes and speaks."""
+  """Returns whether this is the process that writes files and logs."""
   return not joined() or sys.modules['jax'].process_index() == 0
 
 
 def lost(error: Exception) -> bool:
-  """Returns whether an error means that another of the processes is gone."""
+  """Returns whether an error means that another process has ended."""
   return joined() and isinstance(error, sys.modules['jax'].errors.JaxRuntimeError)
 
 
 def leave(code: int) -> None:
-  """Ends this process at once if others wait for it, so that they do not wait for minutes."""
+  """Ends this process at once if other processes would wait for it, for minutes."""
   if joined():
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What people watch: a bar on a terminal, plain lines in a log."""
+"""The progress of a phase: a bar on a terminal, otherwise lines in the log."""
 import datetime
 import logging
 import sys
@@ -11,12 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-  """Shows phase, epoch, loss, accuracy, examples/s and the time to go, on standard error.
+  """Shows phase, epoch, loss, accuracy, examples/s and the remaining time, on standard error.
 
   Args:
-    phase: for instance 'student/dih'.
+    phase: such as 'student/dih'.
     total_steps: of the phase.
-    start_step: where this run begins.
+    start_step: the number of steps that are already done.
     steps_per_epoch: may be a fraction.
     batch_size: global.
   """
@@ -33,7 +33,7 @@ class Progress:
                             dynamic_ncols=True)
 
   def update(self, step: int, metrics: dict[str, float], examples_per_second: float) -> None:
-    """Shows where the run is, after `step` updates."""
+    """Shows the state after `step` updates."""
     values = ' '.join(f'{name} {value:.4f}' for name, value in metrics.items())
     done = step / self._steps_per_epoch
     total = self._total / self._steps_per_epoch
@@ -53,6 +53,6 @@ class Progress:
     return str(datetime.timedelta(seconds=round(rest)))
 
   def close(self) -> None:
-    """Ends the bar."""
+    """Closes the bar."""
     if self._bar:
       self._bar.close()

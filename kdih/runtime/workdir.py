@@ -1,15 +1,15 @@
-"""The files of a run: who made it (manifest), what came out (results), never half written."""
+"""The folder of a run: its manifest, its lock, and the results of its phases."""
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import msgspec
 from etils import epath
 
 from kdih import errors
-from kdih.runtime import devices, files, processes, provenance
+from kdih.runtime import devices, processes, provenance, run_files
 from kdih.runtime.files import is_remote
 
 if TYPE_CHECKING:
@@ -23,33 +23,29 @@ class Workdir:
     self.path = epath.Path(path)
 
   def manifest(self) -> dict[str, Any] | None:
-    """Returns what the last command wrote about the run; None before the first one.
+    """Returns the fields of `run_files.Manifest`, or None before the first command.
 
     Raises:
-      ConfigError: the folder cannot be written to, or the manifest is damaged.
+      ConfigError: the folder cannot be written to.
+      FileError: the manifest is damaged.
     """
     _check_writable(self.path)
-    path = self.path / 'manifest.json'
-    manifest = files.read_json(path)
-    if manifest is not None and not (
-        isinstance(manifest, dict) and isinstance(manifest.get('config'), dict)):
-      raise files.damaged(path, 'it holds no config')
-    return manifest
+    return run_files.read(self.path / 'manifest.json', run_files.Manifest)
 
-  def open(self, config: dict[str, Any], **made_of: Any) -> None:
-    """Makes the folder and writes `manifest.json`: the command, its config, what it is made of."""
+  def open(self, config: dict[str, Any], **identity: Any) -> None:
+    """Makes the folder and writes `manifest.json`: the provenance, the config, the identity."""
     self._make()
-    files.write_json(self.path / 'manifest.json',
-                     {**provenance.collect(), 'config': config, **made_of})
+    run_files.write(self.path / 'manifest.json',
+                    {**provenance.collect(), 'config': config, **identity})
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
     """Keeps other processes from running in this folder; the lock ends with its process.
 
-    There are no locks on an object store: a second process would not be noticed there.
+    An object store has no locks: a second process would not be noticed there.
 
     Raises:
-      ConfigError: another process does.
+      ConfigError: another process runs in this folder.
     """
     self._make()
     if is_remote(self.path) or not processes.is_first():
@@ -71,58 +67,78 @@ class Workdir:
                                'another folder') from error
 
   def phase(self, name: str) -> epath.Path:
-    """Returns the folder of a phase, made where it is not there."""
+    """Returns the folder of a phase, and makes it first if it does not exist."""
     path = self.path / name
     path.mkdir(parents=True, exist_ok=True)
     return path
 
-  def result(self, phase: str) -> dict | None:
-    """Returns what a finished phase reported, or None; the same in all processes."""
-    path = self.path / phase / 'result.json'
-    result = devices.of_first(files.read_json(path))
-    if not isinstance(result, dict | None):
-      raise files.damaged(path, 'it is no group of fields')
-    if result and not isinstance(result.get('accepted', []), list):
-      raise files.damaged(path, "its 'accepted' is no list")
-    return result
+  def result(self, phase: str) -> dict[str, Any] | None:
+    """Returns the result of a finished phase, or None; the same in all processes.
 
-  def finish(self, phase: str, result: dict) -> dict:
-    """Marks the phase as finished: nothing of it is written after this."""
-    files.write_json(self.phase(phase) / 'result.json', {**result, 'made_by': provenance.collect()})
+    Raises:
+      FileError: the result is damaged.
+    """
+    return devices.from_first_process(run_files.read_result(self.path, phase))
+
+  def finish(self, phase: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Marks a phase as finished: its result is the last file that a phase writes."""
+    run_files.write(self.phase(phase) / 'result.json',
+                    {**result, 'made_by': provenance.collect()})
     devices.wait_for_all(f'{phase} finished')
     return result
 
-  def results(self) -> dict:
-    """Returns results of all finished phases: {'teacher', 'heads', 'student': {method: ...}}."""
-    found: dict[str, dict] = {}
+  def results(self) -> dict[str, Any]:
+    """Returns the results of all finished phases: {'teacher', 'heads', 'student': {method: ...}}.
+
+    Raises:
+      FileError: one of them, or the manifest, is damaged.
+    """
+    found: dict[str, Any] = {}
     for name in ('teacher', 'heads'):
       result = self.result(name)
       if result:
         found[name] = result
     students = [path.parent.name for path in self.path.glob('student/*/result.json')]
-    # As the config names them; those of an earlier command last.
-    manifest = files.read_json(self.path / 'manifest.json')
+    # In the order of the config; students of an earlier command last.
+    manifest = run_files.read(self.path / 'manifest.json', run_files.Manifest)
     order = manifest['config']['student']['methods'] if manifest else []
     names = sorted(students, key=lambda m: (order.index(m) if m in order else len(order), m))
     if names:
       found['student'] = {name: self.result(f'student/{name}') for name in names}
     return found
 
+  def reported(self) -> dict[str, Any] | None:
+    """Returns the fields of `results.json`, `run_files.Results`, or None before the first report.
 
-def resolved(config: 'ml_collections.ConfigDict') -> dict:
-  """Returns every field of a config as JSON has it."""
-  return json.loads(json.dumps(config.to_dict()))
+    Raises:
+      FileError: the file is damaged.
+    """
+    return run_files.read(self.path / 'results.json', run_files.Results)
+
+  def check(self) -> None:
+    """Raises FileError if a result or `results.json` is damaged, before anything is written."""
+    self.results()
+    self.reported()
+
+
+def resolved(config: 'ml_collections.ConfigDict') -> dict[str, Any]:
+  """Returns every field of a config as JSON stores it: tuples become lists.
+
+  Raises:
+    ConfigError: a text cannot be written as UTF-8.
+  """
+  return msgspec.json.decode(run_files.encode(config.to_dict()))
 
 
 def check_shared(path: epath.PathLike) -> None:
-  """Raises ConfigError where several processes cannot work in the folder `path`."""
+  """Raises ConfigError if several processes cannot work in the folder `path`."""
   if is_remote(path):
-    raise errors.ConfigError(f'--workdir: {path} is no folder of a file system, and processes '
+    raise errors.ConfigError(f'--workdir: {path} is not a folder of a file system, and processes '
                              'cannot share it safely; choose a local or mounted folder')
 
 
 def _check_writable(path: epath.Path) -> None:
-  if is_remote(path):  # Only writing tells.
+  if is_remote(path):  # Only an attempt to write shows whether it is possible.
     return
   existing = next(p for p in (path, *path.absolute().parents) if p.exists())
   if not existing.is_dir():

@@ -4,17 +4,17 @@
       --students=resnet8,resnet20 --seeds=30,50,67 --workdir=runs/sweep
   python -m kdih.sweep --config=configs/paper.py:table=cifar100 --workdir=runs/paper --dry_run
 
-The same command goes on with a sweep that was cut off, and trains again what failed. Started
-several times on one workdir, on one machine or on several that share the folder, the processes
-share the work. Exit codes: 0 done, 1 some runs failed, 2 a setting is wrong, 75 asked to stop by
-SIGTERM, and saved: start it again, 130 interrupted.
+Run the same command again to resume a sweep that was interrupted, and to repeat the runs that
+failed. Several processes with the same workdir, on one machine or on several that share the folder,
+share the work. Exit codes: 0 done, 1 some runs failed, 2 a setting is wrong, 75 stopped by SIGTERM
+with a checkpoint, 130 interrupted.
 """
 import sys
 
 from kdih.config import flags
 from kdih.runtime import environment, program
 
-# Flags, and the fields that they set.
+# Short flags, with the fields that they set.
 _SHORT = {
     **{name: name for name in ('accept', 'dry_run', 'dry_run_seconds')},
     **{name: f'sweep.{name}' for name in (
@@ -23,14 +23,14 @@ _SHORT = {
 
 
 def main(argv: list[str]) -> int:
-  """Runs what the command line `argv` asks for and returns the exit code."""
+  """Runs the command line `argv`, program name first, and returns the exit code."""
   return program.main(argv, f'{__doc__}\n{flags.usage(_SHORT)}', _run)
 
 
 def _run(argv: list[str]) -> int:
   config, workdir = flags.read(argv, _SHORT)
   environment.set_environment(config)
-  from kdih.runtime import preemption  # These take seconds; the settings are read first.
+  from kdih.runtime import preemption  # These imports take seconds.
   from kdih.sweep.run import estimate, run
 
   preemption.listen()

@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of, and where each of them lies."""
+"""The runs of a sweep, their order, and their folders."""
 import dataclasses
 
 import ml_collections
@@ -7,7 +7,6 @@ from etils import epath
 from kdih import errors
 from kdih.models import registry
 from kdih.runtime.files import folder_name
-from kdih.runtime.workdir import Workdir
 from kdih.sweep import variants
 
 
@@ -18,7 +17,7 @@ class Pair:
   Attributes:
     teacher: name of its model.
     student: name of its model.
-    config: of all their runs, but for the seed.
+    config: of all their runs, except for the seed.
     methods: names, in the order in which they are run.
   """
 
@@ -27,8 +26,13 @@ class Pair:
   config: ml_collections.ConfigDict
   methods: tuple[str, ...]
 
+  @property
+  def key(self) -> tuple[str, str]:
+    """Returns the names of teacher and student."""
+    return self.teacher, self.student
+
   def without(self, method: str) -> 'Pair':
-    """The pair without one of its methods."""
+    """Returns the pair without one of its methods."""
     methods = tuple(name for name in self.methods if name != method)
     copy = changed(self.config)
     copy.student.methods = methods
@@ -45,66 +49,43 @@ class Run:
 
   @property
   def name(self) -> str:
-    """What messages call it."""
+    """Returns the name for messages and locks."""
     return f'{self.pair.teacher}/{self.pair.student}/{self.method}/seed{self.seed}'
 
   @property
   def config(self) -> ml_collections.ConfigDict:
-    """That of the pair, with the seed."""
+    """Returns the config of the pair, with the seed."""
     return changed(self.pair.config, seed=self.seed)
 
   def folder(self, workdir: epath.Path) -> epath.Path:
-    """The workdir of the run, which it shares with the other methods."""
+    """Returns the workdir of the run, which the other methods share."""
     return pair_folder(workdir, self.pair.teacher) / folder_name(self.pair.student) / (
         f'seed{self.seed}')
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """A phase to be done once.
-
-  Attributes:
-    name: what messages and locks call it.
-    pair: whose phase it is, or the first that it serves.
-    config: its own.
-    workdir: where it lies.
-    phase: its name there.
-    after: names of the jobs that must be over before.
-    needs: those of them that must have succeeded.
-  """
-
-  name: str
-  pair: Pair
-  config: ml_collections.ConfigDict
-  workdir: Workdir
-  phase: str
-  after: tuple[str, ...] = ()
-  needs: tuple[str, ...] = ()
-
-
 def pair_folder(workdir: epath.Path, teacher: str) -> epath.Path:
-  """The workdir of a teacher and its heads."""
+  """Returns the workdir of a teacher and its heads."""
   return workdir / folder_name(teacher)
 
 
 def changed(config: ml_collections.ConfigDict, **fields) -> ml_collections.ConfigDict:
-  """A copy of `config` with other values for some of its fields."""
+  """Returns a copy of `config` with other values for some of its fields."""
   copy = config.copy_and_resolve_references()
   copy.update(fields)
   return copy
 
 
 def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
-  """The pairs that `config.sweep` names, each with its own config; methods in all variants.
+  """Returns the pairs that `config.sweep` names, each with its config and all method variants.
 
   Raises:
-    ConfigError: a pair that is not 'teacher:student'.
+    ConfigError: a pair is not 'teacher:student', or both pairs and students are set.
   """
   sweep = config.sweep
   if sweep.pairs and sweep.students:
     raise errors.ConfigError(
-        'config.sweep.students: is set, and config.sweep.pairs too, which may stand in the config '
-        'file; set one, and empty the other with --config.sweep.pairs=')
+        'config.sweep.students: cannot be set together with config.sweep.pairs, which the config '
+        'file may set; clear one of them, with --config.sweep.pairs=')
   students = tuple(sweep.students or (config.student.name,))
   methods = tuple(sweep.methods or config.student.methods)
   config, methods = variants.expand(config, methods)
@@ -115,19 +96,20 @@ def pairs(config: ml_collections.ConfigDict) -> list[Pair]:
 
 
 def runs(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[tuple[Run, ...]]:
-  """Every combination, by what is trained together.
+  """Returns all runs in groups that are trained together.
 
-  Seed by seed, so that an early table holds every method; or all seeds of all variants of a method
-  with each other. With a cache teacher by teacher, for that of one is kept at a time.
+  The groups are in the order of the seeds, to have an early table with every method; with
+  `config.sweep.together` a group has all seeds and variants of a method. With a teacher cache the
+  runs of one teacher follow each other, because only the cache of one teacher is kept.
 
   Raises:
-    ConfigError: seeds are to be trained together that would not see the same batches.
+    ConfigError: `config.sweep.together` is set, but the seeds would not see the same batches.
   """
   seeds = tuple(config.sweep.seeds)
   if config.sweep.together and config.data.order_seed < 0 and len(seeds) > 1:
     raise errors.ConfigError(
-        'config.sweep.together: is set, and seeds that are trained together see the same batches; '
-        'set config.data.order_seed to a number from 0, such as 0')
+        'config.sweep.together: seeds that are trained together must see the same batches; set '
+        'config.data.order_seed to a number from 0, such as 0')
   if config.compute.cache == 'none':
     return _in_order(config, chosen)
   teachers = dict.fromkeys(pair.teacher for pair in chosen)
@@ -145,7 +127,7 @@ def _in_order(config: ml_collections.ConfigDict, chosen: list[Pair]) -> list[tup
 
 
 def _split(pair: str) -> tuple[str, str]:
-  parts = pair.split(':')  # An import path holds a colon too.
+  parts = pair.split(':')  # An import path contains a colon, too.
   cut = 1 if len(parts) == 2 or parts[0] in registry.names() else 2
   teacher, student = ':'.join(parts[:cut]), ':'.join(parts[cut:])
   if not (teacher and student):
@@ -159,7 +141,7 @@ def _pair_config(
 ) -> ml_collections.ConfigDict:
   copy = changed(config, phases=('student',))
   for role, name in (('teacher', teacher), ('student', student)):
-    if copy[role].name != name:  # Arguments of one model are not those of another.
+    if copy[role].name != name:  # The arguments in the config are for the model in the config.
       copy[role].name, copy[role].kwargs = name, ml_collections.ConfigDict()
   copy.student.methods = methods
   return copy

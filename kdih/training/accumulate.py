@@ -1,49 +1,52 @@
-"""Gradients of a device's share of a batch, part by part or of fewer activations: saves memory."""
+"""Gradients of a device's part of the batch with less memory: in parts, or with recomputation."""
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from kdih.runtime import devices
 
 
-def accumulated(value_and_grad: Callable, parts: int, ask: Callable) -> Callable:
-  """Returns `value_and_grad` of so many equal parts of the batch, one after the other.
+def accumulated(value_and_grad: Callable, parts: int, compute_signal: Callable) -> Callable:
+  """Returns a function that applies `value_and_grad` to equal parts of the batch, one by one.
 
-  Metrics and gradients are means over the parts, and so those of the whole batch where no example
-  has to do with another. Collections go from part to part, as they else go from batch to batch.
+  Metrics and gradients are means over the parts. They equal those of the whole batch if no image's
+  loss depends on another image. Collections, such as batch statistics, are passed from part to
+  part as they otherwise are from batch to batch.
 
   Args:
     value_and_grad: (params, collections, batch, signal, moment) to ((loss, (metrics, new
       collections)), gradients).
-    parts: how many.
-    ask: from the images of a part to its signal, which is used where the batch has none.
+    parts: number of parts.
+    compute_signal: function from the images of a part to their teacher signal; used if the signal
+      of the batch is None.
   """
   def in_parts(params, collections, batch, signal, moment):
     def add(carry, part):
       total, collections = carry
       number, batch, signal = part
       if signal is None:
-        signal = ask(batch.images)
+        signal = compute_signal(batch.images)
       own = moment.replace(dropout_key=jax.random.fold_in(moment.dropout_key, number))
       (loss, (metrics, collections)), gradients = value_and_grad(
           params, collections, batch, signal, own)
-      return (jax.tree.map(jnp.add, total, gradients), collections), (loss, metrics)
+      return (optax.tree.add(total, gradients), collections), (loss, metrics)
 
     cut = jax.tree.map(lambda array: array.reshape(parts, -1, *array.shape[1:]), (batch, signal))
     (total, collections), scalars = devices.scan(
-        add, (jax.tree.map(jnp.zeros_like, params), collections), (jnp.arange(parts), *cut))
+        add, (optax.tree.zeros_like(params), collections), (jnp.arange(parts), *cut))
     loss, metrics = jax.tree.map(lambda values: values.mean(0), scalars)
-    return (loss, (metrics, collections)), jax.tree.map(lambda x: x / parts, total)
+    return (loss, (metrics, collections)), optax.tree.scale(1 / parts, total)
 
   return in_parts
 
 
-def frugal(function: Callable) -> Callable:
-  """Returns the function, of which the backward pass is left results of convolutions and products.
+def rematerialized(function: Callable) -> Callable:
+  """Returns the function with a backward pass that stores less and recomputes more.
 
-  It computes the others again, such as those of batch norms, which are the cheaper and the larger
-  part.
+  Only the results of convolutions and matrix products are stored. All others, such as those of
+  batch norms, are recomputed: they are cheap to compute and take most of the memory.
   """
   def is_product(primitive, *_, **__):
     return primitive.name in ('conv_general_dilated', 'dot_general')

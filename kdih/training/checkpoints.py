@@ -1,6 +1,6 @@
-"""Every orbax call of the project: checkpoints to resume from, variables to keep.
+"""Every orbax call of the project: checkpoints to resume from, and exported variables.
 
-When they are written, the loop decides (`loop`, `loop_schedule`).
+`loop` and `loop_schedule` decide when checkpoints are written.
 """
 import logging
 import os
@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers
 from kdih import errors
 from kdih.runtime import devices, digests, processes
 from kdih.runtime.files import is_remote
-from kdih.training.state import TrainState
+from kdih.training.state import TrainState, from_stored, to_stored
 
 logger = logging.getLogger(__name__)
 
@@ -26,47 +26,53 @@ SELECTION = 'top1'  # The validation metric that chooses the best checkpoint.
 class Checkpoints:
   """The checkpoints of a phase: the last two, and the one with the best validation accuracy.
 
-  Of equally good ones the later is the best. Each is complete or absent, whenever the process
-  dies. Each holds digests of what it consists of, for a flipped bit in an array is nothing that
-  orbax notices. Damaged ones are moved to the folder `damaged` beside them.
+  Of two equally good checkpoints the later one counts. A checkpoint is complete or absent, whenever
+  the process dies. It contains digests of its content, because orbax does not notice a flipped bit
+  in an array. Damaged checkpoints are moved to the folder `damaged` beside `directory`.
 
   Args:
-    directory: theirs.
+    directory: of the checkpoints.
     like: a state of the same structure and shapes.
 
   Raises:
-    TrainingError: all of them are damaged, or hold other arrays than `like`; nothing has been
+    TrainingError: all checkpoints are damaged, or have other arrays than `like`; nothing has been
       changed.
   """
 
   def __init__(self, directory: epath.PathLike, like: TrainState):
     self._directory = _absolute(directory)
-    self._like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    self._like = to_stored(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
     self._set_damaged_aside()
     self._manager = _manager(self._directory)
 
   def save(self, state: TrainState, meta: dict, metrics: dict[str, float] | None) -> None:
-    """Writes `state` and the JSON-able `meta`; `metrics` takes part in the choice of the best.
+    """Writes a checkpoint.
+
+    Args:
+      state: to restore.
+      meta: JSON-able, to restore with the state.
+      metrics: of the validation, which decide whether this checkpoint is the best one; or None.
 
     Raises:
-      TrainingError: it cannot be written; the earlier ones are still there.
+      TrainingError: the checkpoint cannot be written; the earlier checkpoints are unchanged.
     """
-    state = devices.to_host(state)
     step = int(state.step)
+    stored_state = to_stored(devices.to_host(state))
     content = {'meta': meta, 'metrics': metrics}
-    stored = {**content, 'digests': [digests.of(state), digests.of_json(content)]}
+    stored = {**content, 'digests': [digests.of(stored_state), digests.of_json(content)]}
     try:
       self._require_there()
       self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(stored)))
-    except (OSError, ValueError) as error:  # Of tensorstore the latter.
+          state=ocp.args.StandardSave(stored_state), meta=ocp.args.JsonSave(stored)))
+    except (OSError, ValueError) as error:  # tensorstore raises ValueError.
       raise errors.TrainingError(
           f'the checkpoint of step {step} cannot be written to {self._directory} '
-          f'({_os_error(error)}); {self.last_good()}. Mend that, and the same command goes on'
-          ) from error
+          f'({_os_error(error)}); {self.last_good()}. Fix this and run the same command again to '
+          'resume') from error
+    logger.debug(f'{self._directory}: wrote the checkpoint of step {step}')
 
   def _require_there(self) -> None:
-    """A folder that is deleted while its checkpoints are written may come back, without them."""
+    """Raises FileNotFoundError if a checkpoint is gone: orbax would make a deleted folder again."""
     if is_remote(self._directory):
       return
     for path in (self._directory, *(self._directory / str(s) for s in self._manager.all_steps())):
@@ -75,36 +81,39 @@ class Checkpoints:
 
   @property
   def last_step(self) -> int | None:
-    """The step of the last checkpoint, or None where there is none."""
+    """Returns the step of the last checkpoint, or None if there is no checkpoint."""
     return self._manager.latest_step()
 
   @property
   def last_two(self) -> list[int]:
-    """Steps of the last two checkpoints; 0 stands for none before the first."""
+    """Returns the steps of the last two checkpoints; 0 is the state before the first one."""
     return sorted({0, *self._manager.all_steps()})[-2:]
 
   def last_good(self) -> str:
-    """Which checkpoint there is to go on from, in words."""
+    """Returns a phrase that names the checkpoint from which the phase can resume."""
     return 'there is no checkpoint yet' if self.last_step is None else (
-        f'the last good checkpoint is that of step {self.last_step}')
+        f'the last good checkpoint is the one of step {self.last_step}')
 
   def restore_last(self) -> tuple[TrainState, dict] | None:
-    """The last checkpoint as (state in numpy, meta), or None where there is none."""
+    """Returns the last checkpoint as (state in numpy, meta), or None if there is none."""
     step = self._manager.latest_step()
-    return None if step is None else self._read(step)
+    if step is None:
+      return None
+    logger.debug(f'{self._directory}: resumes from the checkpoint of step {step}')
+    return self._read(step)
 
   def drop(self, step: int) -> None:
-    """Removes the checkpoint of a step, if there is one."""
+    """Removes the checkpoint of a step, if it exists."""
     if step in self._manager.all_steps():
       self._manager.delete(step)
 
   def restore_best(self) -> tuple[TrainState, dict]:
-    """The best checkpoint by validation; the last one where nothing was validated."""
+    """Returns the best checkpoint by validation, or the last one if there was no validation."""
     step = self._manager.best_step()
     return self._read(self._manager.latest_step() if step is None else step)
 
   def _read(self, step: int) -> tuple[TrainState, dict]:
-    """Raises whatever orbax raises of damaged files, and ValueError where a digest differs."""
+    """Returns a checkpoint. Raises any error of orbax, and ValueError if a digest differs."""
     path = self._directory / str(step)
     with _checkpointer() as checkpointer:
       found = checkpointer.restore(path, args=ocp.args.Composite(
@@ -116,8 +125,8 @@ class Checkpoints:
         metrics = checkpointer.restore(path, args=ocp.args.Composite(
             metrics=ocp.args.JsonRestore()))['metrics']
         if metrics != content['metrics']:
-          raise ValueError('its metrics are not those that were written')
-    return found['state'], content['meta']
+          raise ValueError('its metrics are not the ones that were written')
+    return from_stored(found['state']), content['meta']
 
   def _set_damaged_aside(self) -> None:
     steps = sorted(ocp.utils.checkpoint_steps(self._directory))
@@ -126,23 +135,23 @@ class Checkpoints:
       self._require_same_arrays(steps[-1])
       raise errors.TrainingError(
           f'{self._directory}: every checkpoint is damaged ({damaged[steps[-1]]}); nothing was '
-          'changed. Restore one from a copy, or remove the folder to train the phase anew')
+          'changed. Restore one from a copy, or remove the folder to train the phase again')
     aside = self._directory.with_name('damaged')
     for step, reason in damaged.items():
       logger.warning(
-          f'{self._directory}: the checkpoint of step {step} is damaged ({reason}); it is moved to '
-          f'{aside}, and the last good one is that of step {max(set(steps) - damaged.keys())}')
+          f'{self._directory}: the checkpoint of step {step} is damaged ({reason}) and is moved to '
+          f'{aside}; the last good one is of step {max(set(steps) - damaged.keys())}')
       if processes.is_first():
         aside.mkdir(exist_ok=True)
         (self._directory / str(step)).rename(_unused(aside / str(step)))
     devices.wait_for_all('damaged checkpoints set aside')
 
   def _require_same_arrays(self, step: int) -> None:
-    """Raises TrainingError if a checkpoint, intact or not, is of arrays with other names."""
+    """Raises TrainingError if a checkpoint, damaged or not, has arrays of other names."""
     try:
       with _checkpointer() as checkpointer:
         stored = _names(checkpointer.metadata(self._directory / str(step)).item_metadata['state'])
-    except Exception:  # It is so damaged that nobody can tell; orbax raises many kinds.
+    except Exception:  # Its list of arrays is damaged, too; orbax raises many kinds.
       return
     known = _names(self._like)
     found = [f'{text} {", ".join(sorted(names))}' for text, names in (
@@ -150,11 +159,11 @@ class Checkpoints:
     if found:
       raise errors.TrainingError(
           f'{self._directory}: another version of kdih wrote the checkpoints, which '
-          f'{" and ".join(found)}; nothing was changed. Go on with that version, or remove the '
-          'folder to train the phase anew')
+          f'{" and ".join(found)}; nothing was changed. Resume with that version, or remove the '
+          'folder to train the phase again')
 
   def _damage(self, step: int) -> str:
-    """What is wrong with a checkpoint; '' if nothing is."""
+    """Returns why a checkpoint is damaged, or '' if it is not."""
     try:
       self._read(step)
     except Exception as error:  # orbax and tensorstore raise many kinds.
@@ -175,19 +184,19 @@ def _manager(directory: epath.Path) -> ocp.CheckpointManager:
 
 
 def _names(state: Any) -> set[str]:
-  """Paths of its arrays, by which orbax knows them too."""
+  """Returns the paths of the arrays, which are their names in orbax, too."""
   return {jax.tree_util.keystr(path, simple=True, separator='/')
           for path, _ in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def _os_error(error: Exception) -> str:
-  """The system's word for it; tensorstore's errors are long."""
+  """Returns the message of the operating system; tensorstore's messages are long."""
   code = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
   return os.strerror(int(code[1] or code[2])) if code else errors.first_line(error)
 
 
 def _unused(path: epath.Path) -> epath.Path:
-  """The path, or with a number behind it the first that is free."""
+  """Returns the path, with a number appended if it exists."""
   number = 1
   while path.exists():
     number += 1
@@ -196,7 +205,7 @@ def _unused(path: epath.Path) -> epath.Path:
 
 
 def export(path: epath.PathLike, variables: Any, meta: dict) -> None:
-  """Writes variables alone, with a JSON-able description, replacing what is at `path`."""
+  """Writes variables and their JSON-able description; replaces the folder `path`."""
   with _checkpointer() as checkpointer:
     checkpointer.save(_absolute(path), force=True, args=ocp.args.Composite(
         variables=ocp.args.StandardSave(devices.to_host(variables)),
@@ -204,7 +213,7 @@ def export(path: epath.PathLike, variables: Any, meta: dict) -> None:
 
 
 def read_meta(path: epath.PathLike, setting: str) -> dict:
-  """The description of exported variables.
+  """Returns the description of exported variables.
 
   Args:
     path: a `variables` folder that `export` wrote.
@@ -223,7 +232,7 @@ def read_meta(path: epath.PathLike, setting: str) -> dict:
 
 
 def restore(path: epath.PathLike) -> Any:
-  """Exported variables, whatever they are of, as numpy arrays."""
+  """Returns exported variables of any structure, as numpy arrays."""
   with _checkpointer() as checkpointer:
     variables = checkpointer.restore(_absolute(path), args=ocp.args.Composite(
         variables=ocp.args.StandardRestore()))['variables']
@@ -231,7 +240,7 @@ def restore(path: epath.PathLike) -> Any:
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
-  """What orbax needs; an address such as gs://bucket/run is absolute as it is."""
+  """Returns an absolute path, as orbax requires; gs://bucket/run is absolute."""
   return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
 
 

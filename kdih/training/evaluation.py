@@ -1,4 +1,4 @@
-"""Exact evaluation: every example counts once, on any number of devices."""
+"""Evaluation that counts every example exactly once, on any number of devices."""
 from typing import Any
 
 import jax
@@ -13,15 +13,15 @@ Metrics = dict[str, dict[str, float]]
 
 
 class Evaluator:
-  """Measures what a task predicts on some examples of a split.
+  """Measures the predictions of a task on a subset of a split.
 
   Args:
-    task: predicts.
-    loader: holds the split.
-    subset: int32 indices of the examples that count.
+    task: makes the predictions.
+    loader: loader of the split.
+    subset: int32 indices of the examples to evaluate.
     preprocess: from `kdih.data.augment.make_preprocess`.
-    batch_size: global; rounded up to a multiple of the devices.
-    num_classes: top-5 is left out where it says nothing.
+    batch_size: global batch size; rounded up to a multiple of the number of devices.
+    num_classes: number of classes; up to 5 classes, top-5 accuracy is left out.
   """
 
   def __init__(self, *, task: Task, loader: loaders.Loader, subset: np.ndarray, preprocess,
@@ -35,9 +35,9 @@ class Evaluator:
     self._with_top5 = num_classes > 5
 
   def __call__(self, variables: Any, frozen: Any) -> Metrics:
-    """{name: {'top1', 'top5', 'loss', 'agreement'}}, fractions and nats, by classifier.
+    """Returns {classifier: {'top1', 'top5', 'loss', 'agreement'}}, in fractions and nats.
 
-    `agreement` is given where the task has a reference, for all but that one.
+    `agreement` is present if the task has a reference, for every other classifier.
     """
     variables, frozen = devices.replicate((variables, frozen))
     sums = [self._step(variables, frozen, self._loader.resident, feed) for feed in self._feeds()]
@@ -45,14 +45,14 @@ class Evaluator:
     count = sum(float(s.pop('count')) for s in sums)
     totals = {name: {key: sum(float(s[name][key]) for s in sums) for key in sums[0][name]}
               for name in sums[0]}
-    shown = ('top1', *(('top5',) if self._with_top5 else ()), 'loss', 'agreement')
-    return {name: {key: total[key] / count for key in shown if key in total}
+    keys = ('top1', *(('top5',) if self._with_top5 else ()), 'loss', 'agreement')
+    return {name: {key: total[key] / count for key in keys if key in total}
             for name, total in totals.items()}
 
   def predict(self, variables: Any, frozen: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """({name: logits [images, classes]}, labels [images]) of the subset, in its order.
+    """Returns ({classifier: logits [images, classes]}, labels [images]) in the subset's order.
 
-    The names come sorted.
+    The classifiers are sorted by name.
     """
     variables, frozen = devices.replicate((variables, frozen))
     parts = [self._predict_step(variables, frozen, self._loader.resident, feed)
@@ -62,5 +62,5 @@ class Evaluator:
     return {name: array[mask > 0] for name, array in logits.items()}, labels[mask > 0]
 
   def _feeds(self):
-    batches = map(devices.share, sampling.eval_batches(self._subset, self._batch_size))
+    batches = map(devices.local_slice, sampling.eval_batches(self._subset, self._batch_size))
     return map(devices.shard, self._loader.feeds(batches))

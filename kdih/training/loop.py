@@ -1,4 +1,4 @@
-"""The one training loop. It knows steps, feeds and checkpoints, and nothing of distillation."""
+"""The training loop of every phase: steps, feeds and checkpoints, and nothing of distillation."""
 import contextlib
 import dataclasses
 import functools
@@ -20,7 +20,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What training gave: the last state, and the cost over all runs of the phase."""
+  """The result of training a phase.
+
+  Attributes:
+    state: the state after the last step.
+    seconds: wall-clock time of the phase, including the time before it was resumed.
+    examples_per_second: training speed, without compilation and evaluation.
+  """
 
   state: TrainState
   seconds: float
@@ -28,20 +34,20 @@ class Outcome:
 
   @property
   def rewinds(self) -> int:
-    """How often the learning rate was halved."""
+    """Returns how often training went back to a checkpoint with half the learning rate."""
     return _rewinds(self.state)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Learner:
-  """What is trained, and where it is kept.
+  """A state that is trained, with its checkpoints and its metrics.
 
   Attributes:
-    state: before the first step.
-    checkpoints: of this phase.
-    directory: where `metrics.jsonl` and events go.
-    phase: its name, for messages.
-    events: whether TensorBoard events are written, which takes TensorFlow.
+    state: the state before the first step.
+    checkpoints: the checkpoints of the phase.
+    directory: folder of `metrics.jsonl` and of the TensorBoard events.
+    phase: name of the phase, for messages.
+    events: whether TensorBoard events are written, which imports TensorFlow.
   """
 
   state: TrainState
@@ -51,11 +57,11 @@ class Learner:
   events: bool = True
 
   def begin(self) -> tuple[TrainState, dict]:
-    """Returns the state to go on from, in numpy, and the meta of its checkpoint."""
+    """Returns (state in numpy, meta) of the last checkpoint, or (initial state, {}) without one."""
     return self.checkpoints.restore_last() or (devices.to_host(self.state), {})
 
   def monitor(self, schedule: LoopSchedule, meta: dict, start: int) -> Monitor:
-    """Returns what looks at its metrics from step `start` on."""
+    """Returns the monitor of the metrics from step `start` on."""
     schedule = dataclasses.replace(schedule, phase=self.phase)
     return Monitor(schedule, meta, start, self.directory, self.events)
 
@@ -63,25 +69,26 @@ class Learner:
       self, number: int, state: TrainState, monitor: Monitor,
       evaluate: Callable[[Any], Scalars | None] | None,
   ) -> None:
-    """Writes the checkpoint of step `number`, evaluated first if there is `evaluate`."""
+    """Writes the checkpoint of step `number`, after an evaluation if `evaluate` is given."""
     scalars = evaluate and monitor.validate(number, functools.partial(evaluate, state.variables))
     self.checkpoints.save(state, monitor.clock.meta, scalars)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainProgram:
-  """How a learner is trained.
+  """The functions and arrays that train a learner.
 
   Attributes:
     step: (state, frozen, resident, feed) to (state, metrics of the call's updates on the device,
-      {name: [updates]}); may donate the state's buffers.
-    frozen: variables on the devices that nothing changes.
+      {name: [updates]}); it may donate the buffers of the state.
+    frozen: variables on the devices that training does not change.
     resident: arrays that stay on the devices.
-    feeds: (start, sizes) to what each call is fed with that makes so many updates.
-    evaluate: (variables, frozen) to validation scalars, of which `top1` chooses the best
-      checkpoint; None where nothing is validated.
-    schedule: when to do what.
-    hooks: called with the number of updates made, after each call.
+    feeds: (start, sizes) to an iterator over the feeds of the calls, where a call from step `start`
+      on makes as many updates as its size.
+    evaluate: (variables, frozen) to validation scalars, or to None without a validation split;
+      `top1` chooses the best checkpoint.
+    schedule: when to evaluate, to log, and to stop.
+    hooks: functions that are called with the number of updates made, after each call.
   """
 
   step: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
@@ -96,11 +103,13 @@ class TrainProgram:
 def train(program: TrainProgram, learner: Learner) -> Outcome:
   """Trains from the last checkpoint, or from the learner's state, to the end of the schedule.
 
+  When the loss is not finite, training rewinds to the last checkpoint with half the learning rate,
+  at most `schedule.max_rewinds` times. A checkpoint that has led to such a loss before is removed,
+  and the one before it is used.
+
   Raises:
-    NotFiniteError: the loss is not finite, and was not after `schedule.max_rewinds` rewinds, each
-      to the last checkpoint from which it has not begun before, with half the learning rate; names
-      phase and step.
-    PreemptedError: the process was asked to stop; there is a checkpoint of its last call.
+    NotFiniteError: the loss is not finite, and no rewind is left; the message names phase and step.
+    PreemptedError: the process received SIGTERM; a checkpoint of its last step was written.
     TrainingError: a checkpoint cannot be written.
   """
   checkpoints = learner.checkpoints
@@ -114,30 +123,30 @@ def train(program: TrainProgram, learner: Learner) -> Outcome:
         raise errors.NotFiniteError(
             f'{error}; {checkpoints.last_good()}. Lower the learning rate, look at the data, or '
             'set config.on_nan=rewind and config.max_rewinds') from None
-      pace, begun = state.pace / 2, int(state.step)
-      if checkpoints.last_step == begun:  # It led here before, and is taken for the cause.
-        checkpoints.drop(begun)
+      scale, start = state.learning_rate_scale / 2, int(state.step)
+      if checkpoints.last_step == start:  # This checkpoint led to the same loss.
+        checkpoints.drop(start)
       state, meta = learner.begin()
-      state = dataclasses.replace(state, pace=pace)
+      state = dataclasses.replace(state, learning_rate_scale=scale)
       logger.warning(
-          f'{error}; back to step {int(state.step)} with the learning rate x {float(pace):g}')
+          f'{error}; back to step {int(state.step)} with the learning rate x {float(scale):g}')
 
 
 def train_from(
     program: TrainProgram, learner: Any, state: Any, meta: Any, number: int
 ) -> tuple[Any, Any]:
-  """Trains a state to the end of the schedule; returns the last one, and its monitor.
+  """Trains to the end of the schedule, and returns the last state and the monitor.
 
   Args:
-    program: how.
-    learner: a `Learner`, or what stands for several.
-    state: in numpy, of what `program.step` updates.
-    meta: of its checkpoint.
+    program: how to train.
+    learner: a `Learner`, or an object with its methods for several learners at once.
+    state: the state in numpy, as `program.step` takes it.
+    meta: meta of the state's checkpoint.
     number: updates made so far.
 
   Raises:
     NotFiniteError: the loss is not finite.
-    PreemptedError, TrainingError: see `train`.
+    PreemptedError, TrainingError: as `train`.
   """
   def evaluate(variables: Any) -> Scalars | None:
     return program.evaluate(variables, program.frozen)
@@ -155,15 +164,15 @@ def train_from(
       for hook in program.hooks:
         hook(number)
       leaving, evaluating = preemption.reached(), schedule.evaluates_after(number)
-      if evaluating or leaving:  # Off the clock.
+      if evaluating or leaving:  # The clock of the training speed does not count this.
         monitor.settle(number)
         learner.save(number, state, monitor, evaluate if evaluating else None)
         monitor.restart()
       if leaving:
         raise errors.PreemptedError(f'{schedule.phase}: asked to stop, and saved at step {number}; '
-                                    'the same command goes on from there')
+                                    'run the same command again to resume')
   return state, monitor
 
 
 def _rewinds(state: TrainState) -> int:
-  return round(-math.log2(float(state.pace)))
+  return round(-math.log2(float(state.learning_rate_scale)))

@@ -1,20 +1,20 @@
-"""When the loop evaluates, saves and logs, and how many steps a call makes."""
+"""The steps after which the loop evaluates, saves and logs."""
 import dataclasses
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSchedule:
-  """When the loop does what, in steps.
+  """The steps after which the loop evaluates, saves, logs and ends.
 
   Attributes:
-    phase: its name, for messages.
-    total_steps: updates in all.
+    phase: name of the phase, for messages.
+    total_steps: number of updates of the phase.
     evaluate_every: updates between evaluations, each followed by a checkpoint.
-    log_every: updates between looks at the metrics, counted from an evaluation.
-    batch_size: global, for examples per second.
-    steps_per_epoch: for the progress line.
-    max_rewinds: how often a loss that is not finite sends it back to the last checkpoint.
-    per_call: updates that one call makes, at most.
+    log_every: updates between log lines, counted from an evaluation.
+    batch_size: global batch size, to compute examples per second.
+    steps_per_epoch: number of steps of an epoch, for the progress line.
+    max_rewinds: how often training goes back to a checkpoint when the loss is not finite.
+    per_call: the largest number of updates in one call of the compiled step.
   """
 
   phase: str
@@ -27,9 +27,9 @@ class LoopSchedule:
   per_call: int = 1
 
   def evaluates_after(self, step: int) -> bool:
-    """Whether an evaluation, and a checkpoint, follow the update number `step`."""
+    """Returns whether an evaluation and a checkpoint follow update number `step`."""
     return step % self.evaluate_every == 0 or step == self.total_steps
 
   def logs_after(self, step: int) -> bool:
-    """Whether a line of metrics tells of the updates up to number `step`."""
+    """Returns whether a log line, with means of the updates before it, follows update `step`."""
     return step % self.evaluate_every % self.log_every == 0

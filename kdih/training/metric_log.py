@@ -1,70 +1,87 @@
-"""Where metrics go: a JSON line each, and TensorBoard."""
+"""Where metrics go: `metrics.jsonl`, one line of JSON each time, and TensorBoard events."""
 import contextlib
-import json
 import logging
 import sys
 
+import msgspec
 from etils import epath
 
 from kdih import errors
-from kdih.runtime import processes
+from kdih.runtime import processes, run_files
 from kdih.runtime.files import is_remote
 
 logger = logging.getLogger(__name__)
 
+Line = dict[str, int | float]  # 'step', the number of updates, and metrics by name.
+
 
 class MetricWriter:
-  """Appends to `metrics.jsonl` and writes TensorBoard events next to it; the first process does.
+  """Appends to `metrics.jsonl`, and writes TensorBoard events beside it; the first process does.
 
   Args:
-    directory: the phase's.
-    start_step: lines of later steps are dropped: the resumed run writes them anew.
-    events: whether TensorBoard events are written.
+    directory: the folder of the phase.
+    start_step: lines of later steps are removed, because the resumed run writes them again.
+    events: whether to write TensorBoard events.
   """
 
   def __init__(self, directory: epath.PathLike, start_step: int, events: bool = True):
     self._path = epath.Path(directory) / 'metrics.jsonl'
     self._first, self._events = processes.is_first(), None
-    self._lines: list[str] = []
+    self._lines: list[bytes] = []
     if self._first:
-      self._lines = _up_to(self._path, start_step)
-      self._path.write_text(''.join(self._lines))
+      self._lines = [_encoded(line) for line in read_metrics(self._path)
+                     if line['step'] <= start_step]
+      self._path.write_bytes(b''.join(self._lines))
       self._events = _summary_writer(directory) if events else None
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
-    """Writes scalars of the state after `step` updates; names may hold a '/'."""
+    """Writes the scalars after `step` updates; a name may contain '/'."""
     if not self._first:
       return
-    self._lines.append(json.dumps({'step': step, **scalars}) + '\n')
+    self._lines.append(_encoded({'step': step, **scalars}))
     if not is_remote(self._path):
-      with self._path.open('a') as file:
+      with self._path.open('ab') as file:
         file.write(self._lines[-1])
     if self._events:
       with _os_errors():
         self._events.write_scalars(step, scalars)
 
   def flush(self) -> None:
-    """Makes sure that all is written; to objects in a store nothing can be appended before."""
+    """Writes the file to an object store, where nothing can be appended to an object."""
     if self._first and is_remote(self._path):
-      self._path.write_text(''.join(self._lines))
+      self._path.write_bytes(b''.join(self._lines))
 
   def close(self) -> None:
-    """Flushes, and closes the events."""
+    """Flushes the file and closes the events."""
     self.flush()
     if self._events:
       with _os_errors():
         self._events.close()
 
 
-def read_metrics(path: epath.PathLike) -> list[dict]:
-  """The lines of a `metrics.jsonl`; one that a kill cut short is left out."""
+def _encoded(line: Line) -> bytes:
+  return run_files.encode(line) + b'\n'
+
+
+def read_metrics(path: epath.PathLike) -> list[Line]:
+  """Returns the lines of a `metrics.jsonl`; [] if there is no file.
+
+  Damaged lines are left out, with one warning. The last line is left out silently if it does not
+  end: the process was killed while it wrote the line. Metrics that were not finite are left out.
+  """
   path = epath.Path(path)
-  lines = path.read_text().split('\n')[:-1] if path.exists() else []
-  return [json.loads(line) for line in lines]
-
-
-def _up_to(path: epath.Path, step: int) -> list[str]:
-  return [json.dumps(line) + '\n' for line in read_metrics(path) if line['step'] <= step]
+  found, damaged = [], 0
+  for text in path.read_bytes().split(b'\n')[:-1] if path.exists() else ():
+    try:
+      numbers = msgspec.json.decode(text, type=dict[str, run_files.Finite | None])
+      step = msgspec.json.decode(text, type=run_files.MetricsLine).step
+      found.append({name: value for name, value in numbers.items() if value is not None}
+                   | {'step': step})
+    except (ValueError, RecursionError):
+      damaged += 1
+  if damaged:
+    logger.warning(f'{errors.in_line(path)}: {damaged} of its lines are damaged and left out')
+  return found
 
 
 def _summary_writer(directory: epath.PathLike):
@@ -79,9 +96,9 @@ def _summary_writer(directory: epath.PathLike):
 
 @contextlib.contextmanager
 def _os_errors():
-  """TensorFlow has errors of its own for a disk that is full, or gone."""
+  """Turns TensorFlow's own errors, such as that of a full disk, into OSError."""
   try:
     yield
   except sys.modules['tensorflow'].errors.OpError as error:
-    reason = errors.first_line(error).rpartition('}} ')[2]  # Behind the name of an operation.
+    reason = errors.first_line(error).rpartition('}} ')[2]  # After the name of an operation.
     raise OSError(f'TensorBoard events: {reason}') from error

@@ -1,4 +1,4 @@
-"""What is seen of a phase that trains: its metrics, checked, written and shown, and its speed."""
+"""The metrics of a phase while it trains: checked, written and displayed, with its speed."""
 import logging
 import math
 import time
@@ -14,23 +14,23 @@ from kdih.training.metric_log import MetricWriter
 logger = logging.getLogger(__name__)
 
 Scalars = dict[str, float]
-_SHOWN_TERMS = 6  # A line has room for so many; `metrics.jsonl` has all.
+_MAX_TERMS = 6  # The progress line has room for no more; `metrics.jsonl` holds all.
 
 
 def _order(name: str) -> int:
-  """Returns the place of a metric: the loss, its terms, the accuracy."""
+  """Returns the sort key of a metric: first the loss, then its terms, then the accuracy."""
   return {'loss': 0, 'top1': 2}.get(name, 1)
 
 
-def _shown(means: dict[str, float]) -> dict[str, float]:
-  """Returns what the progress line shows: not the term of a loss that has one, nor very many."""
+def _displayed(means: dict[str, float]) -> dict[str, float]:
+  """Returns the metrics for the progress line: without terms if there is one, or too many."""
   terms = [name for name in means if _order(name) == 1]
   return {name: value for name, value in means.items()
-          if name not in terms or 1 < len(terms) <= _SHOWN_TERMS}
+          if name not in terms or 1 < len(terms) <= _MAX_TERMS}
 
 
 class _Clock:
-  """Seconds of the phase and its training speed, carried over a resume in `meta`."""
+  """The seconds of a phase and its training speed, which `meta` carries over when it resumes."""
 
   def __init__(self, meta: dict, batch_size: int):
     self._before, self._begun = meta.get('seconds', 0.0), time.monotonic()
@@ -38,11 +38,11 @@ class _Clock:
     self._batch_size, self._mark = batch_size, self._begun
 
   def start(self) -> None:
-    """Training goes on from here; what came before (compilation, evaluation) does not count."""
+    """Starts a lap, without counting the time since the last one (compilation, evaluation)."""
     self._mark = time.monotonic()
 
   def lap(self, steps: int) -> None:
-    """Counts `steps` since the last lap or start; a lap of none counts no time either."""
+    """Ends a lap of `steps` steps; a lap of 0 steps does not count its time."""
     now = time.monotonic()
     if steps:
       self._steps, self._training = self._steps + steps, self._training + now - self._mark
@@ -59,24 +59,24 @@ class _Clock:
 
 
 class Monitor:
-  """Looks at the metrics now and then: checks, writes and shows them.
+  """Fetches the metrics when a log line is due, checks that they are finite, and writes them.
 
   Args:
-    schedule: of the phase.
-    meta: of the checkpoint that it goes on from; {} at its beginning.
+    schedule: schedule of the phase.
+    meta: meta of the checkpoint that is resumed; {} at the beginning of a phase.
     start: updates made before.
-    directory: where `metrics.jsonl` and events go.
-    events: whether there are any.
+    directory: folder of `metrics.jsonl` and of the TensorBoard events.
+    events: whether TensorBoard events are written.
   """
 
   def __init__(
       self, schedule: LoopSchedule, meta: dict, start: int, directory: Any, events: bool):
     self._schedule, self._first = schedule, start + 1
-    self._pending: list[Any] = []  # Of calls, on the device.
-    self._seen = start  # Updates whose metrics are on the host.
-    self._values: list[Scalars] = []  # Of updates that no line tells of yet.
-    self._sizes: set[int] = set()
-    self._compiled = False  # Whether a pending call was the first of its size.
+    self._pending: list[Any] = []  # Metrics of calls, still on the device.
+    self._seen = start  # The last update whose metrics are on the host.
+    self._values: list[Scalars] = []  # Metrics of updates since the last log line.
+    self._sizes: set[int] = set()  # Updates per call; the step is compiled for each size.
+    self._compiled = False  # Whether a pending call includes a compilation.
     self._writer = MetricWriter(directory, start, events)
     self._progress = Progress(
         phase=schedule.phase, total_steps=schedule.total_steps, start_step=start,
@@ -84,32 +84,41 @@ class Monitor:
     self.clock = _Clock(meta, schedule.batch_size)
 
   def record(self, number: int, metrics: Any) -> None:
-    """Takes the metrics, [updates] and still on the device, of the call that ends at `number`."""
+    """Records the metrics of the call that ends at update `number`.
+
+    Args:
+      number: updates made so far.
+      metrics: {name: [updates]}, still on the device.
+    """
     size = len(metrics['loss'])
     self._compiled |= size not in self._sizes
     self._sizes.add(size)
     self._pending.append(metrics)
     if any(map(self._is_due, range(number - size + 1, number + 1))):
-      self._look()
+      self._fetch()
 
   def _is_due(self, number: int) -> bool:
-    """Whether a line tells of the updates up to this one."""
+    """Returns whether a log line follows update `number`."""
     return number == self._first or self._schedule.logs_after(number)
 
   def restart(self) -> None:
-    """Starts the clock again, after what does not count as training."""
+    """Starts the clock again after an evaluation, which does not count as training time."""
     self.clock.start()
 
   def settle(self, number: int) -> None:
-    """Makes sure that all metrics up to `number` are finite, and written."""
+    """Checks and writes all metrics up to update `number`."""
     if self._pending:
-      self._look()
+      self._fetch()
     if self._values:
       self._write(number)
     self._writer.flush()
 
   def validate(self, number: int, evaluate: Callable[[], Scalars | None]) -> Scalars | None:
-    """Evaluates, once all is settled."""
+    """Returns the validation scalars, after checking and writing them; see `settle`.
+
+    Raises:
+      NotFiniteError: the validation loss is not finite.
+    """
     scalars = evaluate()
     if scalars:
       self._require_finite(number, 'validation loss', scalars['loss'])
@@ -119,11 +128,15 @@ class Monitor:
                   + ' '.join(f'{name} {value:.4f}' for name, value in scalars.items()))
     return scalars
 
-  def _look(self) -> None:
-    """Fetches what is pending, and writes the lines that are due."""
+  def _fetch(self) -> None:
+    """Fetches the pending metrics from the device, and writes the log lines that are due.
+
+    Raises:
+      NotFiniteError: a loss is not finite; the message names phase and step.
+    """
     fetched = devices.to_host(self._pending)
     self._pending = []
-    # What compiled says nothing about speed.
+    # A lap with a compilation is not counted.
     self.clock.lap(0 if self._compiled else sum(len(metrics['loss']) for metrics in fetched))
     self._compiled = False
     for metrics in fetched:
@@ -142,7 +155,7 @@ class Monitor:
     speed = self.clock.examples_per_second
     self._writer.write(number, {**{f'train/{k}': v for k, v in means.items()},
                                 'examples_per_second': speed})
-    self._progress.update(number, _shown(means), speed)
+    self._progress.update(number, _displayed(means), speed)
 
   def _require_finite(self, number: int, what: str, value: float) -> None:
     if not math.isfinite(value):
@@ -150,6 +163,6 @@ class Monitor:
           f'{self._schedule.phase}: the {what} is {value} at step {number}')
 
   def close(self) -> None:
-    """Ends the files and the bar."""
+    """Closes the metric files and the progress display."""
     self._writer.close()
     self._progress.close()

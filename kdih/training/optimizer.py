@@ -1,6 +1,7 @@
-"""Durations, schedules and optimizers of a phase, and which parameters they move."""
+"""Durations, learning-rate schedules and optimizers, and masks of the trained parameters."""
 import collections
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ from kdih.runtime import devices
 
 if TYPE_CHECKING:
   import ml_collections
-
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,20 @@ class Duration:
   steps_per_epoch: float
 
   def steps(self, length: float) -> int:
-    """The whole number of steps nearest to `length` units."""
+    """Returns the number of steps that is nearest to `length` epochs or steps."""
     return round(length * (self.steps_per_epoch if self.unit == 'epochs' else 1))
 
 
 def make_schedule(train: 'ml_collections.ConfigDict', duration: Duration) -> optax.Schedule:
-  """Learning rate by step, after a linear warm-up; milestones count from the first step."""
+  """Returns the learning rate by step: constant, piecewise constant or cosine, after a warm-up.
+
+  The warm-up is linear, from 0. Milestones count from the first step; the cosine begins after the
+  warm-up and ends at 0.
+
+  Args:
+    train: a training's part of the config, such as `config.student.train`.
+    duration: converts its durations into steps.
+  """
   total, warmup = duration.steps(train.length), duration.steps(train.warmup)
   if train.schedule == 'piecewise':
     milestones = collections.Counter(duration.steps(m) for m in train.milestones)
@@ -53,7 +61,14 @@ def make_schedule(train: 'ml_collections.ConfigDict', duration: Duration) -> opt
 def make_optimizer(
     train: 'ml_collections.ConfigDict', schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """SGD as PyTorch's (weight decay added to the gradient, before momentum), or AdamW."""
+  """Returns SGD, with weight decay added to the gradient before the momentum, or AdamW.
+
+  SGD is PyTorch's. The weight decay applies to every parameter, including biases and batch norms.
+
+  Args:
+    train: a training's part of the config, such as `config.student.train`.
+    schedule: learning rate by step.
+  """
   if train.optimizer == 'adamw':
     return optax.adamw(schedule, weight_decay=train.weight_decay)
   return optax.chain(
@@ -61,15 +76,14 @@ def make_optimizer(
       optax.sgd(schedule, momentum=train.momentum, nesterov=train.nesterov))
 
 
-def reached(loss: Callable[[Any], jax.Array], params: Any) -> Any:
-  """A tree like `params` of bools: whether a gradient of `loss` can flow to each leaf.
+def gradient_mask(loss: Callable[[Any], jax.Array], params: Any) -> Any:
+  """Returns a tree of bools like `params`: whether a gradient of `loss` can flow to each leaf.
 
-  Read off the traced program; nothing is computed. What passes `stop_gradient` alone is not
-  reached.
+  The loss is traced, not computed. No gradient flows through `stop_gradient`.
 
   Args:
-    loss: params to a scalar; it may speak over the axis of devices.
-    params: arrays or shapes.
+    loss: function from `params` to a scalar; it may use collectives over the axis of devices.
+    params: a tree of arrays or shapes.
   """
   traced = jax.make_jaxpr(loss, axis_env=[(devices.AXIS, devices.num_devices())])(params)
   needed = {id(traced.jaxpr.outvars[0])}
@@ -83,8 +97,7 @@ def reached(loss: Callable[[Any], jax.Array], params: Any) -> Any:
 
 
 def only(tx: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
-  """`tx` for the leaves that `mask` marks; the others keep their values."""
+  """Returns `tx` for the leaves that `mask` marks; all other leaves keep their values."""
   if all(jax.tree.leaves(mask)):
     return tx
-  frozen = jax.tree.map(lambda reached: not reached, mask)
-  return optax.chain(tx, optax.masked(optax.set_to_zero(), frozen))
+  return optax.chain(tx, optax.transforms.freeze(jax.tree.map(operator.not_, mask)))

@@ -1,4 +1,4 @@
-"""The compiled steps: one update, and one batch of evaluation, over all devices."""
+"""The compiled steps over all devices: an update, and the evaluation of a batch."""
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +11,13 @@ from kdih.data.loaders import Loader
 from kdih.distillation import losses
 from kdih.distillation.signal import TeacherSignal
 from kdih.runtime import devices
-from kdih.training.accumulate import accumulated, frugal
+from kdih.training.accumulate import accumulated, rematerialized
 from kdih.training.state import TrainState, step_key
 from kdih.training.task import Batch, Moment, Task
 
 Gather = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
-METRICS = ('loss', 'top1')  # Of every step, beside the terms of its loss.
-Metrics = dict[str, jax.Array]  # `METRICS` and the terms by name: scalars.
+METRICS = ('loss', 'top1')  # The metrics of every step, beside the terms of its loss.
+Metrics = dict[str, jax.Array]  # `METRICS` and the terms of the loss, scalars.
 TrainStep = Callable[[Any, Any, Batch, TeacherSignal | None], tuple[Any, Any]]
 
 
@@ -25,18 +25,19 @@ def make_train_step(
     task: Task, tx: optax.GradientTransformation, *, steps_per_epoch: float, accumulate: int = 1,
     remat: bool = False,
 ) -> TrainStep:
-  """Returns `train_step(state, frozen, batch, signal)` to (new state, metrics): one update.
+  """Returns the function `train_step(state, frozen, batch, signal)` to (new state, metrics).
 
-  Each device has its share of the batch. The global batch's mean gradient makes the update; batch
-  statistics and metrics are means over the devices.
+  It makes one update, inside a program over all devices. `batch` is the device's part of the global
+  batch. The update is that of the global batch's mean gradient; batch statistics and metrics are
+  means over the devices.
 
   Args:
-    task: what is learnt.
+    task: the learning problem.
     tx: the optimizer.
-    steps_per_epoch: by which the task is told the epoch.
-    accumulate: parts that each device cuts its share of a batch into, see `accumulated`. Of
-      several, the teachers are asked for the signal of each where there is none of the batch.
-    remat: keep results of convolutions and products alone for the backward pass.
+    steps_per_epoch: number of steps of an epoch, to compute the epoch from the step.
+    accumulate: number of parts into which each device cuts its part of the batch, see
+      `accumulated`. With several, a signal of None is computed part by part.
+    remat: store fewer activations for the backward pass, see `rematerialized`.
   """
   def train_step(
       state: TrainState, frozen: Any, batch: Batch, signal: TeacherSignal | None
@@ -52,10 +53,10 @@ def make_train_step(
       loss = sum(terms.values(), jnp.zeros(()))
       return loss, ({'loss': loss, **terms, 'top1': _top1(logits, batch.labels)}, collections)
 
-    value_and_grad = jax.value_and_grad(frugal(loss_fn) if remat else loss_fn, has_aux=True)
+    value_and_grad = jax.value_and_grad(rematerialized(loss_fn) if remat else loss_fn, has_aux=True)
     if accumulate > 1:
       value_and_grad = accumulated(
-          value_and_grad, accumulate, functools.partial(task.signals.ask, frozen))
+          value_and_grad, accumulate, functools.partial(task.signals.compute, frozen))
     (_, (metrics, collections)), gradients = value_and_grad(
         state.params, state.collections, batch, signal, moment)
     gradients, metrics = jax.lax.pmean((gradients, metrics), devices.AXIS)
@@ -65,20 +66,20 @@ def make_train_step(
 
 
 def _top1(logits: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
-  """Returns the accuracy of what is learnt, a mean over classifiers and examples."""
+  """Returns the accuracy, a mean over the trained classifiers and the examples."""
   return jnp.stack([(z.argmax(-1) == labels).astype(jnp.float32).mean()
                     for z in logits.values()]).mean()
 
 
 def _averaged(collections: dict[str, Any]) -> dict[str, Any]:
-  """Returns what each device has seen of the batch as its mean; memory is the same on all."""
+  """Returns the means of the collections over the devices; `memory` is equal on all of them."""
   return {name: tree if name == 'memory' else devices.mean(tree)
           for name, tree in collections.items()}
 
 
 def compile_train_step(
     train_step: TrainStep, task: Task, loader: Loader,
-    shown: Callable[[Any], TrainState] = lambda state: state,
+    reference: Callable[[Any], TrainState] = lambda state: state,
 ) -> Callable:
   """Returns `step(state, frozen, resident, feeds)` to (new state, metrics), over all devices.
 
@@ -86,14 +87,16 @@ def compile_train_step(
   [updates]. The buffers of the state are donated.
 
   Args:
-    train_step: one update, of what `state` is.
-    task: reads the batch and the teacher signal; its frozen variables go with each call.
-    loader: made the feeds; `resident` joins its resident arrays and those of the task's signals.
-    shown: from the state to the one whose step and order seed draw the augmentation.
+    train_step: makes one update of `state`.
+    task: the learning problem, which reads the batch and the teacher signal.
+    loader: the loader of the feeds. `resident` holds its resident arrays and those of the task's
+      signals.
+    reference: function from `state` to the `TrainState` whose step and order seed give the key of
+      the augmentation.
   """
   def update(frozen, resident, state, feed):
     arrays = loader.gather(resident, feed)
-    key = step_key(shown(state).order_seed, shown(state).step)
+    key = step_key(reference(state).order_seed, reference(state).step)
     batch = Batch(task.preprocess(arrays['image'], arrays['index'], key), arrays['label'],
                   arrays['index'])
     signal = task.signals.read(frozen, {**resident, **feed}, batch, key)
@@ -109,9 +112,15 @@ def compile_train_step(
 def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Callable:
   """Returns `step(variables, frozen, resident, feed)` to sums over the global batch.
 
-  {name: {'loss', 'top1', 'top5', 'agreement'}} for every classifier that the task predicts, and
-  {'count'}; masked examples count nothing. `agreement` counts the examples on which a classifier
-  and the task's reference have the same first choice; without a reference it is left out.
+  The sums are {name: {'loss', 'top1', 'top5', 'agreement'}} for every classifier of the task's
+  predictions, and 'count', the number of examples. Masked examples add nothing. `agreement` counts
+  the examples on which a classifier predicts the same class as the task's reference; it is left
+  out if the task has no reference.
+
+  Args:
+    task: makes the predictions.
+    gather: the loader's function from (resident arrays, feed) to the arrays of the batch.
+    preprocess: normalises the images.
   """
   def step(variables, frozen, resident, feed):
     batch = gather(resident, feed)
@@ -139,7 +148,12 @@ def make_eval_step(*, task: Task, gather: Gather, preprocess: Callable) -> Calla
 def make_predict_step(*, task: Task, gather: Gather, preprocess: Callable) -> Callable:
   """Returns `step(variables, frozen, resident, feed)` to the global batch's (logits, labels, mask).
 
-  Logits [global batch, classes] come by the name of the classifier.
+  The logits are {name of the classifier: [global batch, classes]}.
+
+  Args:
+    task: makes the predictions.
+    gather: the loader's function from (resident arrays, feed) to the arrays of the batch.
+    preprocess: normalises the images.
   """
   def step(variables, frozen, resident, feed):
     batch = gather(resident, feed)

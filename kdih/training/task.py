@@ -1,4 +1,4 @@
-"""A task: what a phase learns, and from where its step gets the teacher signal."""
+"""The learning problem of a phase, and the source of its teacher signal."""
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -14,18 +14,19 @@ from kdih.distillation.signal import TeacherSignal
 Logits = dict[str, jax.Array]
 Collections = dict[str, Any]
 Arrays = dict[str, jax.Array]
-# (images, index, key) to what a model sees; without a key not augmented: `augment.Preprocess`.
+# (images, index, key) to the images that a model reads, augmented if there is a key; see
+# `augment.Preprocess`.
 Preprocess = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 @flax.struct.dataclass
 class Batch:
-  """A batch of examples, as far as it lies on this device.
+  """The examples of a batch that are on this device.
 
   Attributes:
     images: float [batch, height, width, channels], augmented and normalised.
     labels: int32 [batch].
-    index: int32 [batch], the images' numbers in the split.
+    index: int32 [batch], the position of each image in the split.
   """
 
   images: jax.Array
@@ -41,12 +42,12 @@ def blank_batch(size: int, image_shape: tuple[int, ...]) -> Batch:
 
 @flax.struct.dataclass
 class Moment:
-  """When a step is made, and its random numbers.
+  """The time of a step and its keys for random numbers.
 
   Attributes:
     epoch: float scalar, epochs since the phase began.
-    key: of the step, the same on every device.
-    dropout_key: another one on every device.
+    key: key of the step, the same on every device.
+    dropout_key: key of the step, different on every device.
   """
 
   epoch: jax.Array
@@ -55,13 +56,14 @@ class Moment:
 
 
 class Signals(Protocol):
-  """From where a step gets the teacher signal of its batch.
+  """The source of a step's teacher signal.
 
-  `LiveSignals` asks the teachers; the tables of `kdih.cohort.cache` have asked them before.
+  `LiveSignals` applies the teachers to the batch; the tables of `kdih.cohort.cache` hold their
+  cached outputs.
 
   Attributes:
     resident: arrays that the step needs beside those of the loader.
-    axes: for each of them the axis that is split over the devices, or None.
+    axes: for each resident array, the axis that is divided over the devices, or None.
   """
 
   resident: dict[str, Any]
@@ -70,40 +72,40 @@ class Signals(Protocol):
   def feeds(
       self, batches: Iterator[sampling.Batch], seed: int, start: int
   ) -> Iterator[sampling.Batch]:
-    """Adds what the host has to send to the batches of the steps from `start` on; here nothing."""
+    """Returns the batches from step `start` on, with the arrays that the host adds for `read`."""
     del seed, start
     return batches
 
   def read(
       self, frozen: Any, arrays: Arrays, batch: Batch, key: jax.Array
   ) -> TeacherSignal | None:
-    """Returns, inside a step, the signal of its batch; None where it is to `ask` part by part.
+    """Returns the signal of a batch inside a step; None if the step shall `compute` it in parts.
 
     Args:
       frozen: variables of the teachers.
-      arrays: the resident ones and those that were sent.
+      arrays: the resident arrays, and those that the host has added.
       batch: the examples.
-      key: of the augmentation.
+      key: key of the augmentation.
     """
     raise NotImplementedError
 
-  def ask(self, frozen: Any, images: jax.Array) -> TeacherSignal:
-    """Returns, inside a step, what the teachers say of images; a table is not asked."""
+  def compute(self, frozen: Any, images: jax.Array) -> TeacherSignal:
+    """Returns the teacher signal of images inside a step; tables, which never need it, raise."""
     del frozen, images
     raise NotImplementedError
 
   def blank(self, frozen: Any, size: int, image_shape: tuple[int, ...]) -> TeacherSignal:
-    """Returns a signal of so many images, of the right shapes, to trace programs with."""
+    """Returns the signal of `size` blank images, to trace programs with."""
     raise NotImplementedError
 
 
 class LiveSignals(Signals):
-  """The teachers say at every step what they say of the batch.
+  """Applies the teachers to the batch of every step.
 
   Args:
     teach: (frozen, images) to the signal.
-    parts: that a step cuts its batch into. If several, the teachers see one at a time, and no more
-      of their signal is in memory.
+    parts: number of parts into which a step cuts its batch. With several, the signal is computed
+      for one part at a time, to save memory.
   """
 
   def __init__(self, teach: Callable[[Any, jax.Array], TeacherSignal], parts: int = 1):
@@ -111,35 +113,35 @@ class LiveSignals(Signals):
     self._teach, self._parts = teach, parts
 
   def read(self, frozen, arrays, batch, key):
-    """See `Signals`."""
     del arrays, key
-    return self.ask(frozen, batch.images) if self._parts == 1 else None
+    return self.compute(frozen, batch.images) if self._parts == 1 else None
 
-  def ask(self, frozen, images):
-    """See `Signals`."""
+  def compute(self, frozen, images):
     return self._teach(frozen, images)
 
   def blank(self, frozen, size, image_shape):
-    """See `Signals`."""
-    return self.ask(frozen, jnp.zeros((size, *image_shape)))
+    return self.compute(frozen, jnp.zeros((size, *image_shape)))
 
 
-LABELS = LiveSignals(lambda frozen, images: TeacherSignal())  # The labels alone teach.
+# For a phase that learns from the labels alone: an empty signal.
+NO_TEACHER = LiveSignals(lambda frozen, images: TeacherSignal())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-  """One phase's learning problem.
+  """The learning problem of a phase.
 
   Attributes:
     loss: (params, collections, frozen, batch, signal, moment) to (terms of the loss, (new
-      collections, logits of what is learnt)). It is differentiated with respect to `params` alone.
+      collections, logits of the trained classifiers by name)). It is differentiated with respect
+      to `params`.
     predict: (variables, frozen, images) to logits by name, in evaluation mode.
-    frozen: variables that the two read and nothing changes.
-    preprocess: makes what the phase trains on of the images that are stored.
-    signals: from where the step gets the teacher signal.
-    reference: the prediction that the others' agreement is measured with; '' for none.
-    partial: whether the loss may leave some of the parameters out.
+    frozen: variables that `loss` and `predict` read and training does not change.
+    preprocess: augments and normalises the stored images for training.
+    signals: the source of the teacher signal.
+    reference: name of the prediction with which the agreement of the others is measured; '' for
+      none.
+    partial: whether the loss may not depend on some of the parameters.
   """
 
   loss: Callable[[Any, Collections, Any, Batch, TeacherSignal, Moment],
@@ -147,6 +149,6 @@ class Task:
   predict: Callable[[Any, Any, jax.Array], Logits]
   frozen: Any
   preprocess: Preprocess
-  signals: Signals = LABELS
+  signals: Signals = NO_TEACHER
   reference: str = ''
   partial: bool = False

@@ -1,7 +1,7 @@
-"""Several students as one program: they see the same batches, of which the teachers speak once.
+"""Training of several students as one program: they share the batches and the teacher signal.
 
-They are students of one method, which differ in seed, learning rate or the method's numbers. Where
-a batch is cut into parts, the teachers speak once for each group of students, see `Students`.
+The students are of one method and differ in seed, learning rate or the numbers of the method. If a
+batch is cut into parts, the teacher signal is computed for each group of students, see `Students`.
 """
 import contextlib
 import dataclasses
@@ -23,20 +23,20 @@ from kdih.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
 
-States = tuple[Any, ...]  # One for every group of students, stacked where it has several.
+States = tuple[Any, ...]  # A state for each group of students, stacked if it has several.
 
 
 class Students:
-  """The step of each of several students, as one step of all.
+  """One step that updates several students.
 
-  Students that follow each other and have the same step are a group, which `jax.vmap` makes one;
-  the groups follow each other in the program. Where teachers are asked part by part, each group
-  asks them.
+  Consecutive students with the same step are a group, whose updates `jax.vmap` computes together;
+  the program computes one group after the other. If the teacher signal is computed in parts, each
+  group computes it.
 
   Args:
-    steps: one for every student.
-    way: one of `choices.TOGETHER_BY`. 'unrolled' makes a group of every student; 'auto' does so on
-      a CPU, where `jax.vmap` is far slower.
+    steps: a step for each student.
+    way: one of `choices.TOGETHER_BY`. With 'unrolled' each student is a group; 'auto' is
+      'unrolled' on a CPU, where `jax.vmap` is far slower, and 'vmap' elsewhere.
   """
 
   def __init__(self, steps: Sequence[TrainStep], way: str):
@@ -49,29 +49,29 @@ class Students:
   def train_step(
       self, states: States, frozen: Any, batch: Any, signal: Any
   ) -> tuple[States, tuple[Any, ...]]:
-    """Makes one update of every student; returns the metrics of each, in their order."""
+    """Makes one update of every student, and returns (states, metrics of each student)."""
     updated, metrics = [], []
     for step, size, state in zip(self._steps, self.sizes, states, strict=True):
-      of_group = step if size == 1 else jax.vmap(step, in_axes=(0, None, None, None))
-      state, found = of_group(state, frozen, batch, signal)
+      group_step = step if size == 1 else jax.vmap(step, in_axes=(0, None, None, None))
+      state, group_metrics = group_step(state, frozen, batch, signal)
       updated.append(state)
-      metrics.append(found)
+      metrics.append(group_metrics)
     return tuple(updated), self.split(tuple(metrics))
 
   def join(self, trees: Sequence[Any]) -> States:
-    """Returns the students' trees, one for each, as those of the groups."""
+    """Returns a tree for each group, stacked if it has several students, from one per student."""
     rest = iter(trees)
     return tuple(_stacked(list(itertools.islice(rest, size))) for size in self.sizes)
 
   def split(self, trees: States) -> tuple[Any, ...]:
-    """Returns a tree for every student: the opposite of `join`."""
+    """Returns a tree for each student from one per group; the inverse of `join`."""
     return tuple(itertools.chain.from_iterable(
         (tree,) if size == 1 else (jax.tree.map(lambda leaf, i=i: leaf[i], tree)
                                    for i in range(size))
         for tree, size in zip(trees, self.sizes, strict=True)))
 
   def first(self, states: States) -> TrainState:
-    """Returns the state of the first student, whose step and order are those of all."""
+    """Returns the state of the first student; all students have its step and its order seed."""
     return self.split(states)[0]
 
 
@@ -80,39 +80,39 @@ def _stacked(trees: list[Any]) -> Any:
 
 
 class _Monitors:
-  """Monitors of all students, as `loop` uses one."""
+  """The monitors of all students, with the methods of one `Monitor`."""
 
   def __init__(self, monitors: Sequence[Monitor]):
-    self.each = monitors
+    self.monitors = monitors
 
   def record(self, number: int, metrics: Sequence[Any]) -> None:
-    for monitor, own in zip(self.each, metrics, strict=True):
-      monitor.record(number, own)
+    for monitor, own_metrics in zip(self.monitors, metrics, strict=True):
+      monitor.record(number, own_metrics)
 
   def settle(self, number: int) -> None:
-    for monitor in self.each:
+    for monitor in self.monitors:
       monitor.settle(number)
 
   def restart(self) -> None:
-    for monitor in self.each:
+    for monitor in self.monitors:
       monitor.restart()
 
   def close(self) -> None:
-    for monitor in self.each:
+    for monitor in self.monitors:
       monitor.close()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Learners:
-  """All students, as `loop` trains one: its state is that of all."""
+  """All students, with the methods of one `loop.Learner`; the state holds those of all."""
 
   students: Students
-  each: Sequence[loop.Learner]
+  learners: Sequence[loop.Learner]
 
   def monitor(self, schedule: LoopSchedule, metas: Sequence[dict], start: int) -> _Monitors:
     with contextlib.ExitStack() as opened:
       monitors = []
-      for learner, meta in zip(self.each, metas, strict=True):
+      for learner, meta in zip(self.learners, metas, strict=True):
         monitors.append(learner.monitor(schedule, meta, start))
         opened.callback(monitors[-1].close)
       opened.pop_all()
@@ -122,7 +122,7 @@ class _Learners:
       self, number: int, states: States, monitors: _Monitors, evaluate: Callable | None
   ) -> None:
     for learner, monitor, state in zip(
-        self.each, monitors.each, self.students.split(states), strict=True):
+        self.learners, monitors.monitors, self.students.split(states), strict=True):
       learner.save(number, state, monitor, evaluate)
 
 
@@ -130,38 +130,41 @@ def train(
     phase: str, make_program: Callable[[], loop.TrainProgram], students: Students,
     learners: Sequence[loop.Learner],
 ) -> list[Any] | None:
-  """Trains each learner to the end of its phase, as it would learn alone.
+  """Trains all learners to the end of their phase, with the results of training each alone.
 
-  Every learner's folder holds the checkpoints and metrics that it would hold had it trained alone,
-  and it can resume alone; seconds and speed are those of all. Killed between two of a step's
-  checkpoints, all go back to the one before.
+  Every learner's folder gets the checkpoints and metrics of training alone, and the learner can
+  resume alone; seconds and speed are those of all together. If the process is killed while the
+  checkpoints of a step are written, all learners resume from the step before.
 
   Args:
-    phase: its name, for messages.
-    make_program: how all are trained; called once they are known to be at one step.
-    students: makes one step of theirs.
-    learners: that see the same batches and are taught alike.
+    phase: name of the phase, for messages.
+    make_program: makes the program that trains all; called if all learners are at one step.
+    students: the step of all students.
+    learners: the learners, which share the batches and the teacher signal.
 
   Returns:
-    The last variables of each, or None where they cannot go on together: their last checkpoints
-    are too far apart, or a loss is not finite. Then each is to go on alone.
+    The last variables of each learner; or None if each has to train alone, because their last
+    checkpoints are not of a common step or because a loss is not finite.
   """
   begun = _begun(learners)
   if begun is None:
-    logger.warning(f'{phase}: they are not at one step; each goes on alone')
+    logger.warning(f'{phase}: the checkpoints are of different steps; each student trains alone')
     return None
   states, metas = zip(*begun, strict=True)
   try:
     last, _ = loop.train_from(make_program(), _Learners(students, learners),
                               students.join(states), list(metas), int(states[0].step))
   except errors.NotFiniteError as error:
-    logger.warning(f'{error}; each goes on alone')
+    logger.warning(f'{error}; each student trains alone')
     return None
   return [devices.to_host(state.variables) for state in students.split(last)]
 
 
 def _begun(learners: Sequence[loop.Learner]) -> list[tuple[Any, dict]] | None:
-  """Returns the checkpoints to go on from, all of one step; later ones are removed."""
+  """Returns each learner's checkpoint of the last common step; removes later checkpoints.
+
+  Returns None if there is no common step.
+  """
   common = set.intersection(*(set(learner.checkpoints.last_two) for learner in learners))
   if not common:
     return None

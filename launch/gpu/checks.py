@@ -1,19 +1,18 @@
-"""Whether kdih works on the GPU of this machine, and how cost grows with students and calls.
+"""Checks that kdih works on the GPU of this machine, and times several students and steps per call.
 
   python -m launch.gpu.checks RESULTS.json SECONDS
 
-Each part is a process of its own; RESULTS.json is written anew when one has ended, and what is not
-done after SECONDS is missing there. `measure.sh` sets the caches that programs are kept in.
+Each part is a process of its own. RESULTS.json is written again whenever a part has ended; it lacks
+the parts that are not done after SECONDS. `measure.sh` sets the caches of compiled programs.
 
-  step      One training step of DIH, in full float32 on the CPU, the same on the GPU, and there as
-            a run makes it.
-  repeat    Twenty steps in two fresh processes that compile side by side, with the flags of a run
-            and with others: whether they end with the same bits.
-  killed    A run on the digits, and another that is killed and goes on: their accuracies, and
-            whether they end with the same bits. It needs TFDS.
-  times     Students in one program, and updates in one call: timed alone.
-  kernels   What the device does during an update: with which kernels, copies and fills it is busy,
-            and how long.
+  step      Compares one training step of DIH on the CPU, in full float32, with the same step on the
+            GPU, in full float32 and with the settings of a run.
+  repeat    Trains twenty steps in two fresh processes, with the flags of a run and with others, and
+            compares their bits.
+  killed    Compares a run on the digits with one that is killed and resumed: accuracies and bits.
+            It needs TFDS.
+  times     Times several students in one program, and several steps in one call.
+  kernels   Counts the kernels, copies and fills that the device executes in a step, and their time.
 """
 import collections
 import json
@@ -30,31 +29,31 @@ from typing import Any
 
 _SMALL = bool(os.environ.get('REHEARSE'))
 _PAIR, _BATCH_SIZE, _RUNS = ('resnet8' if _SMALL else 'resnet20', 'resnet8'), 8 if _SMALL else 64, 5
-_UPDATES = [1, 2] if _SMALL else [1, 10, 50]  # Of one call of the loop.
+_UPDATES = [1, 2] if _SMALL else [1, 10, 50]  # In one call of the loop.
 _STUDENTS = {f'{way}_{count}': (count, way) for count, way in (
     [(1, 'vmap'), (2, 'vmap')] if _SMALL else
     [(1, 'vmap'), (3, 'vmap'), (8, 'vmap'), (16, 'vmap'), (3, 'unrolled'), (8, 'unrolled')])}
 _FREE = '--xla_gpu_deterministic_ops=false'
 _FLAGS = {'default': '', 'excluding': f'{_FREE} --xla_gpu_exclude_nondeterministic_ops=true',
           'free': _FREE}
-_ALONE = 100  # Seconds that are kept for `times` and `kernels`.
-# Else XLA makes no CUDA graphs while it is watched.
+_ALONE = 100  # Seconds that are reserved for `times` and `kernels`.
+# By default XLA makes no CUDA graphs while the profiler runs.
 _WATCHED = '--xla_enable_command_buffers_during_profiling=true'
 
 
 def _lab() -> tuple[Any, Any]:
-  """Returns the pair, with the same numbers on every device, and the student's problem."""
+  """Returns the models, with the same numbers on every device, and the student's problem."""
   import jax
 
   from kdih.benchmark import programs
 
   with jax.default_matmul_precision('highest'):
-    lab = programs.make_lab(*_PAIR, _BATCH_SIZE, 'float32', programs.made_images())
+    lab = programs.make_pair(*_PAIR, _BATCH_SIZE, 'float32', programs.made_images())
   return lab, programs.student_problem(lab, 'dih')
 
 
 def _train(updates: int) -> tuple[Any, Any, float]:
-  """Returns the variables before and after so many updates, and the last loss."""
+  """Returns the variables before and after this number of updates, and the last loss."""
   from kdih.benchmark import programs
   from kdih.runtime import devices
 
@@ -68,7 +67,7 @@ def _train(updates: int) -> tuple[Any, Any, float]:
 
 
 def step(file: str) -> None:
-  """Keeps the logits of student and teacher, and the loss and the update of a step."""
+  """Writes the logits of student and teacher, and the loss and the update of a step."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -94,7 +93,7 @@ def step(file: str) -> None:
 
 
 def repeat(file: str) -> None:
-  """Says by a digest what twenty steps end with."""
+  """Writes digests of the variables before and after twenty steps."""
   from kdih.runtime import digests
 
   before, after, loss = _train(20)
@@ -102,21 +101,23 @@ def repeat(file: str) -> None:
 
 
 def warm(file: str, name: str) -> None:
-  """Compiles what `times` measures under this name, for the cache."""
+  """Compiles the program that `times` measures under this name, for the cache."""
   next(item for item in _items() if item.name == name).seconds(1)
   _write(file, {})
 
 
 def times(file: str) -> None:
-  """Measures all in turns."""
+  """Times all programs in turns."""
   from kdih.benchmark import measuring, results
+  from kdih.runtime import provenance
 
   found = measuring.measure(_items(), _RUNS)
   _write(file, {
-      **results.machine(), 'pair': _PAIR, 'batch': _BATCH_SIZE, 'precision': 'float32',
+      **provenance.collect(), 'pair': _PAIR, 'batch': _BATCH_SIZE, 'precision': 'float32',
       'runs': _RUNS,
-      'items': {name: results.of_item(_BATCH_SIZE, measured) for name, measured in found.items()},
-      # Of an update of so many students, and of an update of a loop with so many in a call.
+      'items': {name: results.item_results(_BATCH_SIZE, measured)
+                for name, measured in found.items()},
+      # Of N students over one student, and of a step in a call of N steps over a call of one.
       'over_one': {name: measured.median / found[
           'vmap_1' if name in _STUDENTS else 'updates_1'].median
                    for name, measured in found.items()}})
@@ -126,7 +127,7 @@ def _items() -> list[Any]:
   from kdih.benchmark import programs
 
   _, problem = _lab()
-  # Of one update a call, the host would be what is measured.
+  # With one update in a call the time of the host would be measured.
   together = {name: programs.Training(problem, students=count, together_by=way,
                                       updates=_UPDATES[-1])
               for name, (count, way) in _STUDENTS.items()}
@@ -135,7 +136,7 @@ def _items() -> list[Any]:
 
 
 def kernels(file: str) -> None:
-  """Counts what runs on the GPU in calls of many updates; on another device it finds nothing."""
+  """Counts the kernels of calls of many updates on a GPU; another device has none."""
   import jax
 
   from kdih.benchmark import programs
@@ -150,7 +151,7 @@ def kernels(file: str) -> None:
     planes = jax.profiler.ProfileData.from_file(str(path)).planes
     events = [event for plane in planes if plane.name.startswith('/device:GPU')
               for line in plane.lines if line.name.startswith('Stream') for event in line.events]
-  # An item makes a call more than it times.
+  # An item makes one call more than it times.
   _write(file, {'pair': _PAIR, 'batch': _BATCH_SIZE, **_counted(events, 2 * _UPDATES[-1])})
 
 
@@ -186,7 +187,7 @@ def killed(file: str, work: str) -> None:
 
 
 def _digits(folder: pathlib.Path) -> subprocess.Popen:
-  # Lines as often as it evaluates, so that all calls of a phase are of one size.
+  # It logs as often as it evaluates: then all calls of a phase have one size, and compile once.
   return subprocess.Popen(
       [sys.executable, '-m', 'kdih.main', '--config=configs/digits.py', f'--workdir={folder}',
        '--config.student.methods=dih', '--config.log_every_steps=18'], stdout=subprocess.DEVNULL)
@@ -197,11 +198,14 @@ def _steps(checkpoints: pathlib.Path) -> list[int]:
 
 
 def _phases(folder: pathlib.Path) -> dict[str, Any]:
-  """Returns what the result files of a run say."""
+  """Returns the content of the result files of a run, by phase."""
+  from kdih.runtime import run_files
+
   found = {}
   for path in sorted(folder.glob('**/result.json')):
-    result = json.loads(path.read_text())
-    found[str(path.parent.relative_to(folder))] = {
+    phase = str(path.parent.relative_to(folder))
+    result = run_files.read_result(folder, phase)
+    found[phase] = {
         key: result.get(key) for key in ('val', 'test_last', 'fingerprint', 'seconds',
                                          'examples_per_second')}
   return found
@@ -212,7 +216,7 @@ def _write(file: str | pathlib.Path, content: Any) -> None:
 
 
 class _Parts:
-  """Processes that each do a part, and the files that they leave in a folder."""
+  """Processes that each do a part, and the files that they write to a folder."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
@@ -220,7 +224,7 @@ class _Parts:
     self.codes: dict[str, int] = {}
 
   def start(self, name: str, part: str, *arguments: str, **variables: str) -> None:
-    """Starts one; `variables` of the environment, where '' is none."""
+    """Starts a part with these environment variables; '' removes one."""
     environment = {key: value for key, value in {**os.environ, **variables}.items() if value}
     with (self.folder / f'{name}.log').open('w') as log:
       self._running[name] = subprocess.Popen(
@@ -228,7 +232,7 @@ class _Parts:
           env=environment, stderr=log, start_new_session=True)
 
   def wait(self, until: float) -> None:
-    """Returns once all have ended; what has not by then is killed, with all that it started."""
+    """Returns when all parts have ended; kills the others, with their children, after `until`."""
     for name, process in self._running.items():
       try:
         self.codes[name] = process.wait(max(until - time.monotonic(), 0.01))
@@ -241,13 +245,13 @@ class _Parts:
     self._running = {}
 
   def read(self, name: str) -> Any:
-    """Returns the JSON of one, None if it left none."""
+    """Returns the JSON that a part wrote, None if there is none."""
     path = self.folder / name
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def main(out: str, seconds: str) -> None:
-  """Does all parts and says what they found."""
+  """Does all parts, writes their results and prints a summary."""
   end = time.monotonic() + float(seconds)
   work = pathlib.Path(tempfile.mkdtemp())
   parts = _Parts(work)
@@ -256,7 +260,7 @@ def main(out: str, seconds: str) -> None:
   parts.start('exact.npz', 'step', **exact)
   parts.start('run.npz', 'step')
   for name, flags in _FLAGS.items():
-    for number in (1, 2):  # Without a cache: the second would take the programs of the first.
+    for number in (1, 2):  # Without a cache: the second would reuse the first's programs.
       parts.start(f'{name}_{number}', 'repeat', XLA_FLAGS=flags, JAX_COMPILATION_CACHE_DIR='')
   for name in (*_STUDENTS, *(f'updates_{count}' for count in _UPDATES)):
     parts.start(f'warm_{name}', 'warm', name)
@@ -281,7 +285,7 @@ def main(out: str, seconds: str) -> None:
 
 
 def _apart(one: pathlib.Path, other: pathlib.Path) -> dict[str, float] | None:
-  """Returns the norm of the difference over the norm, of each array."""
+  """Returns the norm of the difference over the norm, for each array; None if a file is missing."""
   import numpy as np
 
   if not (one.exists() and other.exists()):

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Measures kdih on the GPU of this machine: how fast a step is, beside PyTorch, and whether it works.
+# Measures kdih on the GPU of this machine: the speed of a step, compared with PyTorch's, and
+# whether kdih computes the right numbers there.
 #   bash launch/gpu/measure.sh RESULTS [SECONDS [speed|checks]]
-# SECONDS, 900 by default, is the most that it takes. `speed` is the benchmark, most worth first, and
-# `checks` is launch/gpu/checks.py; without either both are done. It needs pip install -e '.[cuda,torch]',
-# and nothing else should run.
-# RESULTS gets log.txt and JSON files. A part that fails or is late loses nothing of the others.
-# Programs are compiled first, side by side; then each part is timed alone.
-# REHEARSE=1 does the same with the smallest pair, on whatever device there is.
+# It ends after SECONDS, 900 by default. `speed` is the benchmark, the most important parts first;
+# `checks` is launch/gpu/checks.py; by default it does both. It needs pip install -e
+# '.[cuda,torch]', and nothing else should run meanwhile. It writes log.txt and JSON files to the
+# folder RESULTS. If a part fails or is late, the files of the other parts are still written. All
+# programs are compiled first, in parallel; then each part is timed alone. REHEARSE=1 does the same
+# with the smallest pair, on whatever device there is.
 set -u
 [ $# -ge 1 ] || { echo 'usage: measure.sh RESULTS [SECONDS [speed|checks]]' >&2; exit 2; }
 end=$(( $(date +%s) + ${2:-900} )) what=${3:-speed checks} work=$(mktemp -d)
@@ -14,7 +15,7 @@ mkdir -p "$1" && results=$(cd "$1" && pwd) || exit
 cd "$(dirname "$0")/../.." || exit
 log=$results/log.txt; : > "$log"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=3
-export XLA_PYTHON_CLIENT_PREALLOCATE=false  # PyTorch, and the processes that compile, need memory too.
+export XLA_PYTHON_CLIENT_PREALLOCATE=false  # PyTorch and the processes that compile need memory too.
 export JAX_COMPILATION_CACHE_DIR=$work/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
 export TORCHINDUCTOR_CACHE_DIR=$work/inductor TORCHINDUCTOR_FX_GRAPH_CACHE=1
 large=resnet110:resnet8 small=resnet20:resnet8 many=512 some=64 half=bfloat16 runs=5 patience=170
@@ -23,7 +24,8 @@ free='--xla_gpu_deterministic_ops=false'
 
 say() { echo "[$(( end - $(date +%s) )) s left] $*" | tee -a "$log"; }
 
-# part NAME LIMIT FLAG...: one benchmark, timed alone, within LIMIT seconds and what is left.
+# part NAME LIMIT FLAG...: runs one benchmark alone, for LIMIT seconds or what is left, if that is
+# less.
 part() {
   local name=$1 limit=$2 left=$(( end - $(date +%s) )); shift 2
   [ "$left" -ge 20 ] || { say "$name: no time left"; return 1; }
@@ -34,8 +36,8 @@ part() {
   return $code
 }
 
-# warm NAME FLAG...: compiles, in the background; PyTorch's programs in a process of their own, whose
-# threads are not to wait busily for each other.
+# warm NAME FLAG...: compiles in the background. PyTorch's programs have a process of their own,
+# with OMP_WAIT_POLICY=passive, because its threads would wait busily for each other.
 declare -A compiling compiled
 warm() {
   local name=$1; shift
@@ -46,10 +48,10 @@ warm() {
   compiling[$name.torch]=$!
 }
 
-# compared NAME LIMIT FLAG...: a part beside PyTorch, or without it where PyTorch's programs failed.
+# compared NAME LIMIT FLAG...: runs a part with PyTorch, or without it if PyTorch's programs failed.
 compared() {
   local name=$1 limit=$2; shift 2
-  # What was late (124) has kept a part of its programs.
+  # A process that was late (124) has still kept some of its programs.
   if [[ ${compiled[$name.torch]} =~ ^(0|124)$ ]] && part "$name" "$limit" "$@" --peer=torch; then return; fi
   tail -n 3 "$work/warm_$name.torch.log" >> "$log"
   part "$name" "$limit" "$@"
@@ -71,7 +73,8 @@ speed() {
   compared resnet20_64_float32 100 "${resnet20_64[@]}"
   compared resnet110_64_float32 120 "${resnet110_64[@]}"
   compared resnet20_512_bfloat16 90 "${resnet20_512[@]}"
-  # What bit-equal runs cost: XLA chooses its kernels by trying them, any or those with one result.
+  # The cost of bit-equal runs: XLA chooses kernels by timing all, or only those that are
+  # reproducible.
   XLA_FLAGS=$free part resnet20_64_free 70 "--pairs=$small" "--batches=$some" "--measure=bare,loop"
   XLA_FLAGS="$free --xla_gpu_exclude_nondeterministic_ops=true" \
     part resnet20_64_excluding 70 "--pairs=$small" "--batches=$some" "--measure=bare,loop"

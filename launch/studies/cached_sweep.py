@@ -1,12 +1,14 @@
-"""Times a sweep with and without the cache: kd, dih and dkd, three seeds, resnet110 to resnet8.
+"""Times a sweep with and without the teacher cache: kd, dih and dkd, resnet110 to resnet8.
 
   python -m launch.studies.cached_sweep --workdir=/tmp/cs \\
       --out=launch/results/benchmark/cached_sweep.json
 
-On a slice of CIFAR-100, in the proportion of the paper's 200 epochs: there an image of 162 views
-is shown 200 times; here, without padding, one of two views 2.47 times. Teacher and heads are made
-first and learn next to nothing, for it takes as long to ask them. Each sweep is a process, and all
-of its time counts: start, compiling, making the cache, checkpoints, validation, test.
+The sweep has three seeds and trains on a slice of CIFAR-100. Its ratio of views to epochs is the
+paper's: with padding an image has 162 views and the paper trains for 200 epochs; without padding an
+image has 2 views and this sweep trains for 2.47 epochs. The teacher and its heads are trained once
+for 20 steps, because the time of a forward pass does not depend on their accuracy. Each sweep is a
+process, and its whole time is measured: start, compilation, building the cache, training,
+checkpoints, validation and test.
 """
 import argparse
 import json
@@ -17,22 +19,24 @@ import subprocess
 import sys
 import time
 
+from kdih.runtime import run_files
+
 _EPOCHS = 200 * 2 / 162
 _SEEDS, _METHODS = (30, 50, 67), ('kd', 'dih', 'dkd')
 
 
 def main() -> None:
-  """Does all of it, and writes the numbers."""
+  """Runs both sweeps and writes their times to `--out`."""
   parser = argparse.ArgumentParser(
       'python -m launch.studies.cached_sweep', description=__doc__.split('\n')[0])
   parser.add_argument('--out', required=True, help='JSON file')
   parser.add_argument('--workdir', required=True, help='folder; must not exist')
   parser.add_argument('--data_dir', default='', help='of TFDS')
   parser.add_argument('--images', type=int, default=6400, help='of the train split')
-  given = parser.parse_args()
-  workdir = pathlib.Path(given.workdir)
+  flags = parser.parse_args()
+  workdir = pathlib.Path(flags.workdir)
   workdir.mkdir(parents=True)
-  common = _common(given.data_dir, given.images)
+  common = _common(flags.data_dir, flags.images)
   teacher = workdir / 'made' / 'resnet110'
   _run('main', *common, f'--workdir={teacher}', '--config.phases=teacher,heads')
   seconds: dict[str, float] = {}
@@ -44,24 +48,24 @@ def main() -> None:
     _run('sweep', *common, f'--config.compute.cache={cache}', f'--workdir={folder}',
          f'--methods={",".join(_METHODS)}', f'--seeds={",".join(map(str, _SEEDS))}')
     seconds[cache] = time.perf_counter() - begun
-    results = {str(path.parent.relative_to(folder)): json.loads(path.read_text())
+    results = {str(path.parent.relative_to(folder)): run_files.read(path, run_files.StudentResult)
                for path in sorted(folder.glob('*/*/seed*/student/*/result.json'))}
     training_seconds[cache] = sum(result['seconds'] for result in results.values())
     test_loss[cache] = {run: result['test_last']['loss'] for run, result in results.items()}
-  manifest = json.loads((teacher / 'manifest.json').read_text())
+  manifest = run_files.read(teacher / 'manifest.json', run_files.Manifest)
   content = {
-      # What both sweeps took, in all and in training alone, and how far their students are apart.
+      # The times of both sweeps, in total and for training alone, and how their students differ.
       'seconds': seconds,
       'ratio': seconds['none'] / seconds['all_views'],
       'training_seconds': training_seconds,
       'test_loss_apart': max(abs(test_loss['none'][run] - test_loss['all_views'][run])
                              for run in test_loss['none']),
       'test_loss': test_loss,
-      # What they were, and where.
-      'images': given.images, 'epochs': _EPOCHS, 'seeds': _SEEDS, 'methods': _METHODS, 'runs': 1,
+      # The settings and the machine.
+      'images': flags.images, 'epochs': _EPOCHS, 'seeds': _SEEDS, 'methods': _METHODS, 'runs': 1,
       'cpus': os.cpu_count(),
       **{field: manifest[field] for field in ('devices', 'versions', 'git_commit')}}
-  pathlib.Path(given.out).write_text(json.dumps(content, indent=2) + '\n')
+  pathlib.Path(flags.out).write_text(json.dumps(content, indent=2) + '\n')
   print(f'{seconds["none"]:.0f} s without, {seconds["all_views"]:.0f} s with the cache: '
         f'{content["ratio"]:.2f} times as fast; losses on the test split differ by '
         f'{content["test_loss_apart"]:.1e} at most')

@@ -15,7 +15,7 @@ from kdih.benchmark.roofline import Ceilings, Work
 BAD = [
     ('--pairs=resnet8', '--pairs: ', 'resnet110:resnet8'),
     ('--pairs=resnet8:resnet9', '--pairs: ', "did you mean 'resnet"),
-    ('--batches=64,many', '--batches: ', "'many' is not a whole number"),
+    ('--batches=64,many', '--batches: ', "is 'many'; it must be a whole number"),
     ('--batches=1', '--batches: ', 'at least 2'),
     ('--batches=6', '--batches: ', '4 devices'),
     ('--batches=20000', '--batches: ', '10000 images'),
@@ -38,13 +38,13 @@ import kdih.benchmark
 """
 
 
-@pytest.mark.parametrize(('flag', 'begins', 'says'), BAD)
-def test_a_bad_flag_gets_one_line(flag, begins, says, capsys, monkeypatch):
+@pytest.mark.parametrize(('flag', 'begins', 'words'), BAD)
+def test_a_bad_flag_gets_one_line(flag, begins, words, capsys, monkeypatch):
   monkeypatch.setattr(roofline, 'measure_ceilings', lambda precision: Ceilings(1.0, 1.0))
   monkeypatch.setattr(programs.networks, 'initialise', None)  # Nothing is computed.
   assert benchmark.main(['benchmark', '--measure=bare', flag]) == 2
   line, = [line for line in capsys.readouterr().err.splitlines() if line.startswith('kdih: ')]
-  assert line.startswith(f'kdih: {begins}') and says in line
+  assert line.startswith(f'kdih: {begins}') and words in line
 
 
 def test_torch_that_is_missing_is_named_with_the_remedy(capsys, monkeypatch):
@@ -58,7 +58,7 @@ def test_none_of_it_imports_tensorflow_or_ml_collections():
 for module in pkgutil.iter_modules(kdih.benchmark.__path__):
   if module.name != 'peer':  # It needs PyTorch.
     importlib.import_module(f'kdih.benchmark.{module.name}')
-import launch.studies.scaling.problem  # It stands on the same construction.
+import launch.studies.scaling.problem  # It uses the same construction of problems.
 for module in ('problem', 'networks', 'teacher', 'heads', 'student'):
   importlib.import_module(f'kdih.phases.{module}')
 """
@@ -87,7 +87,7 @@ def test_spread_is_told_by_quartiles():
 def test_the_roofline_is_the_slower_of_the_two(flops, bytes_, seconds, bound):
   ceilings, work = Ceilings(bytes_per_second=10.0, flops_per_second=50.0), Work(flops, bytes_, 0)
   assert (work.seconds(ceilings), work.bound(ceilings)) == (seconds, bound)
-  found = results.of_pair('t', 's', 8, {'bare': Times((6.0,))}, work, ceilings)
+  found = results.pair_results('t', 's', 8, {'bare': Times((6.0,))}, work, ceilings)
   assert found['roofline']['fraction'] == seconds / 6
 
 
@@ -105,13 +105,32 @@ def made_times() -> dict[str, Times]:
 
 
 def test_ratios_and_shares_of_made_times():
-  found = results.of_pair('t', 's', 20, made_times(), Work(1.0, 1.0, None), Ceilings(1.0, 1.0))
+  found = results.pair_results('t', 's', 20, made_times(), Work(1.0, 1.0, None), Ceilings(1.0, 1.0))
   assert found['ratios'] == {
       'loop_efficiency': 0.8, 'dih_over_kd': 1.25, 'several_over_one': 2.0,
       'torch_paper_over_loop': 3.0, 'torch_tuned_over_loop': 1.5}
   assert found['shares'] == pytest.approx({
       'input': 0.1, 'teacher': 0.2, 'heads': 0.05, 'student': 0.4, 'host': 0.2, 'together': 0.05})
   assert found['items']['loop']['examples_per_second'] == 2.0
+
+
+def test_the_table_has_the_numbers_of_each_item_in_columns():
+  loop = {'median_s': 1.25, 'quartiles_s': [1.0, 1500.5], 'examples_per_second': 51.2}
+  content = {
+      'device': {'count': 1, 'kind': 'cpu'}, 'processor': 'p', 'cpus_usable': 2, 'precision': 'f32',
+      'versions': {'jax': '1', 'torch': None}, 'runs': 3,
+      'ceilings': {'bytes_per_second': 1e10, 'flops_per_second': 1e11},
+      'pairs': [{'teacher': 't', 'student': 's', 'batch': 64, 'ratios': {'dih_over_kd': 1.25},
+                 'items': {'loop': loop, 'torch_paper': {**loop, 'median_s': 0.5}},
+                 'cost': {'flops': 1e9, 'bytes': 2e9},
+                 'roofline': {'fraction': 0.25, 'bound': 'memory'}}]}
+  lines = results.table(content).split('\n')
+  start = lines.index('t -> s, batch 64') + 1
+  assert lines[start:start + 4] == [
+      '               ms per step                 quartiles  examples/s',
+      '  loop            1,250.00  1,000.00 to 1,500,500.00          51',
+      '  torch_paper       500.00  1,000.00 to 1,500,500.00          51',
+      '  ratios: dih_over_kd 1.250']
 
 
 def test_what_a_cache_saves_a_sweep_is_worked_out():
@@ -137,19 +156,19 @@ def assert_close(found, expected):
 
 @pytest.mark.slow
 def test_students_of_one_start_learn_together_as_one_alone():
-  lab = programs.make_lab('resnet8', 'resnet8', 8, 'float32', programs.made_images(64))
-  problem = programs.student_problem(lab, 'dih')
+  pair = programs.make_pair('resnet8', 'resnet8', 8, 'float32', programs.made_images(64))
+  problem = programs.student_problem(pair, 'dih')
   alone = learnt(programs.Training(problem))
   assert_close(learnt(programs.Training(problem, students=2)), alone * 2)
-  names = [item.name for item in step_parts.items(lab)]
+  names = [item.name for item in step_parts.items(pair)]
   assert names == ['input', 'teacher', 'heads', 'student']
 
 
 @pytest.mark.slow
 def test_a_deep_teacher_has_logits_of_a_usual_size():
-  lab = programs.make_lab('resnet20', 'resnet8', 8, 'float32', programs.made_images(16))
-  images = lab.data.preprocess(lab.examples.read(np.arange(16))[0], jnp.arange(16), None)
-  logits = lab.built.teacher.apply(lab.frozen['teacher'], images, train=False)
+  pair = programs.make_pair('resnet20', 'resnet8', 8, 'float32', programs.made_images(16))
+  images = pair.data.preprocess(pair.examples.read(np.arange(16))[0], jnp.arange(16), None)
+  logits = pair.built.teacher.apply(pair.frozen['teacher'], images, train=False)
   assert 0.01 < np.std(logits) < 10
 
 
@@ -163,9 +182,9 @@ def test_a_tiny_run_without_tensorflow(tmp_path):
   assert child.returncode == 0, child.stderr
   content = json.loads(path.read_text())
   assert set(content) == {
-      'device', 'processor', 'cpu_count', 'cpus_usable', 'versions', 'xla_flags', 'precision',
-      'runs', 'ceilings', 'pairs'}
-  assert content['device'] == {'platform': 'cpu', 'kind': 'cpu', 'count': 4}
+      'command', 'git_commit', 'devices', 'platform', 'processor', 'cpu_count', 'cpus_usable',
+      'versions', 'xla_flags', 'precision', 'runs', 'ceilings', 'pairs'}
+  assert content['devices'] == ['cpu'] * 4
   assert content['versions']['jax'] == jax.__version__
   pair, = content['pairs']
   assert list(pair['items']) == ['bare', 'loop', 'kd', 'several', 'cached', 'input', 'teacher',

@@ -42,7 +42,7 @@ def test_models_have_the_same_logits_and_taps(name, train):
 
 
 def test_a_model_that_is_not_there_is_named():
-  with pytest.raises(errors.ConfigError, match='knows no vgg8; choose'):
+  with pytest.raises(errors.ConfigError, match='vgg8 is not available in PyTorch; choose'):
     networks.like(registry.create('vgg8', 5), 'vgg8')
 
 
@@ -81,24 +81,24 @@ def test_the_loss_is_that_of_the_cohort():
 @pytest.mark.slow
 def test_what_is_expected_of_bfloat16_is_of_the_same_teacher():
   names = ('resnet8', 'resnet8')
-  lab = programs.make_lab(*names, 8, 'bfloat16', programs.made_images(64))
-  norm = lab.frozen['teacher']['batch_stats']['stem_norm']
+  pair = programs.make_pair(*names, 8, 'bfloat16', programs.made_images(64))
+  norm = pair.frozen['teacher']['batch_stats']['stem_norm']
   norm['mean'] = norm['mean'] + 0.1  # As of another device, or another precision.
-  form = forms.Paper(lab, names, torch.device('cpu'))
-  deviations = equality._compare('paper', form, equality._expected(lab, names))
+  form = forms.Paper(pair, names, torch.device('cpu'))
+  deviations = equality._compare('paper', form, equality._expected(pair, names))
   assert max(deviations.values()) < 1e-3
 
 
 @pytest.mark.slow
 def test_both_forms_are_checked_and_one_that_differs_is_refused():
-  lab = programs.make_lab('resnet8', 'resnet8', 8, 'float32', programs.made_images(64))
-  report = equality.Peer(lab, ('resnet8', 'resnet8'), 'float32').report()
+  pair = programs.make_pair('resnet8', 'resnet8', 8, 'float32', programs.made_images(64))
+  report = equality.Peer(pair, ('resnet8', 'resnet8'), 'float32').report()
   assert list(report['forms']) == ['torch_paper', 'torch_tuned']
   for deviations in report['deviations'].values():
     assert set(deviations) == {'input', 'members', 'student', 'loss', 'update'}
     assert max(deviations.values()) < 1e-3
-  lab.config.student.train['weight_decay'] = 0.05
-  expected = equality._expected(lab, ('resnet8', 'resnet8'))
-  form = forms.Paper(lab, ('resnet8', 'resnet8'), torch.device('cpu'))
-  with pytest.raises(errors.TrainingError, match='update of paper is off by .*nothing was timed'):
+  pair.config.student.train['weight_decay'] = 0.05
+  expected = equality._expected(pair, ('resnet8', 'resnet8'))
+  form = forms.Paper(pair, ('resnet8', 'resnet8'), torch.device('cpu'))
+  with pytest.raises(errors.TrainingError, match='update of paper deviates .*nothing was timed'):
     equality._compare('paper', form, expected)

@@ -1,4 +1,4 @@
-"""What teachers say, computed once: tables, their files, and what is refused."""
+"""Cached teacher signals: tables, their files, and settings that are refused."""
 import threading
 
 import jax
@@ -138,11 +138,11 @@ def checked(path, *overrides, count=200):
 
 @pytest.mark.parametrize('overrides, message', [
     (['student.methods=at,sp', 'compute.cache=all_views'],
-     r'config\.compute\.cache: the method at, sp needs more .*none'),
+     r'config\.compute\.cache: at, sp cannot use a cache, .*none'),
     (['student.methods=kd', 'compute.cache=views:10'],
-     r"config\.compute\.cache: 'views:10' asks .* which are 9; "),
+     r"config\.compute\.cache: 'views:10' requires more views of an image than the 9 "),
     (['student.methods=kd', 'compute.cache=all_views', 'data.padding=1000'],
-     r'config\.compute\.cache_place: what the teachers say takes \S+ GB, .*host or disk, or fewer'),
+     r'config\.compute\.cache_place: the cached outputs take \S+ GB, .*host or disk, or fewer'),
 ])
 def test_a_cache_that_cannot_be_is_refused(tmp_path, overrides, message):
   with pytest.raises(errors.ConfigError, match=message):
@@ -170,5 +170,5 @@ def test_taps_that_cannot_be_cached_are_refused(tmp_path):
   with pytest.raises(errors.ConfigError, match='cache_taps: is set, and .*cache is none'):
     checked(tmp_path, 'compute.cache_taps=True')
   # 4 x 4 x 4 and 2 x 2 x 8 numbers of two bytes, of 9 views of 80 % of the images.
-  with pytest.raises(errors.ConfigError, match='takes 1382.40 GB'):
+  with pytest.raises(errors.ConfigError, match='take 1382.40 GB'):
     checked(tmp_path, 'compute.cache_taps=True', 'compute.cache=all_views', count=10**9)

@@ -1,4 +1,4 @@
-"""How much each member counts, by what it says of the validation images."""
+"""Weights of the members, from their logits for the validation images."""
 import numpy as np
 
 from kdih.cohort import member_weights
@@ -27,5 +27,5 @@ def test_learnt_weights_maximise_the_likelihood_of_the_mixture():
     posterior = share[:, None] * right / (share @ right)
     share = posterior.mean(axis=1)
   found = member_weights.weigh(logits, labels)['learnt']
-  np.testing.assert_allclose(found, 3 * share, atol=5e-3)
+  np.testing.assert_allclose(found, 3 * share, atol=2e-3)
   assert found[0] < found[1] < found[2] and share[1] > 0.1

@@ -49,7 +49,8 @@ def test_alphas_go_to_the_heads_in_tap_order_and_then_to_the_teacher():
   def compute(tree):
     members = cohort_logits(Net(), heads, tree, IMAGES, ('stage2', 'stage1'))
     signal = TeacherSignal(members=jnp.stack(list(members.values()), axis=1))
-    lesson = Lesson(IMAGES, labels, taps.Output(student, {}), signal)
+    lesson = Lesson(
+        images=IMAGES, labels=labels, student=taps.Output(student, {}), teacher=signal)
     return lessons.total(dih.apply({}, lesson)), members['stage2']
 
   found, first_head = jax.jit(compute)(all_frozen)

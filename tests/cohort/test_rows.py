@@ -25,8 +25,9 @@ SIGNALS = {
     'features': TeacherSignal(features=OrderedDict(
         stage2=drawn(4, 4, 2), stage10=drawn(7), stage1=drawn(2, 3, 5))),
     'all of it': TeacherSignal(
-        drawn(5), OrderedDict(b=drawn(2, 2, 3), a=drawn(1, 1, 4)), OrderedDict(b=drawn(2, 2, 3)),
-        drawn(6), drawn(4, 5), SoftLabel(drawn(5), drawn()))}
+        logits=drawn(5), features=OrderedDict(b=drawn(2, 2, 3), a=drawn(1, 1, 4)),
+        preactivations=OrderedDict(b=drawn(2, 2, 3)), embedding=drawn(6), members=drawn(4, 5),
+        soft_label=SoftLabel(drawn(5), drawn()))}
 WIDTHS = {'logits': 5, 'soft label': 6, 'members': 20, 'features': 32 + 7 + 30,
           'all of it': 5 + 12 + 4 + 12 + 6 + 20 + 6}
 

@@ -64,9 +64,9 @@ def outcome(call, *args):
   try:
     call(*args)
   except errors.ConfigError as error:
-    said = str(error)
-    assert said and '\n' not in said
-    return said
+    message = str(error)
+    assert message and '\n' not in message
+    return message
   return ''
 
 
@@ -143,16 +143,17 @@ def test_any_argument_of_a_config_is_read_or_refused(argument):
 
 
 @pytest.mark.parametrize(('path', 'value', 'expected'), [
-    ('methods.dih_at.methods', ('dih_at', 'kd'), 'config.methods.dih_at: is a part of itself'),
+    ('methods.dih_at.methods', ('dih_at', 'kd'), 'config.methods.dih_at: contains itself'),
     ('methods.dih_at.methods', 3, 'config.methods.dih_at.methods: is 3; it must be a tuple'),
-    ('methods.takd.chain', 3, 'config.methods.takd.chain: is 3; it must be a tuple, each a name'),
+    ('methods.takd.chain', 3,
+     'config.methods.takd.chain: is 3; it must be a tuple, each value a name'),
     ('methods.takd.chain', (3,), 'config.methods.takd.chain: is 3; it must be a name'),
     ('methods.takd.chain', ('resent20',),
      "config.methods.takd: unknown 'resent20'; did you mean 'resnet20'?"),
     ('methods.crd.negatives', 10**400, 'config.methods.crd.negatives: is 1000'),
     ('methods.tofd.beta', None, 'config.methods.tofd.beta: is None; it must be a number'),
-    ('methods.kd.kind', b'kd', "config.methods.kd.kind: b'kd' is neither a number, nor a text"),
-    ('methods.ce', 3, 'config.methods.ce: is 3; it must hold fields of its own'),
+    ('methods.kd.kind', b'kd', "config.methods.kd.kind: is b'kd'; it must be a number, a string"),
+    ('methods.ce', 3, 'config.methods.ce: is 3; it must be a group of fields'),
     ('data.mean', (10**400,), 'config.data.mean: is 1000'),
     ('teacher.kwargs', {'dtype': 'x'}, 'config.teacher.kwargs.dtype: is set by config.dtype')])
 def test_what_once_ended_in_a_traceback(path, value, expected):
@@ -167,8 +168,8 @@ def test_a_config_file_that_returns_something_else(tmp_path, returned):
   path = tmp_path / 'mine.py'
   path.write_text('import ml_collections\n' + (CONFIG).read_text().replace(
       'return config', f'return {returned}'))
-  said = outcome(flags.read, ['kdih', f'--config={path}', '--workdir=w'])
-  assert said.startswith('--config: ')
+  message = outcome(flags.read, ['kdih', f'--config={path}', '--workdir=w'])
+  assert message.startswith('--config: ')
 
 
 def test_a_field_that_is_read_first_may_be_missing(tmp_path, capsys):
@@ -176,5 +177,5 @@ def test_a_field_that_is_read_first_may_be_missing(tmp_path, capsys):
   path.write_text((CONFIG).read_text().replace(
       'return config', "with config.unlocked():\n    del config['deterministic']\n  return config"))
   assert main.main(['kdih', f'--config={path}', f'--workdir={tmp_path}/w']) == 2
-  assert capsys.readouterr().err.startswith('kdih: config.deterministic: is missing; ')
+  assert capsys.readouterr().err.startswith('kdih: config.deterministic: is missing in ')
   assert not (tmp_path / 'w').exists()

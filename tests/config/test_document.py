@@ -1,4 +1,4 @@
-"""The list of all fields is what the declarations say."""
+"""README.md lists all fields as they are declared."""
 import pathlib
 import re
 import subprocess
@@ -54,7 +54,7 @@ def test_every_group_has_a_section():
 
 
 def test_the_commands_and_links_it_shows_are_right():
-  said = README.read_text()
-  for target in re.findall(r'\]\(([^)]+)\)', said):
+  text = README.read_text()
+  for target in re.findall(r'\]\(([^)]+)\)', text):
     assert (README.parent / target).exists(), target
   assert 'kdih/config/README.md' in (ROOT / 'README.md').read_text()

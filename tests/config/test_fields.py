@@ -1,4 +1,4 @@
-"""Every field and every option takes what its kind says, and refuses all else in one line."""
+"""Every field and every option accepts the values of its kind, and refuses others in one line."""
 import pytest
 from hypothesis import given, strategies as st
 
@@ -55,9 +55,9 @@ def valid_values(draw):
 def refusal(check, *arguments) -> str:
   with pytest.raises(errors.ConfigError) as caught:
     check(*arguments)
-  said = str(caught.value)
-  assert said and said.isprintable()
-  return said
+  message = str(caught.value)
+  assert message and message.isprintable()
+  return message
 
 
 @times(50, 1000)
@@ -72,8 +72,8 @@ def test_any_valid_values_of_all_fields_pass(found):
 def test_a_broken_value_of_any_field_is_refused(name, data):
   """Whether the run would use it or not."""
   value = data.draw(broken(FIELDS[name].kind))
-  said = refusal(checks.check, changed({name: value}))
-  assert said.startswith(f'config.{name}: ') or said.startswith(f'config.{name}.')
+  message = refusal(checks.check, changed({name: value}))
+  assert message.startswith(f'config.{name}: ') or message.startswith(f'config.{name}.')
 
 
 @times(30, 500)
@@ -95,8 +95,8 @@ def test_an_option_takes_what_its_kind_says_and_nothing_else(entry, option, kind
     methods.check({entry: {**ENTRIES[entry], option: data.draw(valid(kind))},
                    **{name: options for name, options in ENTRIES.items() if name != entry}})
   value = data.draw(broken(kind))
-  said = refusal(methods.check, {**ENTRIES, entry: {**ENTRIES[entry], option: value}})
-  assert said.startswith(f'{setting}: ')
+  message = refusal(methods.check, {**ENTRIES, entry: {**ENTRIES[entry], option: value}})
+  assert message.startswith(f'{setting}: ')
 
 
 @times(60, 500)
@@ -106,8 +106,8 @@ def test_a_broken_option_is_refused_before_networks_are_built(place, used, data)
   entry, option, kind = place
   config = changed({f'methods.{entry}.{option}': data.draw(broken(kind))})
   config.student.methods = (entry,) if used else ('ce',) if entry != 'ce' else ('kd',)
-  said = refusal(networks.build, config, SPEC)
-  assert said.startswith(f'config.methods.{entry}.{option}: ')
+  message = refusal(networks.build, config, SPEC)
+  assert message.startswith(f'config.methods.{entry}.{option}: ')
 
 
 @pytest.mark.parametrize('entry', ENTRIES)
@@ -159,24 +159,24 @@ def test_nonsense_is_refused_though_the_run_uses_ce_alone(name, value):
 
 
 def test_the_message_says_what_a_value_must_be():
-  said = {
+  wrong = {
       'seed': (2**32, 'is 4294967296; it must be a whole number from 0 to 2^32 - 1'),
       'data.std': ((0.0,), 'is 0.0; it must be a number from 1e-6 to 1000'),
-      'data.validation_fraction': (1, 'is 1; it must be a number at least 0 and below 1'),
+      'data.validation_fraction': (1, 'is 1; it must be a number of at least 0 and below 1'),
       'student.train.length': (0.0, 'is 0.0; it must be a number above 0 and at most 1e7'),
-      'student.train.weight_decay': (1e-40, 'is 1e-40, which float32 takes for 0; give another '
-                                            'number'),
+      'student.train.weight_decay': (1e-40, 'is 1e-40, which is 0 in float32; set it to 0 or '
+                                            'to a larger number'),
       'data.flip': ('yes', "is 'yes'; it must be True or False"),
-      'data.mean': (0.5, 'is 0.5; it must be a tuple, each a number from -1000 to 1000; one alone '
-                            'is written (VALUE,)'),
+      'data.mean': (0.5, 'is 0.5; it must be a tuple, each value a number from -1000 to 1000; '
+                            'write a single value as (VALUE,)'),
       'dtype': ('float23', "unknown 'float23'; did you mean 'float32'? choose from: bfloat16, "
                            'float32'),
       'compute.cache': ('views', "is 'views'; it must be 'none', 'all_views' or 'views:N', such "
                                  "as 'views:8'"),
-      'phases': ((), 'is (); name 1 or more'),
-      'sweep.seeds': ((1, 2, 1), 'is (1, 2, 1); name each wanted one once'),
+      'phases': ((), 'is (); it must hold 1 or more values'),
+      'sweep.seeds': ((1, 2, 1), 'is (1, 2, 1); it must hold every value only once'),
       'teacher.kwargs': ({'x': 1e39}, None)}
-  for name, (value, message) in said.items():
+  for name, (value, message) in wrong.items():
     expected = f'config.{name}: {message}' if message else (
         'config.teacher.kwargs.x: is 1e+39; it must be finite in float32')
     assert refusal(checks.check, changed({name: value})) == expected

@@ -1,4 +1,4 @@
-"""The command line: which value arrives in which field, and what is said of a wrong one."""
+"""The command line: which value a field gets, and the message for a wrong one."""
 import pytest
 from hypothesis import given, strategies as st
 
@@ -132,20 +132,20 @@ def test_what_is_not_set_stays():
     ('--config.data.mean[0]=3', "did you mean 'mean'? kdih/config/README.md lists all"),
     ('--config.seed.x=3', 'config.seed.x: there is no such field; '),
     ('--config.=3', 'config.: there is no such field; '),
-    ('--config.data=3', 'config.data: holds fields of its own; set each of them, by '
+    ('--config.data=3', 'config.data: is a group of fields; set one of its fields by '
                         '--config.data.FIELD=VALUE'),
-    ('--config.student.train=3', 'config.student.train: holds fields of its own'),
-    ('--config.student.kwargs=3', 'config.student.kwargs: holds fields of its own; set each of '
-                                  'them, by --config.student.kwargs.FIELD=VALUE'),
-    ('--config.methods.kd=3', 'config.methods.kd: holds fields of its own'),
-    ('--config.methods=kd', 'config.methods: holds fields of its own; did you mean '
-                            'config.student.methods or config.sweep.methods? set each of them, '),
+    ('--config.student.train=3', 'config.student.train: is a group of fields; '),
+    ('--config.student.kwargs=3', 'config.student.kwargs: is a group of fields; set one of its '
+                                  'fields by --config.student.kwargs.FIELD=VALUE'),
+    ('--config.methods.kd=3', 'config.methods.kd: is a group of fields; '),
+    ('--config.methods=kd', 'config.methods: is a group of fields; did you mean '
+                            'config.student.methods or config.sweep.methods? set one of its '),
     ('--config.learning_rate=1', 'did you mean config.teacher.train.learning_rate or '),
     ('--config.student.learning_rate=1',
      'did you mean config.student.train.learning_rate or config.student.prepare.learning_rate? '),
     ('--config.student.train.learning_rat=1', "did you mean 'learning_rate'? "),
     ('--config.student.width=8',
-     'an argument of the model is set by --config.student.kwargs.width=VALUE; '),
+     'set an argument of the model by --config.student.kwargs.width=VALUE; '),
     ('--config.methods.kd.alpha.x=3', 'config.methods.kd.alpha: is '),
     ('--config.seed', 'config.seed: has no value; write --config.seed=VALUE'),
     ('--config.seed=', "config.seed: is ''; it must be a whole number from 0 to 2^32 - 1"),
@@ -155,17 +155,17 @@ def test_what_is_not_set_stays():
     ('--config.data.mean=1_0', "config.data.mean: is '1_0'; it must be a number"),
     ('--config.deterministic=', "config.deterministic: is ''; it must be True or False"),
     ('--config.deterministic=maybe', "config.deterministic: is 'maybe'; it must be True or False"),
-    ('--noconfig.seed', '--noconfig.seed: sets what is True or False to False, and takes no '
-                        'value; write --config.seed=VALUE'),
-    ('--noconfig.deterministic=true', '--noconfig.deterministic: sets what is True'),
-    ('--seed=3', '--seed: there is no such flag; did you mean config.seed? fields of the '
-                 'config are set by --config.FIELD=VALUE'),
-    ('--method=ce', "--method: there is no such flag; did you mean 'methods'? fields of the "),
+    ('--noconfig.seed', '--noconfig.seed: sets a field that is True or False to False, and '
+                        'takes no value; write --config.seed=VALUE'),
+    ('--noconfig.deterministic=true', '--noconfig.deterministic: sets a field that is True'),
+    ('--seed=3', '--seed: there is no such flag; did you mean config.seed? set a field of '
+                 'the config by --config.FIELD=VALUE'),
+    ('--method=ce', "--method: there is no such flag; did you mean 'methods'? set a field of the "),
     ('--confg=x', "--confg: there is no such flag; did you mean 'config'? "),
-    ('--seeds=', '--seeds: has no value; write --seeds=VALUE, or leave it out'),
+    ('--seeds=', '--seeds: has no value; write --seeds=VALUE, or remove the flag'),
     ('--seeds', 'config.sweep.seeds: has no value; write --config.sweep.seeds=VALUE'),
-    ('seed=3', "'seed=3' is not a flag; settings are --config.FIELD=VALUE, several values "
-               'joined by commas')])
+    ('seed=3', "'seed=3' is not a flag; set a field by --config.FIELD=VALUE, with several "
+               'values joined by commas')])
 def test_a_wrong_argument_is_named_with_the_remedy(argument, message):
   assert message in refused(argument)
 

@@ -31,7 +31,7 @@ TABLE = [
     ({}, {'compute.steps_per_call': 7}, ''),
     ({}, {'compute.accumulate': 2}, 'RTAS'),
     ({}, {'compute.fold_batch_norm': False}, 'RT'),
-    ({}, {'compute.teacher_dtype': 'float32'}, 'RT'),  # As `dtype` says anyway.
+    ({}, {'compute.teacher_dtype': 'float32'}, 'RT'),  # The same as `dtype`.
     ({}, {'compute.teacher_dtype': 'bfloat16'}, 'RTASOF'),
     ({}, {'compute.mean_soft_label': False}, 'RTO'),
     ({}, ALL_VIEWS, 'ROF'),  # Another place to read the same numbers from.
@@ -105,7 +105,7 @@ def test_what_a_change_counts_for(had, change, expected):
 
 
 def test_every_field_is_compared_for_something_or_declared_free():
-  """None is forgotten: one that a run resumes under and an average goes over says so."""
+  """A field that may change in a run and differ in an average is declared free in both."""
   everything = compared(changed(TAPS))
   free = {name for name, field in fields.FIELDS.items()
           if field.resume == FREE and field.averaged == FREE}

@@ -44,7 +44,7 @@ def test_images_are_bit_for_bit_those_of_a_draw_at_once(padding, mode, flip):
                                 jax.jit(preprocess)(expected, INDEX, None))
 
 
-def test_a_view_is_the_crop_and_flip_that_its_number_says():
+def test_a_view_is_the_crop_and_flip_of_its_number():
   preprocess = made()
   padded = np.pad(IMAGES[0], ((2, 2), (2, 2), (0, 0)))
   where = {0: (0, 0, 1), 1: (0, 0, -1), 9: (0, 4, -1), 10: (1, 0, 1), 24: (2, 2, 1),

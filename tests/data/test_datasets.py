@@ -1,4 +1,6 @@
 """Data sets that cannot be prepared: one line with the reason and what to do, at once."""
+import concurrent.futures
+import pathlib
 import time
 
 import pytest
@@ -7,6 +9,7 @@ import tensorflow_datasets as tfds
 from kdih import errors
 from kdih.data import datasets, source
 from kdih.data.spec import DataSpec
+from tests.helpers.damage import truncate
 from tests.helpers.made_data import CLASSES, Small, make_config, message
 
 
@@ -53,4 +56,30 @@ def test_data_that_cannot_be_prepared_are_refused_with_the_reason(tmp_path, monk
   monkeypatch.setattr(Small, '_generate_examples', lambda *_: 1 / 0)
   found = message(datasets.prepare, Small(data_dir=str(tmp_path)), kind=errors.DataError)
   assert found == ('config.data.name: TFDS could not prepare small (division by zero); '
-                   f'config.data.data_dir chooses another folder than {tmp_path} to write it to')
+                   f'to write it to another folder than {tmp_path}, set config.data.data_dir')
+
+
+def test_of_several_that_prepare_at_once_one_does_and_all_can_read(tmp_path, monkeypatch):
+  generators, times = Small._split_generators, []
+
+  def counted(self, manager):
+    times.append(1)
+    time.sleep(0.5)
+    return generators(self, manager)
+
+  monkeypatch.setattr(Small, '_split_generators', counted)
+  builders = [Small(data_dir=str(tmp_path)) for _ in range(3)]
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    prepared = list(pool.map(datasets.prepare, builders))
+  assert len(times) == 1
+  assert [builder.info.splits['train'].num_examples for builder in prepared] == [40] * 3
+
+
+@pytest.mark.parametrize('name', ['features.json', 'dataset_info.json'])
+def test_a_description_that_was_damaged_since_it_was_looked_for_is_named(tmp_path, name):
+  early = Small(data_dir=str(tmp_path))
+  Small(data_dir=str(tmp_path)).download_and_prepare(file_format='array_record')
+  truncate(pathlib.Path(early.data_path / name))
+  found = message(source.open_splits, early, make_config(name='small'), kind=errors.DataError)
+  assert found.startswith('config.data.name: the description of the data set in '
+                          f'{early.data_dir} is damaged (')

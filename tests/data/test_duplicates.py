@@ -21,24 +21,23 @@ def copy(folder, source, *targets):
     (folder / target).write_bytes((folder / source).read_bytes())
 
 
-def said(folder, capsys, **fields):
+def warned(folder, capsys, **fields):
   """The lines about images in both splits."""
   config = make_config(name='image_folder', folder=str(folder),
                        data_dir=str(folder.parent / 'tfds'), **fields)
   builder = datasets.open_builder(config)
-  datasets.prepare(builder)
   capsys.readouterr()
-  duplicates.say_shared(builder, config)
+  duplicates.warn_if_shared(builder, config)
   return capsys.readouterr().err.splitlines()
 
 
 def test_images_of_both_splits_are_counted_whatever_their_name_and_class(folder, capsys):
-  assert said(folder, capsys) == []  # All of one size, and no two alike.
+  assert warned(folder, capsys) == []  # All of one size, and no two alike.
   copy(folder, 'train/cow/3.png', 'test/ant/1.png')
-  assert said(folder, capsys) == [
+  assert warned(folder, capsys) == [
       'data: 1 image of test is also in train, such as test/ant/1.png (train/cow/3.png)']
   copy(folder, 'train/ant/2.png', 'test/Bee/x.png', 'test/Bee/y.png', 'train/cow/2.png')
-  assert said(folder, capsys) == [
+  assert warned(folder, capsys) == [
       'data: 3 images of test are also in train, such as test/Bee/x.png (train/ant/2.png)']
 
 
@@ -46,10 +45,10 @@ def test_files_that_differ_early_alone_are_no_duplicates(folder, capsys):
   content = bytearray((folder / 'train/ant/0.png').read_bytes()) + bytes(5000)
   (folder / 'train/ant/0.png').write_bytes(content)
   (folder / 'test/ant/0.png').write_bytes(content)
-  assert len(said(folder, capsys)) == 1
+  assert len(warned(folder, capsys)) == 1
   (folder / 'test/ant/0.png').write_bytes(
       (folder / 'test/ant/1.png').read_bytes().ljust(len(content), b'\0'))
-  assert said(folder, capsys) == []
+  assert warned(folder, capsys) == []
 
 
 def test_images_that_are_twice_in_one_split_or_in_no_split_are_no_matter(folder, capsys):
@@ -57,8 +56,8 @@ def test_images_that_are_twice_in_one_split_or_in_no_split_are_no_matter(folder,
   copy(folder, 'test/ant/0.png', 'test/ant/9.png')
   (folder / 'more' / 'ant').mkdir(parents=True)
   copy(folder, 'train/ant/0.png', 'more/ant/0.png')
-  assert said(folder, capsys) == []
-  assert said(folder, capsys, test_split='test+more') == [
+  assert warned(folder, capsys) == []
+  assert warned(folder, capsys, test_split='test+more') == [
       'data: 1 image of test is also in train, such as more/ant/0.png (train/ant/0.png)']
 
 
@@ -69,24 +68,22 @@ def test_of_two_slices_of_a_folder_the_images_that_each_holds_are_compared(folde
       copy(folder, f'train/{label}/{i}.png', f'train/{label}/copy{i}.png')
   config = make_config(name='image_folder', folder=str(folder),
                        data_dir=str(folder.parent / 'tfds'))
-  builder = datasets.prepare(datasets.open_builder(config))
-  names = [example['file'].decode() for example in builder.as_data_source('train')]
+  names = [file.name for file in datasets.open_builder(config).files('train')]
   train, test = names[:10], names[10:]
   expected = sorted(name for name in test if any(
       name != other and name.replace('copy', '') == other.replace('copy', '') for other in train))
   assert 0 < len(expected) < len(test)
-  line, = said(folder, capsys, train_split='train[:50%]', test_split='train[50%:]')
-  assert line.startswith(f'data: {len(expected)} image') and f'as train/{expected[0]} (' in line
+  line, = warned(folder, capsys, train_split='train[:50%]', test_split='train[50%:]')
+  assert line.startswith(f'data: {len(expected)} image') and f'as {expected[0]} (' in line
 
 
 def test_a_file_that_is_gone_meanwhile_is_named(folder):
   config = make_config(name='image_folder', folder=str(folder),
                        data_dir=str(folder.parent / 'tfds'))
   builder = datasets.open_builder(config)
-  datasets.prepare(builder)
   (folder / 'test/cow/0.png').unlink()
-  found = message(duplicates.say_shared, builder, config, kind=errors.DataError)
-  assert found.startswith(f'config.data.folder: {folder}/test/cow/0.png is damaged or no image;')
+  found = message(duplicates.warn_if_shared, builder, config, kind=errors.DataError)
+  assert found.startswith(f'config.data.folder: {folder}/test/cow/0.png was changed or removed')
 
 
 def overrides(folder):
@@ -94,7 +91,7 @@ def overrides(folder):
           '--config.data.train_split=train', '--config.data.test_split=test')
 
 
-def test_a_run_says_it_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
+def test_a_run_warns_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
   copy(folder, 'train/cow/3.png', 'test/ant/1.png')
   config = read_config('unused', str(tmp_path / 'tfds'), *overrides(folder),
                        '--config.phases=teacher')
@@ -108,7 +105,7 @@ def test_a_run_says_it_once_and_a_finished_one_no_more(folder, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_sweep_says_it_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
+def test_a_sweep_warns_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
   copy(folder, 'train/cow/3.png', 'test/ant/1.png')
   for count in (1, 0):
     assert sweeps.run(tmp_path / 'w', str(tmp_path / 'tfds'), *overrides(folder),

@@ -1,4 +1,4 @@
-"""What tells a data set from another: the same after a move, and a line for every change."""
+"""The identity of a data set: the same after a move, and a line for every change."""
 import json
 import os
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kdih.data import changes as changes_lib, datasets, identity, source
-from tests.helpers.made_data import CLASSES, FORMATS, make_config, make_folder, pixels, save
+from tests.helpers.made_data import CLASSES, FORMATS, Small, make_config, make_folder, pixels, save
 
 
 def identify(config):
@@ -29,7 +29,7 @@ def of_folder(root, **fields):
 
 
 def changes(folder, change, **fields):
-  """What `differences` says after `change(folder)`."""
+  """Returns the `differences` after `change(folder)`."""
   before = of_folder(folder, **fields)
   change(folder)
   return changes_lib.differences(before, of_folder(folder, **fields))
@@ -109,7 +109,7 @@ def replace_pixels(folder):
     (replace_pixels, ['the pixels of test have changed']),
     (lambda folder: (folder / 'readme.txt').write_text('x'), []),
     (lambda folder: save(folder / 'more' / 'ant' / '0.png', pixels(9, 6, 6, 3)), [])])
-def test_what_changes_in_a_folder_is_said_in_a_line(folder, change, expected):
+def test_what_changes_in_a_folder_is_a_line(folder, change, expected):
   assert changes(folder, change) == expected
 
 
@@ -175,9 +175,9 @@ def test_differences(before, now, expected):
   assert changes_lib.differences(now, now) == []
 
 
-def test_a_builder_from_before_another_process_prepared_the_data_set_will_do(folder):
-  config = make_config(name='image_folder', folder=str(folder),
-                       data_dir=str(folder.parent / 'tfds'))
-  early = datasets.open_builder(config)
-  splits = source.open_splits(datasets.open_builder(config), config)
-  assert identity.identify(early, config, splits) == of_folder(folder)
+def test_a_builder_made_before_another_process_prepared_the_data_set_will_do(small, tmp_path):
+  early = Small(data_dir=str(tmp_path))
+  config = small(data_dir=str(tmp_path))
+  Small(data_dir=str(tmp_path)).download_and_prepare(file_format='array_record')
+  splits = source.open_splits(early, config)
+  assert identity.identify(early, config, splits) == identify(small())

@@ -6,9 +6,11 @@ import PIL.Image
 import pytest
 
 from kdih import errors
-from kdih.data import datasets, loaders, sampling
+from kdih.data import datasets, loaders, sampling, source
 from kdih.data.source import open_split
 from kdih.data.spec import DataSpec
+from kdih.runtime import digests
+from tests.helpers.damage import truncate
 from tests.helpers.made_data import CLASSES, examples, make_config, make_folder, message, save
 
 PALETTE = np.array([[200, 10, 30], [0, 90, 255], [7, 7, 7]], np.uint8)
@@ -29,25 +31,19 @@ def config_for(root, **fields):
                         'data_dir': str(root.parent / 'tfds'), **fields})
 
 
-def prepared(config):
-  builder = datasets.open_builder(config)
-  spec = datasets.describe(builder, config)
-  datasets.prepare(builder)
-  return builder, spec
+def opened(config):
+  """The data set and its description."""
+  folder = datasets.open_builder(config)
+  return folder, datasets.describe(folder, config)
 
 
 def read(folder, split='train', **fields):
-  """{file: (image, label)} of a split."""
+  """{'SPLIT/CLASS/FILE': (image, label)} of a split."""
   config = config_for(folder, train_split=split, **fields)
-  builder, _ = prepared(config)
-  images, labels = open_split(builder, 'train_split', config).read(
-      np.arange(builder.info.splits[split].num_examples))
-  names = [e['file'].decode() for e in builder.as_data_source(split=split)]
-  return {name: (image, label) for name, image, label in zip(names, images, labels, strict=True)}
-
-
-def prepared_copies(folder):
-  return sorted(path.name for path in (folder.parent / 'tfds' / 'image_folder').iterdir())
+  images = datasets.open_builder(config)
+  source = open_split(images, 'train_split', config)
+  names = [file.name for file in images.files(split)]
+  return dict(zip(names, zip(*source.read(np.arange(len(source))), strict=True), strict=True))
 
 
 @pytest.mark.parametrize('field', ['train_split', 'test_split'])
@@ -55,27 +51,26 @@ def prepared_copies(folder):
 def test_both_loaders_give_every_image_its_label(folder, loader, field):
   written = make_folder(folder)
   config = config_for(folder)
-  builder, spec = prepared(config)
+  builder, spec = opened(config)
   assert spec == DataSpec('image_folder', (6, 6, 3), 3, ('Bee', 'ant', 'cow'))
   assert builder.info.features['label'].names == ['Bee', 'ant', 'cow']
   split = config[field]
-  names = [e['file'].decode() for e in builder.as_data_source(split=split)]
-  source = open_split(builder, field, config)
-  everything = sampling.eval_batches(np.arange(len(source)), len(source))
-  batch, = examples(loaders.make_loader(loader, source), everything)
-  assert sorted(f'{split}/{name}' for name in names) == sorted(
-      name for name in written if name.startswith(split))
+  names = [file.name for file in builder.files(split)]
+  images = open_split(builder, field, config)
+  everything = sampling.eval_batches(np.arange(len(images)), len(images))
+  batch, = examples(loaders.make_loader(loader, images), everything)
+  assert sorted(names) == sorted(name for name in written if name.startswith(split))
   for image, label, name in zip(batch['image'], batch['label'], names, strict=True):
-    np.testing.assert_array_equal(image, written[f'{split}/{name}'])
-    assert label == sorted(CLASSES).index(name.split('/')[0])
-  np.testing.assert_array_equal(source.labels(), batch['label'])
+    np.testing.assert_array_equal(image, written[name])
+    assert label == sorted(CLASSES).index(name.split('/')[1])
+  np.testing.assert_array_equal(images.labels(), batch['label'])
 
 
 def test_the_order_is_mixed_so_that_a_slice_holds_every_class(folder):
   first = {label for _, label in list(read(folder).values())[:6]}
   assert len(first) > 1
   config = config_for(folder, train_split='train[:75%]', test_split='train[75%:]')
-  builder, _ = prepared(config)
+  builder, _ = opened(config)
   assert [len(open_split(builder, f'{part}_split', config)) for part in ('train', 'test')] == [
       9, 3]
 
@@ -110,7 +105,7 @@ KINDS = {  # Name of the file: how it is saved, what is to be seen in it.
 def test_every_kind_of_file_becomes_rgb(folder, name):
   picture, options, expected = KINDS[name]
   save(folder / 'train' / 'ant' / name, picture, **options)
-  image, label = read(folder)[f'ant/{name}']
+  image, label = read(folder)[f'train/ant/{name}']
   assert (image.shape, image.dtype, label) == ((6, 6, 3), np.uint8, 1)
   np.testing.assert_array_equal(image, expected)
 
@@ -126,7 +121,7 @@ def test_a_turned_photo_is_put_upright(tmp_path, orientation, upright):
   exif = PIL.Image.Exif()
   exif[0x0112] = orientation
   path = save(folder / 'train' / 'ant' / 'photo.jpg', stored, exif=exif, quality=95)
-  image, _ = read(folder)['ant/photo.jpg']  # Without image_size: the sizes agree, once turned.
+  image, _ = read(folder)['train/ant/photo.jpg']  # Without image_size: the sizes agree, turned.
   np.testing.assert_array_equal(image, upright(np.asarray(PIL.Image.open(path))))
 
 
@@ -139,46 +134,69 @@ def test_images_of_several_sizes_need_a_size(folder):
                    'side in pixels to resize them to')
   config.image_size = 4
   assert datasets.describe(datasets.open_builder(config), config).image_shape == (4, 4, 3)
-  image, _ = read(folder, image_size=4)['ant/wide.png']
+  image, _ = read(folder, image_size=4)['train/ant/wide.png']
   np.testing.assert_array_equal(image[1:3, 1:3], wide[2:4, 10:12])  # The middle square.
-  assert message(prepared, config_for(folder)) == found  # From the prepared copy, too.
 
 
-def test_nothing_is_written_before_the_data_set_is_prepared(folder):
-  config = config_for(folder)
-  datasets.describe(datasets.open_builder(config), config)
-  assert not (folder.parent / 'tfds').exists()
+def test_nothing_is_written_wherever_data_sets_are_kept(folder):
+  before = sorted(folder.parent.rglob('*'))
+  for data_dir in (folder.parent / 'tfds', 'gs://bucket/tfds'):
+    config = config_for(folder, data_dir=str(data_dir))
+    assert source.open_splits(datasets.open_builder(config), config).size('train') == 12
+  assert sorted(folder.parent.rglob('*')) == before
 
 
-def test_a_prepared_copy_is_used_until_a_file_changes(folder, tmp_path, monkeypatch):
-  read(folder)
-  path = folder / 'train' / 'ant' / '0.png'
-  before, kept = path.stat(), prepared_copies(folder)
-  assert len(kept) == 1 and kept[0].startswith('my_pictures-')
-  monkeypatch.setattr('kdih.data.images.to_rgb', None)
-  assert len(read(folder)) == 12 and prepared_copies(folder) == kept
-  monkeypatch.undo()
+def test_the_order_is_that_of_generated_tfds_data_sets(folder):
+  """It has been so from the first version on: another order would change every slice."""
+  config = config_for(folder, train_split='train[:75%]', test_split='test+train[75%:]')
+  assert [file.name for file in datasets.open_builder(config).files('train[:75%]')] == [
+      f'train/{name}.png' for name in ('cow/2', 'Bee/3', 'cow/3', 'Bee/1', 'ant/0', 'cow/1',
+                                       'ant/1', 'ant/3', 'ant/2')]
+  splits = source.open_splits(datasets.open_builder(config), config)
+  assert digests.of(splits.sample('test', 64)).startswith('1ba5671f88c986c8a110535a26e0b9ac')
 
-  content = path.read_bytes()
-  path.write_bytes((folder / 'train' / 'cow' / '0.png').read_bytes())
-  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-  image, _ = read(folder)['ant/0.png']
-  np.testing.assert_array_equal(image, read(folder)['cow/0.png'][0])
-  assert len(prepared_copies(folder)) == 2
+
+@pytest.mark.parametrize('split, count', [
+    ('train[:3]+test', 9), ('test[50%:]+train[-2:]', 5), ('train[2:4]+train[7:]', 7)])
+def test_a_slice_holds_its_parts_one_after_the_other(folder, split, count):
+  whole = {part: list(read(folder, part)) for part in ('train', 'test')}
+  expected = {'train[:3]+test': [*whole['train'][:3], *whole['test']],
+              'test[50%:]+train[-2:]': [*whole['test'][3:], *whole['train'][-2:]],
+              'train[2:4]+train[7:]': [*whole['train'][2:4], *whole['train'][7:]]}[split]
+  assert list(read(folder, split)) == expected and len(expected) == count
+
+
+def remove(path):
+  path.unlink()
+
+
+def rewrite(path):
+  """By another image whose file is as large."""
+  content, stat = (path.parent / '1.png').read_bytes(), path.stat()
+  assert len(content) == stat.st_size
   path.write_bytes(content)
-  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-  assert not np.array_equal(read(folder)['ant/0.png'][0], image)
-  assert len(prepared_copies(folder)) == 2  # The first one again.
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
 
 
-def test_equal_folders_at_other_places_have_their_own_copies(folder):
-  for place in ('here', 'there'):
-    other = folder.parent / place / folder.name
-    make_folder(other)
-    for path in other.rglob('*.png'):
-      os.utime(path, ns=(0, 0))
-    read(other, data_dir=str(folder.parent / 'tfds'))
-  assert len(prepared_copies(folder)) == 2
+@pytest.mark.parametrize('loader', ['memory', 'streaming'])
+@pytest.mark.parametrize('change', [remove, rewrite, truncate])
+def test_a_file_that_changes_before_it_is_read_is_named(folder, loader, change):
+  config = config_for(folder)
+  split = open_split(datasets.open_builder(config), 'train_split', config)
+  change(folder / 'train' / 'cow' / '0.png')
+  everything = sampling.eval_batches(np.arange(len(split)), len(split))
+  found = message(lambda: examples(loaders.make_loader(loader, split), everything),
+                  kind=errors.DataError)
+  assert found == (f'config.data.folder: {folder}/train/cow/0.png was changed or removed while '
+                   'the program was running; run the same command again')
+  if change is rewrite:
+    np.testing.assert_array_equal(*(read(folder)[f'train/cow/{i}.png'][0] for i in (0, 1)))
+
+
+def test_a_folder_on_an_object_store_is_refused(folder):
+  found = message(datasets.open_builder, config_for(folder, folder='gs://bucket/pictures'))
+  assert found == ("config.data.folder: is 'gs://bucket/pictures', and images are read from a "
+                   'disk; copy the folder to one, or mount it')
 
 
 def test_hidden_files_and_other_kinds_and_other_splits_are_left_out(folder):
@@ -190,10 +208,11 @@ def test_hidden_files_and_other_kinds_and_other_splits_are_left_out(folder):
 
 
 def test_a_relative_folder_is_found(folder, monkeypatch):
+  expected = read(folder)
   monkeypatch.chdir(folder.parent)
   config = config_for(folder, folder='my pictures')
-  expected = datasets.open_builder(config_for(folder)).data_dir
-  assert datasets.open_builder(config).data_dir == expected
+  images, _ = open_split(datasets.open_builder(config), 'train_split', config).read(np.arange(12))
+  np.testing.assert_array_equal(images, [image for image, _ in expected.values()])
 
 
 def rename(old, new):
@@ -250,11 +269,10 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize('spoil, fields, expected', MISTAKES)
-def test_a_mistake_is_named_before_anything_is_written(folder, spoil, fields, expected):
+def test_a_mistake_in_the_layout_is_named(folder, spoil, fields, expected):
   spoil(folder)
   assert message(datasets.open_builder, config_for(folder, **fields)).startswith(
       'config.data.' + expected.format(root=folder))
-  assert not (folder.parent / 'tfds').exists()
 
 
 def test_a_file_that_is_no_image_is_named(folder):
@@ -275,7 +293,9 @@ def test_a_link_to_nothing_is_named(folder):
 def test_a_file_that_was_cut_off_is_named(folder, suffix):
   path = save(folder / 'test' / 'cow' / f'9.{suffix}', pixels(3))
   path.write_bytes(path.read_bytes()[:-40])
-  found = message(prepared, config_for(folder), kind=errors.DataError)
+  config = config_for(folder)
+  found = message(lambda: source.open_splits(datasets.open_builder(config), config).check(),
+                  kind=errors.DataError)
   assert found == f'config.data.folder: {path} is damaged or no image; replace or remove it'
   path.unlink()
   assert len(read(folder, 'test')) == 6

@@ -78,8 +78,8 @@ def members_of(teacher):
 
 
 def lesson_of(student, teacher):
-  def of(said, logits):
-    cut = jax.tree.map(lambda x: x[:len(logits)], said)
+  def of(signal, logits):
+    cut = jax.tree.map(lambda x: x[:len(logits)], signal)
     return dataclasses.replace(cut, logits=lessons.single(logits))
 
   batch = lessons.lesson()
@@ -189,7 +189,7 @@ def test_loss_and_gradient_are_those_of_float64(name, case):
   right, slope = expected(ENTRIES[name], student, teacher)
   shares = (True, False) if ENTRIES[name]['kind'] == 'dih' else (True,)
   for mean_soft_label in shares:
-    method = lessons.make(ENTRIES[name], Context(3, mean_soft_label=mean_soft_label))
+    method = lessons.make(ENTRIES[name], Context(num_members=3, mean_soft_label=mean_soft_label))
     value, gradient = evaluate(method, {}, lesson)
     np.testing.assert_allclose(value, right, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-4)
@@ -224,7 +224,7 @@ def test_equal_logits_are_standardised_to_0_however_their_mean_is_rounded(value,
 def test_a_student_that_excludes_what_it_is_taught_has_an_infinite_loss_and_the_limits_gradient(
     name):
   excluded = np.where(np.eye(5)[LABELS] > 0, -INF, USUAL)
-  value, gradient = evaluate(lessons.make(ENTRIES[name], Context(3)), {},
+  value, gradient = evaluate(lessons.make(ENTRIES[name], Context(num_members=3)), {},
                              lesson_of(excluded, OTHER))
   _, slope = expected(ENTRIES[name], np.maximum(excluded, -1e3), OTHER)
   np.testing.assert_array_equal(value, np.full(4, INF))
@@ -232,10 +232,11 @@ def test_a_student_that_excludes_what_it_is_taught_has_an_infinite_loss_and_the_
 
 
 def test_a_logit_that_is_no_number_is_not_hidden():
-  """Neither of the student nor of a teacher, of whom the rest says that its probability is 0."""
+  """Neither of the student nor of a teacher that gives all other classes the probability 0."""
   for student, teacher in ((with_nan(USUAL), OTHER), (USUAL, with_nan(OTHER))):
     for name in ('kd', 'kd_std', 'dkd', 'dkd_std', 'dih', 'dih_apart', 'dih_std'):
-      value, _ = evaluate(lessons.make(ENTRIES[name], Context(3)), {}, lesson_of(student, teacher))
+      value, _ = evaluate(lessons.make(ENTRIES[name], Context(num_members=3)), {},
+                          lesson_of(student, teacher))
       assert np.isnan(value).all(), name
 
 
@@ -245,8 +246,8 @@ def with_nan(logits):
   return changed
 
 
-class Says(nn.Module):
-  """A peer that says the same of all images."""
+class Constant(nn.Module):
+  """A peer with the same logits for all images."""
 
   logits: tuple[tuple[float, ...], ...]
 
@@ -260,8 +261,8 @@ class Says(nn.Module):
 def test_peers(case):
   """A peer that excludes what the student does not has an infinite loss of its own."""
   student, peer = CASES[case]
-  method = lessons.make(ENTRIES['dml'], Context(model=lambda name: Says(tuple(map(tuple, peer)))),
-                        peers=('p',), alpha=0.5, temperature=2.0)
+  context = Context(model=lambda name: Constant(tuple(map(tuple, peer))))
+  method = lessons.make(ENTRIES['dml'], context, peers=('p',), alpha=0.5, temperature=2.0)
   value, gradient = evaluate(method, {}, lesson_of(student, peer))
   entry = dict(kind='kd', alpha=0.5, temperature=2.0)
   (right, slope), (back, _) = expected(entry, student, peer), expected(entry, peer, student)

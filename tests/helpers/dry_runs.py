@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from kdih.phases import dry_run
-from kdih.phases.dry_run import Measured
+from kdih.phases.dry_run import Measurement
 
 SECONDS, COMPILING, MEMORY = 0.5, 40.0, 3 * 10**6  # Of each step that is measured.
 
@@ -55,9 +55,9 @@ def clock(monkeypatch):
   """Measures nothing: each step takes the same, and a minute goes by."""
   now = [0.0]
 
-  def pretend(entry: dry_run.Entry) -> Measured:
+  def pretend(entry: dry_run.PhaseEstimate) -> Measurement:
     now[0] += 60
-    return Measured(SECONDS, COMPILING, MEMORY)
+    return Measurement(SECONDS, COMPILING, MEMORY)
 
   monkeypatch.setattr(dry_run.time, 'perf_counter', lambda: now[0])
   monkeypatch.setattr(dry_run, '_measured', pretend)

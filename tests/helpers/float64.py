@@ -162,7 +162,7 @@ def reached(options, phase: str) -> set[str]:
     return lessons.mean(
         task.loss(params, collections, task.frozen, batch, signal, moment)[0])
 
-  flags = optimizer.reached(loss, variables['params'])
+  flags = optimizer.gradient_mask(loss, variables['params'])
   return {f'{side}/{name}' for side, modules in flags.items() for name, tree in modules.items()
           if _all_or_none(tree)}
 

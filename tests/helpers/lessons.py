@@ -30,7 +30,9 @@ def output(seed: int, shapes=STUDENT_SHAPES, width: int = 5) -> Output:
 def signal(said: Output, members=()) -> TeacherSignal:
   """What a teacher says, with `members` [batch, classes] of a cohort if there are any."""
   stacked = jnp.stack([single(logits) for logits in members], axis=1) if len(members) else None
-  return TeacherSignal(said.logits, said.features, said.preactivations, said.embedding, stacked)
+  return TeacherSignal(
+      logits=said.logits, features=said.features, preactivations=said.preactivations,
+      embedding=said.embedding, members=stacked)
 
 
 def lesson(student_shapes=STUDENT_SHAPES, teacher_shapes=TEACHER_SHAPES, **changes) -> Lesson:

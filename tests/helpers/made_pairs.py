@@ -12,8 +12,9 @@ def row(method: str, top1: float, baselines: dict[str, float], seeds=(30, 50, 67
   several = len(seeds) > 1
   gains = {name: Gain(top1 - other, 0.15 if several else None, len(seeds))
            for name, other in baselines.items() if name != method}
-  return Row(method, tuple(seeds), top1, 0.25 if several else None, top1 + 0.1,
-             0.2 if several else None, gains, ())
+  return Row(method=method, options={'kind': method}, seeds=tuple(seeds), mean=top1,
+             std=0.25 if several else None, best_mean=top1 + 0.1,
+             best_std=0.2 if several else None, gains=gains, published=())
 
 
 def pair(
@@ -42,7 +43,8 @@ def heads(members: int) -> dict:
   matrix = [[1 - abs(a - b) / (members + 2) for b in range(members)] for a in range(members)]
   without = {'none': 0.76, **{name: 0.76 - 0.004 * (at - 1) for at, name in enumerate(names)}}
   return {
-      'members': {name: {'test_last': {'top1': share}, 'test_best_val': {'top1': share}}
+      'members': {name: {'val': None, **dict.fromkeys(('test_last', 'test_best_val'),
+                                                      {'top1': share})}
                   for name, share in {**top1, 'mean': 0.76}.items()},
       'analysis': {'members': analysed, 'agreement': {'names': names, 'matrix': matrix},
                    'without': without}}

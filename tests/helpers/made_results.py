@@ -18,7 +18,8 @@ def result(top1: float, agreement: float | None = None, **others: Any) -> dict:
   """What a finished phase reports."""
   return measured(top1, agreement, **{
       'parameters': 1234, 'seed': 3, 'steps': 78200, 'seconds': 61.25,
-      'examples_per_second': 2412.4, 'model': 'net', 'fingerprint': 'f', **others})
+      'examples_per_second': 2412.4, 'model': 'net', 'fingerprint': 'f',
+      'method': {'kind': 'ce'}, **others})
 
 
 def heads(*taps: str) -> dict:

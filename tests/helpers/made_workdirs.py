@@ -41,7 +41,8 @@ def single(workdir, *methods, seed=3, top1=0.6, fingerprint='t', **fields) -> pa
 def swept(workdir, *methods, seeds=(30, 50), top1=0.6, **fields) -> pathlib.Path:
   """A workdir of kdih.sweep with one teacher and one student."""
   write(workdir / 'sweep.json',
-        [{'pairs': [['resnet110', 'resnet8', methods]], 'left_out': {}, 'seeds': seeds}])
+        [{'pairs': [['resnet110', 'resnet8', methods]], 'left_out': {}, 'seeds': seeds,
+          'config': {}}])
   single(workdir / 'resnet110', **fields)
   for seed in seeds:
     folder = workdir / 'resnet110/resnet8' / f'seed{seed}'

@@ -10,7 +10,7 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
 from kdih.report import explore, run_report
-from kdih.runtime.files import read_json
+from kdih.runtime import run_files
 from tests.helpers.runs import ROOT
 
 NOTEBOOKS = sorted((ROOT / 'launch/colab').glob('*.ipynb'))
@@ -117,7 +117,7 @@ def quickstart(tmp_path_factory, digits_dir) -> tuple[nbformat.NotebookNode, pat
 @pytest.mark.slow
 def test_the_quickstart_trains_what_was_chosen_and_shows_it(quickstart):
   notebook, workdir = quickstart
-  results = read_json(workdir / 'results.json')
+  results = run_files.read(workdir / 'results.json', run_files.Results)
   assert results['teacher']['model'] == 'tests.helpers.tiny_nets:TinyNet'
   assert list(results['student']) == ['ce', 'dih']
   assert run_report.table(results) in text(notebook)
@@ -149,5 +149,5 @@ def test_the_explorer_trains_a_run_of_its_own_without_tensorflow(tmp_path, digit
                      {'config': 'digits.py:runlocal', 'data_dir': digits_dir}, '', blocked)
   assert 'no TensorBoard events: blocked' in text(notebook)
   assert pictures(notebook) == ['depth', 'agreement', 'without', 'only', 'only']
-  results = read_json(tmp_path / 'runs/explorer/results.json')
+  results = run_files.read(tmp_path / 'runs/explorer/results.json', run_files.Results)
   assert list(results) == ['teacher', 'heads']

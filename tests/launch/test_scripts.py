@@ -42,7 +42,7 @@ GIVEN = {'PROJECT': 'p', 'ZONE': 'z', 'ACCELERATOR': 'v5litepod-8'}
     ('tpu_vm.sh delete', {'ZONE': ''}, 'ZONE: is not set'),
     ('tpu_vm.sh create', {'ACCELERATOR': ''}, 'ACCELERATOR: is not set'),
     ('tpu_vm.sh create', {'SPOT': 'true'}, "SPOT: is 'true'"),
-    ('tpu_vm.sh run', {}, 'run: names no flags'),
+    ('tpu_vm.sh run', {}, 'run: has no flags'),
     ('tpu_vm.sh resume', {}, 'resume: no run was started'),
     ('babysit.sh', {'PROJECT': ''}, 'PROJECT: is not set'),
     ('babysit.sh', {'ZONE': ''}, 'ZONE: is not set'),
@@ -149,9 +149,9 @@ def test_multihost_tells_each_process_who_it_is(tmp_path, hosts):
   for number, host in enumerate(('me@127.0.0.1', 'localhost')):
     words = [*AWKWARD, '--coordinator=127.0.0.1:1234', '--num_processes=2',
              f'--process_id={number}']
-    said = f'{tmp_path}\n' + ''.join(f'<{word}>' for word in words)
+    printed = f'{tmp_path}\n' + ''.join(f'<{word}>' for word in words)
     own = [line for line in done.stdout.splitlines() if line.startswith(f'{host}: ')]
-    assert own == [f'{host}: {line}' for line in said.splitlines()]
+    assert own == [f'{host}: {line}' for line in printed.splitlines()]
   assert sorted(done.stderr.splitlines()) == ['localhost: warning', 'me@127.0.0.1: warning']
 
 
@@ -179,10 +179,10 @@ def test_multihost_stops_the_others_when_one_fails(tmp_path, hosts, code):
   program = (f'case $3 in *0) until [ -e up--process_id=1 ]; do sleep .02; done; exit {code};; '
              f'esac; {SAVES}')
   process = start(tmp_path, hosts, program)
-  _, said = process.communicate(timeout=60)
+  _, stderr = process.communicate(timeout=60)
   assert process.returncode == code
   assert (tmp_path / 'saved--process_id=1').exists()
-  assert f'me@127.0.0.1 ended with exit code {code}' in said and 'stopping the others' in said
+  assert f'me@127.0.0.1 ended with exit code {code}' in stderr and 'stopping the others' in stderr
 
 
 def test_multihost_does_not_blame_what_it_has_stopped(tmp_path, hosts):
@@ -190,8 +190,8 @@ def test_multihost_does_not_blame_what_it_has_stopped(tmp_path, hosts):
   program = ('case $3 in *0) until [ -e up ]; do sleep .02; done; exit 75;; esac; touch up; '
              'while :; do sleep .05; done')
   process = start(tmp_path, hosts, program)
-  _, said = process.communicate(timeout=60)
-  assert process.returncode == 75, said
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 75, stderr
 
 
 def test_multihost_kills_what_does_not_stop(tmp_path, hosts):
@@ -217,8 +217,8 @@ def test_multihost_stops_all_when_it_is_stopped_itself(tmp_path, hosts, sent, co
 
 def test_multihost_on_a_host_without_the_folder(tmp_path, hosts):
   process = start(tmp_path, hosts, ':', DIR=str(tmp_path / 'none'))
-  _, said = process.communicate(timeout=60)
-  assert process.returncode == 2 and 'none: No such file' in said
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 2 and 'none: No such file' in stderr
 
 
 @pytest.mark.slow

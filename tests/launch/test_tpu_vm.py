@@ -109,7 +109,7 @@ def test_a_run_goes_on_alone_until_it_is_stopped_and_resumes(ready):
   assert ready.vm('status') == 'running\n'
   for verb in (['run', '--config=other.py'], ['resume'], ['setup']):
     refused = ready.do('tpu_vm.sh', *verb)
-    assert refused.returncode == 2 and 'a run is going on' in refused.stderr
+    assert refused.returncode == 2 and 'a run is in progress' in refused.stderr
   ready.vm('stop')
   assert ready.vm('status') == 'ended 75\n'
   ready.vm('resume')
@@ -197,9 +197,9 @@ def test_babysit_replaces_a_vm_that_is_taken_away(cloud):
   assert [call for call in cloud.calls() if call[0] == 'create'] == [
       ['create', 'kdih', '--accelerator-type=v5litepod-8', '--version=v2-alpha-tpuv5-lite',
        '--spot']] * 2
-  said = done.stderr.splitlines()
+  lines = done.stderr.splitlines()
   for line in ('kdih: was pre-empted', 'kdih: delete', 'kdih: resume', 'kdih: the run is done'):
-    assert any(line in text for text in said), line
+    assert any(line in text for text in lines), line
 
 
 @pytest.mark.parametrize('code', [1, 2])
@@ -250,7 +250,7 @@ def test_babysit_stays_with_the_run_that_goes_on_and_starts_no_other(ready):
   ready.vm('run', *FLAGS)
   wait_until(lambda: bool(ready.started()))
   refused = ready.do('babysit.sh', *FLAGS, **QUICK)
-  assert refused.returncode == 2 and 'another run is going on' in refused.stderr
+  assert refused.returncode == 2 and 'another run is in progress' in refused.stderr
   ready.vm('stop')
   assert ready.do('babysit.sh', **QUICK).returncode == 0
   assert ready.started() == [[*MAIN, *FLAGS]] * 2

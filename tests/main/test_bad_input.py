@@ -38,10 +38,11 @@ OVERRIDES = [
     ('methods.dih.alpha=1.5', 'config.methods.dih.alpha: ', 'from 0 to 1'),
     ('methods.kd.temperature=0.0', 'config.methods.kd.temperature: ', 'from 0.001 to 1000'),
     ('teacher.variables=/no/such/path', 'config.teacher.variables: ', 'runs/x/teacher/variables'),
-    ('phases=heads', 'config.phases: ', "name 'teacher' before it"),
+    ('phases=heads', 'config.phases: ', "name 'teacher' before"),
     ('phases=teachers', 'config.phases: ', "did you mean 'teacher'"),
     ('sead=3', 'config.sead: ', "did you mean 'seed'"),
     ('seed=three', 'config.seed: ', 'a whole number from 0 to 2^32 - 1'),
+    ('data.data_dir=/x\udcff', "'/x\ufffd' is not valid Unicode", 'choose another name'),
     ('data.flip=perhaps', 'config.data.flip: ', 'True or False'),
     ('data.mean=a', 'config.data.mean: ', 'a number from -1000 to 1000'),
     ('dtype=float16', 'config.dtype: ', 'bfloat16'),
@@ -70,7 +71,7 @@ def test_a_wrong_setting(tmp_path, capsys, digits_dir, override, start, words):
 @pytest.mark.parametrize(('argument', 'words'), [
     ('nothing.py', 'No such file'),
     ('tiny_config.py:stepz=3', "did you mean 'steps'"),
-    ('tiny_config.py:steps=few', 'not of type int')])
+    ('tiny_config.py:steps=few', 'must be a whole number')])
 def test_a_config_file_that_cannot_be_read(tmp_path, capsys, argument, words):
   workdir = tmp_path / 'w'
   command = ['kdih', f'--config={CONFIG.parent / argument}', f'--workdir={workdir}']

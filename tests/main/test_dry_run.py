@@ -56,7 +56,7 @@ def test_what_there_is_no_time_for_is_scaled_and_marked(tmp_path, capsys):
   evaluated = FORWARD * (4 * 40 + 2 * 50) / (4 * speed)
   assert table['teacher'].total == f'{6 * 0.5 + evaluated:.1f} s'
   assert table['teacher'].memory == f'{MEMORY / 1e6:,.0f} MB'
-  assert '2 of 5 steps were compiled and timed here. ~ marks what is scaled by FLOPs' in out
+  assert '2 of 5 steps were compiled and timed here. ~ marks numbers that are scaled' in out
   heads = (FORWARD + HEADS) * (5 * 40 + 3 * 50) / (4 * 8 * (FORWARD + 2 * HEADS) / 0.5)
   assert table['heads'].total == f'{6 * 0.5 + heads:.1f} s'
 
@@ -79,11 +79,11 @@ def test_of_a_data_set_of_unknown_size_steps_are_known_and_epochs_are_not(tmp_pa
              '--config.heads.train.unit=epochs') == 0
   out = capsys.readouterr().out
   table = by_phase(out)
-  assert 'fashion_mnist, 28x28x1, 10 classes; images: how many is not known' in out
+  assert 'fashion_mnist, 28x28x1, 10 classes; images: their number is not known' in out
   assert table['teacher'].steps == '6' and table['teacher'].total != '?'
   assert (table['heads'].steps, table['heads'].step) == ('6 epochs', '500.0 ms')
   assert table['heads'].total == '?' and 'in all: not known' in out
-  assert 'an epoch is as many steps as' in out and list(tmp_path.iterdir()) == []
+  assert 'its number of images is not known' in out and list(tmp_path.iterdir()) == []
 
 
 def test_a_data_set_on_an_object_store_is_not_copied(tmp_path, capsys, monkeypatch):
@@ -98,7 +98,7 @@ def test_what_is_finished_is_left_out(finished, digits_dir, capsys):
              '--config.student.methods=ce,at') == 0
   assert list(by_phase(capsys.readouterr().out)) == ['student/at']
   assert run(finished, digits_dir) == 0
-  assert 'nothing is left to do' in capsys.readouterr().out
+  assert 'Every phase is finished' in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures('clock')
@@ -119,13 +119,13 @@ def test_chains_preparations_and_caches_have_lines_of_their_own(tmp_path, capsys
 
 @pytest.mark.parametrize('overrides, expected', [
     (('--config.data.train_split=trian',), "config.data.train_split: unknown 'trian'; did you"),
-    (('--config.compute.cache_taps',), 'config.compute.cache_taps: is set, and '),
+    (('--config.compute.cache_taps',), 'config.compute.cache_taps: is True, but '),
     (('--config.compute.cache_members',),
-     'config.compute.cache_members: is set, and config.compute.cache is none; set that to '
-     'all_views or views:N, or this to False'),
-    (('--config.phases=student',), "config.phases: 'student' stands on 'heads'"),
+     'config.compute.cache_members: is True, but config.compute.cache is none; set '
+     'config.compute.cache to all_views or views:N, or config.compute.cache_members to False'),
+    (('--config.phases=student',), "config.phases: 'student' needs the phase 'heads'"),
     (('--config.student.train.global_batch_size=30',),
-     'config.student.train.global_batch_size: 30 cannot be split over 4 devices'),
+     'config.student.train.global_batch_size: 30 images cannot be divided equally over 4 devices'),
     (('--dry_run_seconds=x',), "config.dry_run_seconds: is 'x'; it must be a whole number")])
 def test_bad_input_is_one_line_all_the_same(tmp_path, capsys, overrides, expected):
   assert run(tmp_path / 'w', tmp_path / 'none', *overrides) == 2

@@ -11,6 +11,7 @@ import pytest
 from kdih import errors, main
 from kdih.runtime import preemption
 from kdih.training import metric_log
+from tests.helpers.damage import contents
 from tests.helpers.runs import read_config, tiny_command
 from tests.helpers.started import RESUME, assert_bit_identical, finish, start, wait_for_step
 
@@ -48,14 +49,14 @@ def test_sigterm_saves_at_once_and_the_same_command_goes_on(tmp_path, digits_dir
 def test_sigterm_outside_of_training_ends_the_run_at_once(tmp_path, digits_dir):
   preemption.listen()
   try:
-    with pytest.raises(errors.PreemptedError, match='goes on where it was'):
+    with pytest.raises(errors.PreemptedError, match='run the same command again to resume'):
       os.kill(os.getpid(), signal.SIGTERM)
       time.sleep(5)
     with pytest.raises(errors.PreemptedError), preemption.training():
       os.kill(os.getpid(), signal.SIGTERM)
       assert preemption.reached()
   finally:
-    preemption.listen()  # Forgets what was asked.
+    preemption.listen()  # Forgets the signals.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -150,15 +151,22 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, digits_dir, finis
   assert_bit_identical(tmp_path, finished, ('teacher',))
 
 
-@pytest.mark.parametrize('name', ['manifest.json', 'teacher/result.json'])
-@pytest.mark.parametrize('content', [b'{"config": ', b'[1, 2]'])
-def test_a_damaged_file_of_the_run_is_named_and_left_as_it_is(
-    tmp_path, finished, digits_dir, capsys, name, content):
+@pytest.mark.parametrize('damage', [
+    lambda text: text[:len(text) // 2], lambda text: '[' * 20_000, lambda text: '[1, 2]',
+    lambda text: text.replace('{', '{"huge": 1e999, ', 1),
+    lambda text: text.replace('"fingerprint"', '"other"').replace('"config"', '"other"')],
+    ids=['truncated', 'deep', 'another type', 'huge number', 'missing field'])
+@pytest.mark.parametrize('name', ['manifest.json', 'teacher/result.json', 'heads/result.json',
+                                  'student/ce/result.json', 'results.json'])
+def test_a_damaged_file_of_the_run_is_named_and_nothing_is_overwritten(
+    tmp_path, finished, digits_dir, capsys, name, damage):
   workdir = tmp_path / 'w'
   shutil.copytree(finished, workdir)
-  (workdir / name).write_bytes(content)
-  assert main.main(tiny_command(workdir, digits_dir)) == 2
-  last = capsys.readouterr().err.splitlines()[-1]
-  assert last.startswith(f'kdih: --workdir: {workdir / name} is damaged (')
-  assert 'or remove it' in last
-  assert (workdir / name).read_bytes() == content
+  (workdir / name).write_text(damage((workdir / name).read_text()))
+  before = contents(workdir)
+  code = main.main(tiny_command(workdir, digits_dir))
+  *progress, line = capsys.readouterr().err.splitlines()
+  assert code == 2 and all(text.startswith('data: ') for text in progress)
+  assert line.startswith(f'kdih: {workdir / name} is damaged (')
+  assert line.endswith('; restore it from a copy, or remove it to have it made again')
+  assert contents(workdir) == before

@@ -63,8 +63,8 @@ def test_a_file_does_not_choose_what_is_imported(student, tmp_path, monkeypatch)
   with pytest.raises(errors.ConfigError) as raised:
     exported_variables.load_model(student)
   assert str(raised.value).endswith(
-      "holds the model 'evil:Net', which is none of kdih; a file does not choose what is imported, "
-      "so name it: load_model(path, model='evil:Net')")
+      "holds the model 'evil:Net', which is not part of kdih; to import it, name it: "
+      "load_model(path, model='evil:Net')")
   assert 'evil' not in sys.modules and not (tmp_path / 'done').exists()
   model, variables, _ = exported_variables.load_model(student, model=MODEL)
   assert model.width == 2 and variables['params']
@@ -90,7 +90,7 @@ def test_a_method_that_is_named_like_a_path_is_refused(name):
   with config.unlocked():
     config.methods = ml_collections.ConfigDict(
         {**config.methods.to_dict(), name: {'kind': 'ce'}}, allow_dotted_keys=True)
-  with pytest.raises(errors.ConfigError, match='^config.methods[.].*: names a folder; give it'):
+  with pytest.raises(errors.ConfigError, match='^config.methods[.].*: the name must be usable as '):
     checks.check(config)
 
 
@@ -127,9 +127,10 @@ def watch(monkeypatch):
 @pytest.mark.parametrize('seed', ['/../../../x', -1, 1.5, None])
 def test_seeds_in_a_sweep_are_numbers(tmp_path, seed):
   folder = swept(tmp_path / 'in', 'ce', seeds=(30,))
-  write(folder / 'sweep.json', [{'pairs': [], 'left_out': {}, 'seeds': [seed]}])
+  write(folder / 'sweep.json', [{'pairs': [], 'left_out': {}, 'seeds': [seed], 'config': {}}])
   problem, = collect.collect([folder])[1]
-  assert problem.startswith(f"{folder}/sweep.json: 'seeds' is ")
+  assert problem.startswith(f'{folder}/sweep.json is damaged (Expected `int`')
+  assert 'at `$[0].seeds[0]`' in problem
 
 
 @pytest.mark.parametrize('field', ['data', 'teacher', 'student'])

@@ -171,8 +171,8 @@ def test_maps_need_not_be_square(name):
   rng = np.random.default_rng(4)
   student, teacher = ({'stage1': rng.normal(size=(4, *shape))} for shape in ((4, 6, 3), (2, 3, 6)))
   pooled = {'stage1': student['stage1'].reshape(4, 2, 2, 3, 2, 3).mean((2, 4))}
-  large, small = (lesson_of(*jax.tree.map(lessons.single, (said, teacher)))
-                  for said in (student, pooled))
+  large, small = (lesson_of(*jax.tree.map(lessons.single, (source, teacher)))
+                  for source in (student, pooled))
   method = lessons.make(OPTIONS[name])
   variables = method.init(jax.random.key(1), large)
   found, expected = (method.apply(variables, batch, method='term') for batch in (large, small))

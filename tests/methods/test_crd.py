@@ -218,8 +218,9 @@ def test_four_devices_agree_with_one(method, variables):
 
   def on_one(index, labels, student, teacher):
     part = Lesson(
-        whole.images, labels, dataclasses.replace(whole.student, embedding=student),
-        dataclasses.replace(whole.teacher, embedding=teacher), index=index, key=whole.key,
+        images=whole.images, labels=labels,
+        student=dataclasses.replace(whole.student, embedding=student),
+        teacher=dataclasses.replace(whole.teacher, embedding=teacher), index=index, key=whole.key,
         train_labels=whole.train_labels, gather=devices.gather)
     term, changed = step(method, variables, part)
     return term, changed['memory']

@@ -16,7 +16,7 @@ from kdih.models import taps as taps_lib
 from kdih.phases import student as student_lib
 from kdih.phases.exported_variables import load_model
 from kdih.training import checkpoints, optimizer, state
-from kdih.training.task import LABELS, Batch, Moment
+from kdih.training.task import NO_TEACHER, Batch, Moment
 from tests.helpers import float64, lessons, tiny_nets
 from tests.helpers.arrays import PREPROCESS
 from tests.helpers.runs import exported, read_config
@@ -108,7 +108,7 @@ def test_peers_are_models_of_their_own_in_training_mode(mutual):
   for peer in ('peer1', 'peer2'):
     assert not np.array_equal(changed['batch_stats'][peer]['BatchNorm_0']['mean'],
                               variables['batch_stats'][peer]['BatchNorm_0']['mean'])
-  reached = optimizer.reached(
+  reached = optimizer.gradient_mask(
       lambda params: lessons.mean(method.apply(
           {**variables, 'params': params}, batch, mutable=['batch_stats'])[0]),
       variables['params'])
@@ -130,7 +130,7 @@ def test_every_peer_drops_out_on_its_own():
   method = lessons.make(DML, context(model))
   variables = state.join(student=taps_lib.initial(model, jax.random.key(0), batch.images),
                          method=method.init(jax.random.key(0), batch))
-  task = student_lib.student_task(model, (), method, LABELS, {}, PREPROCESS)
+  task = student_lib.student_task(model, (), method, NO_TEACHER, {}, PREPROCESS)
   examples = Batch(batch.images, batch.labels, batch.index)
 
   def unread(seed):  # Inputs that no image of the batch had left, by network.
@@ -231,15 +231,15 @@ def test_a_part_that_is_named_twice_counts_twice():
     np.testing.assert_allclose(value, once[term], rtol=1e-6)
 
 
-def test_a_sum_asks_for_what_its_parts_ask_for():
-  def asks(*names):
+def test_a_sum_needs_what_its_parts_need():
+  def needs(*names):
     method = lessons.make(SUM, context(), methods=names, weights=(1.0,) * len(names))
     return method.taught_by, method.needs_train_labels
 
-  assert asks('ce', 'ce') == ('labels', False)
-  assert asks('ce', 'kd') == ('teacher', False)
-  assert asks('crd', 'ce') == ('teacher', True)
-  assert asks('crd', 'dih') == ('cohort', True)
+  assert needs('ce', 'ce') == ('labels', False)
+  assert needs('ce', 'kd') == ('teacher', False)
+  assert needs('crd', 'ce') == ('teacher', True)
+  assert needs('crd', 'dih') == ('cohort', True)
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_a_sum_prepares_what_its_part_prepares(name, scale):
     ({'methods': ('ce', 'kd', 'sum')},
      "methods: 'sum' has assistants or parts of its own and cannot be summed; choose another"),
     ({'methods': ('crd', 'crd'), 'weights': (1.0, 1.0)},
-     'methods: none of them listens to the labels; name ce, kd or dih too')])
+     'methods: all of them compare features, and none learns from the labels; add ce, kd or dih')])
 def test_parts_that_do_not_fit_together_are_refused(changes, message):
   with pytest.raises(errors.ConfigError) as caught:
     lessons.make(SUM, context(), **changes)

@@ -68,7 +68,7 @@ def test_images_to_validate_with_are_no_negatives(experiment):
   np.testing.assert_array_equal(found[shown], images.labels()[shown])
 
 
-def test_members_are_weighted_by_what_they_say_of_the_validation_split(experiment, monkeypatch):
+def test_members_are_weighted_by_their_accuracy_on_the_validation_split(experiment, monkeypatch):
   heads = experiment.workdir.result('heads')
   val, test = ([heads['members'][name][split]['top1'] for name in ('stage1', 'stage2', 'final')]
                for split in ('val', 'test_best_val'))
@@ -77,15 +77,15 @@ def test_members_are_weighted_by_what_they_say_of_the_validation_split(experimen
   assert not np.allclose(accuracy, np.array(test) / np.mean(test), rtol=1e-2)
 
   def stop(student, taps, method, signals, frozen, *args, **kwargs):
-    told.update(frozen['weights'])
+    received.update(frozen['weights'])
     raise KeyboardInterrupt
 
-  told = {}
+  received = {}
   monkeypatch.setattr(student_lib, 'student_task', stop)
   with pytest.raises(KeyboardInterrupt):
     run_student(experiment, 'dih')
-  assert told.keys() == {'accuracy', 'learnt'}
-  for rule, weights in told.items():
+  assert received.keys() == {'accuracy', 'learnt'}
+  for rule, weights in received.items():
     np.testing.assert_allclose(weights, heads['weights'][rule], rtol=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_the_loss_itself_goes_on_from_what_was_prepared(experiment, monkeypatch)
 
 
 @pytest.mark.parametrize('taught_by', ['teacher', 'cohort'])
-def test_the_teacher_says_the_same_of_an_image_whatever_else_is_in_the_batch(
+def test_the_teacher_returns_the_same_for_an_image_whatever_else_is_in_the_batch(
     experiment, taught_by):
   built, path = experiment.networks, experiment.workdir.path
   frozen = {name: checkpoints.restore(path / name / 'variables') for name in ('teacher', 'heads')}

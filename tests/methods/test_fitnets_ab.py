@@ -159,7 +159,7 @@ def test_ab_moves_all_but_the_classifier_and_then_the_student_alone():
 def test_ab_needs_what_lies_before_the_relu(role):
   lesson = lessons.lesson()
   silent = dataclasses.replace(getattr(lesson, role), preactivations={})
-  with pytest.raises(ValueError, match=f"the {role} does not sow what lies before the ReLU of 's"):
+  with pytest.raises(ValueError, match=f"the {role} does not sow the preactivation of 's"):
     lessons.make(AB).init(jax.random.key(0), dataclasses.replace(lesson, **{role: silent}),
                           method='prepare')
 

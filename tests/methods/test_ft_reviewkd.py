@@ -52,10 +52,10 @@ def test_the_translator_learns_the_factors_of_the_frozen_paraphraser(student, te
       block(last(float64.of(lesson.teacher)), constant['params']['encoder'],
             constant['batch_stats']['encoder']), min(student, teacher))
 
-  def loss(params, said):
-    factor = block(last(said), params['translator'])
+  def loss(params, output):
+    factor = block(last(output), params['translator'])
     term = np.abs(normalised(factor, min(student, teacher)) - taught).mean()
-    return 0.5 * float64.cross_entropy(said['logits']).mean() + 200 * term
+    return 0.5 * float64.cross_entropy(output['logits']).mean() + 200 * term
 
   float64.check(method, variables, lesson, loss)
 
@@ -173,7 +173,7 @@ def test_the_review_moves_everything():
 
 
 @pytest.mark.parametrize('field, nothing, message', [
-    ('preactivations', {}, 'does not sow what lies before the ReLU of'),
+    ('preactivations', {}, 'does not sow the preactivation of'),
     ('embedding', None, "does not sow 'embedding'")])
 def test_the_review_needs_what_the_teacher_may_not_tell(field, nothing, message):
   lesson = lessons.lesson()

@@ -32,7 +32,8 @@ def lesson_of(student=STUDENT, teacher=TEACHER, **changes) -> Lesson:
 
 
 def loss(options, *logits, epoch=0.0, **changes):
-  return taught(lessons.make(options, Context(3), **changes), lesson_of(*logits, epoch=epoch))
+  return taught(lessons.make(options, Context(num_members=3), **changes),
+                lesson_of(*logits, epoch=epoch))
 
 
 def taught(method, batch):
@@ -187,7 +188,7 @@ def test_equal_weights_are_those_of_dih():
   ones = {rule: jnp.ones(3) for rule in WEIGHTS}
   batch = dataclasses.replace(lesson_of(), weights=ones)
   for rule in WEIGHTS:
-    found = taught(lessons.make(ENTRIES['dih'], Context(3), weights=rule), batch)
+    found = taught(lessons.make(ENTRIES['dih'], Context(num_members=3), weights=rule), batch)
     np.testing.assert_allclose(found, loss(ENTRIES['dih']), rtol=1e-6)
 
 
@@ -198,9 +199,10 @@ def test_equal_weights_are_those_of_dih():
     dict(alpha=(0.2, 0.0, 0.4), temperature=(2.0, 7.0, 2.0), cross_entropy='once'),
     dict(standardise=True, reduction='mean', weights='accuracy'), dict(members='teacher'),
     dict(temperature=(5.0, 4.0, 5.0))])
-def test_the_mean_soft_label_teaches_what_the_branches_do(changes):
+def test_the_mean_soft_label_teaches_what_the_members_do(changes):
   def both(mean_soft_label):
-    method = lessons.make(ENTRIES['dih'], Context(3, mean_soft_label=mean_soft_label), **changes)
+    method = lessons.make(ENTRIES['dih'], Context(num_members=3, mean_soft_label=mean_soft_label),
+                          **changes)
     loss, pull = jax.vjp(lambda z: taught(method, lesson_of(z)), lessons.single(STUDENT))
     return loss, pull(jnp.ones(4))[0]
 
@@ -212,7 +214,7 @@ def test_the_mean_soft_label_teaches_what_the_branches_do(changes):
 @pytest.mark.parametrize('temperature, other', [(5.0, True), ((5.0, 5.0, 4.0), False)])
 def test_the_switch_changes_the_program_where_the_members_share_a_temperature(temperature, other):
   def program(mean_soft_label):
-    method = lessons.make(ENTRIES['dih'], Context(3, mean_soft_label=mean_soft_label),
+    method = lessons.make(ENTRIES['dih'], Context(num_members=3, mean_soft_label=mean_soft_label),
                           temperature=temperature)
     return str(jax.make_jaxpr(lambda z: method.apply({}, lesson_of(z)))(STUDENT))
 
@@ -221,16 +223,17 @@ def test_the_switch_changes_the_program_where_the_members_share_a_temperature(te
 
 def test_weights_of_a_run_without_validation_are_refused():
   batch = dataclasses.replace(lesson_of(), weights={})
-  method = lessons.make(ENTRIES['dih_learnt'], Context(3))
+  method = lessons.make(ENTRIES['dih_learnt'], Context(num_members=3))
   with pytest.raises(ValueError, match=r'config\.data\.validation_fraction above 0, or weights to'):
     method.apply({}, batch)
 
 
-def test_a_teacher_who_says_nothing_is_refused():
+def test_a_teacher_without_weight_is_refused():
   with pytest.raises(errors.ConfigError) as caught:
     lessons.make(DKD, alpha=0.0, beta=0.0)
   assert str(caught.value) == (
-      'config.methods.mine.alpha: and beta are both 0, so that the teacher says nothing; use ce')
+      'config.methods.mine.alpha: and beta are both 0, and the teacher has no weight; use the '
+      'method ce')
 
 
 def test_the_entries_are_those_of_their_papers():

@@ -40,18 +40,18 @@ class Method(method.Method):
 
 
 def make(options, num_members=4, **changes):
-  return methods.create('mine', {**options, **changes}, Context(num_members))
+  return methods.create('mine', {**options, **changes}, Context(num_members=num_members))
 
 
 def lesson(members):
   teacher = lessons.signal(
       Output(members['final'], {}), list(members.values())) if members else TeacherSignal()
-  return Lesson(None, LABELS, Output(STUDENT, {}), teacher)
+  return Lesson(images=None, labels=LABELS, student=Output(STUDENT, {}), teacher=teacher)
 
 
-def loss(options, said=MEMBERS, **changes):
-  """[batch], where the members of the cohort say this."""
-  return np.asarray(lessons.total(make(options, **changes).apply({}, lesson(said))))
+def loss(options, cohort=MEMBERS, **changes):
+  """[batch] of the members with these logits."""
+  return np.asarray(lessons.total(make(options, **changes).apply({}, lesson(cohort))))
 
 
 def kd(teacher, alpha, temperature):
@@ -60,7 +60,7 @@ def kd(teacher, alpha, temperature):
 
 def message(options, num_members=4):
   with pytest.raises(errors.ConfigError) as caught:
-    methods.create('mine', options, Context(num_members))
+    methods.create('mine', options, Context(num_members=num_members))
   assert '\n' not in str(caught.value)
   return str(caught.value)
 
@@ -85,12 +85,12 @@ def test_what_each_method_is_taught_by():
   assert found == {'ce': 'labels', 'kd': 'teacher', 'dih': 'cohort'}
 
 
-def test_ce_listens_to_the_labels_alone():
+def test_ce_uses_the_labels_alone():
   expected = losses.cross_entropy(STUDENT, LABELS)
   np.testing.assert_array_equal(loss({'kind': 'ce'}, {}), expected)
 
 
-def test_kd_listens_to_the_teachers_own_classifier_alone():
+def test_kd_uses_the_teachers_own_classifier_alone():
   alone = {'final': MEMBERS['final']}
   expected = kd(MEMBERS['final'], 0.3, 2.0)
   np.testing.assert_array_equal(loss(KD, alone, alpha=0.3, temperature=2.0), expected)
@@ -216,7 +216,7 @@ def test_a_cohort_in_which_none_teaches_is_refused(alpha):
 
 def test_a_method_does_not_change_its_options():
   options = dict(DIH)
-  methods.create('mine', options, Context(4))
+  methods.create('mine', options, Context(num_members=4))
   assert options == DIH
 
 

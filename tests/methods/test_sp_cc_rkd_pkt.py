@@ -28,12 +28,12 @@ def lesson_of(name: str, student, teacher=None, **changes) -> Lesson:
       return dataclasses.replace(output, embedding=array)
     return dataclasses.replace(output, features={**output.features, 'stage2': array})
 
-  teacher = said(name, 'teacher') if teacher is None else teacher
+  teacher = inputs_of(name, 'teacher') if teacher is None else teacher
   return dataclasses.replace(batch, student=saying(batch.student, student),
                              teacher=saying(batch.teacher, teacher))
 
 
-def said(name: str, role: str) -> np.ndarray:
+def inputs_of(name: str, role: str) -> np.ndarray:
   output = getattr(lessons.lesson(), role)
   return np.asarray(output.features['stage2'] if name == 'sp' else output.embedding, np.float64)
 
@@ -57,7 +57,7 @@ def term_and_gradient(name: str, student, teacher, variables):
 @functools.cache
 def variables_of(name: str):
   return lessons.make(OPTIONS[name]).init(
-      jax.random.key(1), lesson_of(name, said(name, 'student')))
+      jax.random.key(1), lesson_of(name, inputs_of(name, 'student')))
 
 
 def unit(vector):
@@ -118,8 +118,8 @@ FORMULAS = {'sp': sp, 'cc': cc, 'rkd': rkd, 'pkt': pkt}
 
 @pytest.mark.parametrize('name', NAMES)
 def test_term_and_gradient_are_those_of_the_formula(name):
-  teacher, variables = said(name, 'teacher'), variables_of(name)
-  for student in (said(name, 'student'), 4 * said(name, 'student')):
+  teacher, variables = inputs_of(name, 'teacher'), variables_of(name)
+  for student in (inputs_of(name, 'student'), 4 * inputs_of(name, 'student')):
     loss, gradient = term_and_gradient(name, student, teacher, variables)
     assert loss.shape == ()
     np.testing.assert_allclose(loss, FORMULAS[name](student, teacher, variables), rtol=2e-5)
@@ -130,20 +130,20 @@ def test_term_and_gradient_are_those_of_the_formula(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_the_loss_adds_the_labels_and_the_weight(name):
-  student, variables = said(name, 'student'), variables_of(name)
+  student, variables = inputs_of(name, 'student'), variables_of(name)
   batch = lesson_of(name, student)
   logits = np.asarray(batch.student.logits, np.float64)
   label_loss = (np.log(np.exp(logits).sum(1)) - logits[range(4), lessons.LABELS]).mean()
   weight = {'sp': 3000, 'cc': 0.02, 'rkd': 1, 'pkt': 30000}[name]
-  expected = label_loss + weight * FORMULAS[name](student, said(name, 'teacher'), variables)
+  expected = label_loss + weight * FORMULAS[name](student, inputs_of(name, 'teacher'), variables)
   found = lessons.mean(lessons.make(OPTIONS[name]).apply(variables, batch))
   np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_four_devices_learn_what_one_learns_from_the_whole_batch(name):
-  """Each has one image, of which alone none of the terms says anything."""
-  inputs, variables = said(name, 'student'), variables_of(name)
+  """Each device has one image, and the terms of a single image are constant."""
+  inputs, variables = inputs_of(name, 'student'), variables_of(name)
   rng = np.random.default_rng(3)
   width = inputs.shape[-1]
   model = {'model': lessons.single(rng.normal(size=(width, width)) + np.eye(width)),
@@ -156,7 +156,7 @@ def test_four_devices_learn_what_one_learns_from_the_whole_batch(name):
   def on_one(trained, inputs, teacher):
     return jax.value_and_grad(loss)(trained, inputs, teacher, gather=devices.gather)
 
-  inputs, teacher = lessons.single(inputs), lessons.single(said(name, 'teacher'))
+  inputs, teacher = lessons.single(inputs), lessons.single(inputs_of(name, 'teacher'))
   expected_loss, expected = jax.jit(jax.value_and_grad(loss))(model, inputs, teacher)
   found_loss, found = jax.pmap(on_one, axis_name=devices.AXIS, in_axes=(None, 0, 0))(
       model, inputs[:, None], teacher[:, None])
@@ -172,7 +172,8 @@ def test_four_devices_learn_what_one_learns_from_the_whole_batch(name):
 @pytest.mark.parametrize('degenerate', ['zeros', 'one is zeros', 'identical', 'two identical',
                                         'one image', 'two images'])
 def test_gradients_are_of_ordinary_size_where_directions_and_distances_are_0(name, degenerate):
-  student, teacher, variables = said(name, 'student'), said(name, 'teacher'), variables_of(name)
+  student, teacher = inputs_of(name, 'student'), inputs_of(name, 'teacher')
+  variables = variables_of(name)
   student = {'zeros': 0 * student, 'one is zeros': np.r_[0 * student[:1], student[1:]],
              'identical': np.repeat(student[:1], 4, 0),
              'two identical': np.r_[student[:1], student[:3]], 'one image': student[:1],
@@ -185,8 +186,8 @@ def test_gradients_are_of_ordinary_size_where_directions_and_distances_are_0(nam
 
 
 def test_a_teacher_whose_embeddings_are_all_the_same_serves_rkd():
-  student = said('rkd', 'student')
-  teacher = 0 * said('rkd', 'teacher') + 1
+  student = inputs_of('rkd', 'student')
+  teacher = 0 * inputs_of('rkd', 'teacher') + 1
   loss, gradient = term_and_gradient('rkd', student, teacher, {})
   np.testing.assert_allclose(loss, rkd(student, teacher, {}), rtol=1e-5)
   assert np.isfinite(gradient).all()
@@ -219,7 +220,7 @@ def test_pkt_bears_opposite_embeddings():
 
 
 def test_rkd_weights_distances_and_angles():
-  student, teacher = said('rkd', 'student'), said('rkd', 'teacher')
+  student, teacher = inputs_of('rkd', 'student'), inputs_of('rkd', 'teacher')
 
   def found(**changes):
     batch = lesson_of('rkd', student, teacher)
@@ -232,15 +233,15 @@ def test_rkd_weights_distances_and_angles():
 
 def test_sp_needs_no_equal_number_of_taps_and_no_maps():
   flat = lessons.single(np.random.default_rng(4).normal(size=(4, 7)))
-  batch = lesson_of('sp', said('sp', 'student'))
+  batch = lesson_of('sp', inputs_of('sp', 'student'))
   student = dataclasses.replace(batch.student, features={'last': flat})
   found = term('sp', {}, dataclasses.replace(batch, student=student))
   np.testing.assert_allclose(
-      found, sp(np.asarray(flat, np.float64), said('sp', 'teacher'), {}), rtol=1e-5)
+      found, sp(np.asarray(flat, np.float64), inputs_of('sp', 'teacher'), {}), rtol=1e-5)
 
 
 def test_cc_learns_both_embeddings():
-  variables, batch = variables_of('cc'), lesson_of('cc', said('cc', 'student'))
+  variables, batch = variables_of('cc'), lesson_of('cc', inputs_of('cc', 'student'))
   shapes = jax.tree.map(jnp.shape, variables['params'])
   assert shapes == {'student': {'kernel': (5, 3), 'bias': (3,)},
                     'teacher': {'kernel': (8, 3), 'bias': (3,)}}
@@ -267,4 +268,4 @@ def test_terms_of_which_none_counts_are_refused():
   with pytest.raises(errors.ConfigError) as caught:
     lessons.make(OPTIONS['rkd'], distance=0.0, angle=0.0)
   assert str(caught.value) == (
-      'config.methods.mine.distance: and angle are both 0, so that nothing is compared')
+      'config.methods.mine.distance: and angle are both 0; set one of them above 0')

@@ -72,12 +72,12 @@ def test_every_phase_logs_its_terms_and_they_add_up_to_the_loss(finished, phase,
     assert min(parts) > 0
 
 
-@pytest.mark.parametrize(('returned', 'says'), [
+@pytest.mark.parametrize(('returned', 'expected'), [
     (np.zeros(2), "returns no terms of a loss; return a dict such as {'ce'"), ({}, 'no terms'),
-    ({'ce': np.zeros(2), 'top1': np.zeros(2)}, "names a term of the loss 'top1'"),
-    ({'ce': np.zeros(2), 'penalty': 0.0}, "a term 'penalty' of its loss that is no array"),
-    ({'ce': np.zeros((2, 10))}, "a term 'ce' of its loss that is no array")])
-def test_a_method_of_ones_own_that_names_no_terms_gets_a_line(built, returned, says):
+    ({'ce': np.zeros(2), 'top1': np.zeros(2)}, "returns a term 'top1', which is the name"),
+    ({'ce': np.zeros(2), 'penalty': 0.0}, "a term 'penalty' that is not an array"),
+    ({'ce': np.zeros((2, 10))}, "a term 'ce' that is not an array")])
+def test_a_method_of_ones_own_that_names_no_terms_gets_a_line(built, returned, expected):
   class Own(method_lib.Method):
     def __call__(self, lesson):
       return returned
@@ -86,4 +86,4 @@ def test_a_method_of_ones_own_that_names_no_terms_gets_a_line(built, returned, s
   own = dataclasses.replace(built, methods={'own': Own(method_lib.Context())})
   with pytest.raises(errors.ConfigError, match='^config.methods.own: ') as raised:
     networks._check_pair(config, own, 'own')
-  assert says in str(raised.value)
+  assert expected in str(raised.value)

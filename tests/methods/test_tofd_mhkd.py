@@ -184,7 +184,8 @@ def test_four_devices_and_one_agree(options, request):
   alone, variables = request.getfixturevalue(options['kind'])
 
   def loss(params, method, gather, student, teacher, labels):
-    lesson = Lesson(LESSON.images, labels, student, teacher, gather=gather)
+    lesson = Lesson(images=LESSON.images, labels=labels, student=student, teacher=teacher,
+                    gather=gather)
     return lessons.mean(
         method.apply({**variables, 'params': params}, lesson, mutable=['batch_stats'])[0])
 

@@ -17,7 +17,7 @@ class Linear(nn.Module):
 
 
 class Convolution(nn.Module):
-  """3x3, five filters, as `padding` says."""
+  """3x3, five filters, padded by `padding`."""
 
   padding: str
 

@@ -80,13 +80,13 @@ def test_these_serve_in_every_role(name):
     ('returns_number', 'gives a float for'), ('wider', 'gives an array of shape (13, 20)'),
     ('map', 'gives an array of shape (13, 1, 10)'), ('scalar', 'gives an array of shape ()'),
     ('whole', 'gives logits of type int32'), ('complex', 'gives logits of type complex64'),
-    ('draws_noise', "draws random numbers ('noise') in evaluation mode; draw them only where"),
+    ('draws_noise', "draws random numbers ('noise') in evaluation mode; draw them only if"),
     ('draws_unnamed', "draws random numbers ('params') in evaluation mode"),
-    ('changes_in_evaluation', 'changes a variable in evaluation mode; change it only where'),
+    ('changes_in_evaluation', 'changes a variable in evaluation mode; change it only if'),
     ('keeps_input', "has a collection 'input', which"),
     ('keeps_folded', "has a collection 'folded', which"),
     ('keeps_memory', "has a collection 'memory', which"),
-    ('keeps_key', "['stats']['kept'] is key<fry>[]; keep arrays of numbers"),
+    ('keeps_key', "['stats']['kept'] is key<fry>[]; keep only arrays"),
     ('keeps_text', "['stats']['kept'], which is not a valid JAX type"),
     ('sows_into_intermediates_by_variable', 'Tried to access "mine"'),
     ('has_params_layer', 'extra params layer'), ('raises', "KeyError: 'gone'"),
@@ -211,9 +211,9 @@ def test_names_that_no_head_can_have_are_named(tap):
   assert '\n' not in line
 
 
-def test_names_that_are_filed_alike_are_named():
+def test_names_that_would_share_parameters_are_named():
   head_modules.check_names(('a/b', 'a.c', 'é', 'a b', 'loss'), 'config.heads.taps')
-  with pytest.raises(errors.ConfigError, match=r"the tap 'a.b' is filed like 'a/b'; "):
+  with pytest.raises(errors.ConfigError, match="tap 'a.b' would share the parameters of 'a/b'; "):
     head_modules.check_names(('a/b', 'a.b'), 'config.heads.taps')
 
 
@@ -247,9 +247,9 @@ def test_each_stream_has_a_key_of_its_own_and_dropout_the_one_that_is_given():
       if name not in rngs:
         raise flax.errors.InvalidRngError(f'Net needs PRNG for "{name}"')
     seen.update(rngs)
-    return 'said'
+    return 'result'
 
-  assert taps.with_streams(apply, key) == 'said'
+  assert taps.with_streams(apply, key) == 'result'
   numbers = {name: jax.random.key_data(found).tolist() for name, found in seen.items()}
   assert numbers['dropout'] == jax.random.key_data(key).tolist()
   assert len(set(map(tuple, numbers.values()))) == 3
@@ -307,5 +307,5 @@ def test_a_file_that_leaves_ends_the_command_with_a_line(tmp_path, monkeypatch, 
   command = tiny_command(tmp_path / 'w', digits_dir, '--config.student.name=own_leaves:Net')
   assert main.main(command) == 2
   assert capsys.readouterr().err.splitlines()[-1].startswith(
-      "kdih: config.student.name: cannot import 'own_leaves' (SystemExit: sys.exit(7)); mend")
+      "kdih: config.student.name: cannot import 'own_leaves' (SystemExit: sys.exit(7)); fix")
   assert not (tmp_path / 'w').exists()

@@ -91,8 +91,8 @@ def test_all_taps_are_found_in_order():
 
 @pytest.mark.parametrize(('roles', 'method', 'reason'), [
     (('teacher', 'student'), 'at', None), (('student', 'teacher'), 'mhkd', None),
-    (('teacher', 'student'), 'ab', "the teacher does not sow what lies before the ReLU of 's"),
-    (('student', 'teacher'), 'reviewkd', "the student does not sow what lies before the ReLU of ")])
+    (('teacher', 'student'), 'ab', "the teacher does not sow the preactivation of 's"),
+    (('student', 'teacher'), 'reviewkd', "the student does not sow the preactivation of ")])
 def test_methods_take_its_taps_for_maps_or_say_why_not(roles, method, reason):
   config = fields.base()
   ours, other = roles
@@ -107,8 +107,8 @@ def test_methods_take_its_taps_for_maps_or_say_why_not(roles, method, reason):
   with pytest.raises(errors.UnfitError) as raised:
     networks.build(config, spec)
   assert str(raised.value).startswith(
-      f'config.methods.{method}: the teacher {config.teacher.name} cannot teach the student '
-      f'{config.student.name} so: {reason}')
+      f'config.methods.{method}: does not fit the teacher {config.teacher.name} and the student '
+      f'{config.student.name}: {reason}')
 
 
 @pytest.mark.parametrize(('height', 'width'), [(30, 32), (32, 30)])

@@ -64,11 +64,11 @@ def test_cached_members_are_one_table_for_every_variant_of_dih(
   capsys.readouterr()
   run(tmp_path / 'cached', finished, digits_dir, of_all, 'compute.cache=all_views',
       'compute.cache_members=True')
-  said = capsys.readouterr().err
-  assert said.count('160 images x 9 views x 10 numbers') == 1  # Of kd.
-  assert said.count('160 images x 9 views x 30 numbers') == 1  # Three members, ten classes.
-  assert said.count('160 images x 9 views') == 2
-  assert said.count('of 160 images') == 1  # The teachers are asked once for both.
+  log = capsys.readouterr().err
+  assert log.count('160 images x 9 views x 10 numbers') == 1  # Of kd.
+  assert log.count('160 images x 9 views x 30 numbers') == 1  # Three members, ten classes.
+  assert log.count('160 images x 9 views') == 2
+  assert log.count('of 160 images') == 1  # The teachers run once for both.
   for method in methods:
     found, expected = (exported(tmp_path / name, f'student/{method}')
                        for name in ('cached', 'live'))
@@ -79,7 +79,7 @@ def test_cached_members_are_one_table_for_every_variant_of_dih(
 @pytest.mark.slow
 def test_fixed_views_are_seen_with_and_without_the_teacher(
     tmp_path, finished, digits_dir, monkeypatch):
-  """A recipe of its own, whether or not the method can be taught from the cache."""
+  """The views are the same whether or not the method can use the cache."""
   monkeypatch.setattr(build, 'DTYPE', np.dtype(np.float32))
   run(tmp_path / 'cached', finished, digits_dir, 'compute.cache=views:2')
   monkeypatch.setattr(cache_plan, 'serves', lambda *_: False)
@@ -139,11 +139,11 @@ def test_what_teachers_say_is_computed_once_for_all_seeds_of_a_sweep(
 
   teacher = PAIR.split('/')[0]
   shutil.copytree(finished, tmp_path / teacher)  # Its teachers knew of no cache.
-  said = swept('--methods=ce,kd,dih,at', '--seeds=30,2')
-  assert 'teacher: epoch' not in said and 'heads: epoch' not in said
-  assert said.count('cache: 160 images x 9 views') == 2  # Of logits and of the mean soft label.
-  assert said.count('of 160 images') == 1  # The teachers are asked once for both.
-  assert said.count('at: is taught without config.compute.cache') == 2
+  log = swept('--methods=ce,kd,dih,at', '--seeds=30,2')
+  assert 'teacher: epoch' not in log and 'heads: epoch' not in log
+  assert log.count('cache: 160 images x 9 views') == 2  # Of logits and of the mean soft label.
+  assert log.count('of 160 images') == 1  # The teachers run once for both.
+  assert log.count('at: runs its teachers in every step') == 2
   assert_same(tmp_path / PAIR / 'seed30', finished, 1e-4)
   files = list(tmp_path.glob(f'{teacher}/cache/*/rows.bin'))
   assert len(files) == (2 if place == 'disk' else 0)
@@ -165,10 +165,10 @@ def test_where_there_is_no_room_for_all_tables_each_is_made_when_it_is_wanted(
 @pytest.mark.slow
 def test_heads_that_say_what_is_not_finite_fail_dih_and_not_kd(
     tmp_path, finished, digits_dir, capsys, monkeypatch):
-  said = dih.mean_soft_label
-  monkeypatch.setattr(dih, 'mean_soft_label', lambda *args: said(*args)._replace(
+  mean_soft_label = dih.mean_soft_label
+  monkeypatch.setattr(dih, 'mean_soft_label', lambda *args: mean_soft_label(*args)._replace(
       spread=jnp.full(args[0].shape[0], jnp.nan)))
-  with pytest.raises(errors.TrainingError, match='say what is not finite in float16'):
+  with pytest.raises(errors.TrainingError, match='signal is not finite in float16'):
     run(tmp_path, finished, digits_dir, 'compute.cache=all_views')
   assert capsys.readouterr().err.count('x 9 views x 10 numbers') == 2  # With dih's, and again.
   found, expected_ = (exported(path, 'student/kd') for path in (tmp_path, finished))

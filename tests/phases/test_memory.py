@@ -21,18 +21,18 @@ def need(phase, *overrides):
   run = blank(*overrides)
   step, = run.steps(phase)
   problem = step.problem()
-  asked, signal = step_cost.of_signal(problem)
+  teachers, signal = step_cost.of_signal(problem)
   loss = step_cost.of_loss(problem, signal, gradient=False)
-  return memory.least(run, step, problem, asked + loss)
+  return memory.least(run, step, problem, teachers + loss)
 
 
 @pytest.mark.parametrize('optimizer, copies, counters', [('sgd', 3, 1), ('adamw', 4, 2)])
 def test_what_learns_is_kept_with_gradients_and_optimizer(optimizer, copies, counters):
   found = need('teacher', f'teacher.train.optimizer={optimizer}')
-  assert found.learnt == copies * PARAMETERS + STATISTICS + 4 * counters
+  assert found.trained == copies * PARAMETERS + STATISTICS + 4 * counters
   assert (found.frozen, found.images, found.cache) == (0, IMAGES, 0)
   assert found.largest == 8 * 4 * 4 * 4 * 4
-  assert found.total == found.learnt + IMAGES + found.largest
+  assert found.total == found.trained + IMAGES + found.largest
 
 
 def test_who_teaches_is_kept():
@@ -71,9 +71,9 @@ with tfds.core.registered.skip_registration():
 def refused(capsys, workdir, data_dir, *overrides) -> str:
   """The line by which a run is refused before anything is written."""
   assert main.main(tiny_command(workdir, data_dir, *overrides)) == 2
-  said = capsys.readouterr().err
-  lines = [line for line in said.splitlines() if not line.startswith('data: ')]
-  assert len(lines) == 1 and not workdir.exists(), said
+  output = capsys.readouterr().err
+  lines = [line for line in output.splitlines() if not line.startswith('data: ')]
+  assert len(lines) == 1 and not workdir.exists(), output
   return lines[0]
 
 
@@ -92,8 +92,9 @@ def test_heads_of_too_many_classes_are_refused_before_the_teacher_is_trained(
   line = refused(capsys, tmp_path / 'w', tmp_path / 'data', *options)
   # Features of 64x64x16, 32x32x32 and 16x16x64 numbers; weights, gradients and momentum.
   assert 3 * 4 * 21_843 * (65_536 + 32_768 + 16_384) > 30.05e9
-  assert line.startswith('kdih: heads: training takes at least 30.')
-  assert 'share of the host is 16.00 GB; 30.06 GB of that is what learns' in line
+  assert line.startswith('kdih: heads: training needs at least 30.')
+  assert ('an equal part of the host memory is 16.00 GB; the largest part is the trained '
+          'parameters, their gradients and the optimizer state (30.06 GB)') in line
   assert line.endswith('set config.heads.kind=gap, or config.heads.taps to fewer taps')
 
 
@@ -103,9 +104,10 @@ def test_heads_of_too_many_classes_are_refused_before_the_teacher_is_trained(
      '16777216'),
     # An index of 4 bytes for each negative of the 4096 images that a device has of a batch.
     (('--config.methods.crd.negatives=16777216', '--config.student.train.global_batch_size=16384'),
-     'kdih: student/crd: training takes at least 274.88 GB of each device, whose share of the host '
-     'is 16.00 GB; 274.88 GB of that is the largest array of a step; set '
-     'config.methods.crd.negatives to less, or config.student.train.global_batch_size to less')])
+     'kdih: student/crd: training needs at least 274.88 GB on each device, but an equal part of '
+     'the host memory is 16.00 GB; the largest part is the largest array of a step (274.88 GB); '
+     'set config.methods.crd.negatives to less, or config.student.train.global_batch_size to '
+     'less')])
 def test_too_many_negatives_are_refused(
     tmp_path, digits_dir, capsys, sixteen_gigabytes, overrides, expected):
   assert refused(capsys, tmp_path / 'w', digits_dir, '--config.student.methods=crd',
@@ -118,9 +120,10 @@ def test_where_parts_of_a_batch_save_memory_they_are_named(
   monkeypatch.setattr(devices, 'on_cpu', lambda: False)
   line = refused(capsys, tmp_path / 'w', digits_dir, '--config.phases=teacher',
                  '--config.teacher.train.global_batch_size=65536')
-  assert line.endswith('is the largest array of a step; set config.compute.accumulate=2, or '
+  assert 'the largest part is the largest array of a step (' in line
+  assert line.endswith('; set config.compute.accumulate=2, or '
                        'config.teacher.train.global_batch_size to less')
-  with pytest.raises(errors.TrainingError) as raised, memory.told_in_a_line('teacher'):
+  with pytest.raises(errors.TrainingError) as raised, memory.reported_in_one_line('teacher'):
     raise MemoryError
   assert 'config.compute.accumulate=2, a smaller config.teacher.train.global' in str(raised.value)
 
@@ -130,7 +133,7 @@ def test_a_sweep_refuses_what_does_not_fit(tmp_path, digits_dir, capsys, monkeyp
 
   monkeypatch.setattr(memory, 'of_device', lambda: 10_000)
   assert sweep.main(tiny_command(tmp_path / 'w', digits_dir, '--methods=ce')) == 2
-  assert 'kdih: student/ce: training takes at least ' in capsys.readouterr().err
+  assert 'kdih: student/ce: training needs at least ' in capsys.readouterr().err
   assert not (tmp_path / 'w').exists()
 
 
@@ -140,7 +143,7 @@ def test_what_is_finished_is_not_refused(finished, digits_dir, monkeypatch, caps
 
 
 def test_an_array_that_no_memory_holds_is_one_line():
-  with pytest.raises(errors.TrainingError) as raised, memory.told_in_a_line('heads'):
+  with pytest.raises(errors.TrainingError) as raised, memory.reported_in_one_line('heads'):
     jnp.zeros(2**46, jnp.uint8).block_until_ready()
   assert str(raised.value).startswith('heads: memory ran out (RESOURCE_EXHAUSTED: Out of memory ')
   assert 'config.heads.kind=gap' in str(raised.value)
@@ -153,7 +156,7 @@ def test_running_out_all_the_same_is_one_line(tmp_path, digits_dir, capsys):
                                 f'--config.teacher.name={NETS}:Enormous')) == 1
   last = capsys.readouterr().err.splitlines()[-1]
   assert last.startswith('kdih: teacher: memory ran out (RESOURCE_EXHAUSTED: Out of memory ')
-  assert 'the same command goes on with config.compute.remat=True' in last
+  assert 'run the same command again with --config.compute.remat=True to resume' in last
   assert 'config.teacher.train.global_batch_size' in last
 
 
@@ -162,7 +165,7 @@ def test_running_out_all_the_same_is_one_line(tmp_path, digits_dir, capsys):
     (ValueError('Out of memory'), True)])
 def test_other_errors_stay_what_they_are(error, kept):
   with pytest.raises(type(error) if kept else errors.TrainingError), \
-      memory.told_in_a_line('heads'):
+      memory.reported_in_one_line('heads'):
     raise error
 
 

@@ -191,7 +191,7 @@ def test_a_student_can_be_loaded_and_used(finished):
 
 @pytest.mark.slow
 def test_a_run_in_memory_needs_no_tensorflow(tmp_path, digits_dir):
-  """Without it there are no TensorBoard events, and the run says so."""
+  """Without it there are no TensorBoard events, and the run logs that."""
   blocked = tmp_path / 'blocked'
   blocked.mkdir()
   (blocked / 'tensorflow.py').write_text('raise ImportError("blocked")')

@@ -89,7 +89,7 @@ def nothing_kept():
         ('compute.cache=all_views',), ('compute.cache=all_views', 'compute.cache_place=host'),
         ('compute.cache=all_views', 'compute.cache_members=True')))])
 def test_parts_of_a_batch_make_the_update_of_the_whole(tmp_path, overrides):
-  """Of a student without batch norm; each part is taught by what teachers say of its images."""
+  """The student has no batch norm. Each part has the teacher signal of its images."""
   whole, parts = (updated(problem_of(experiment(
       tmp_path, f'compute.accumulate={number}', *overrides))) for number in (1, 4))
   assert list(parts[1]) == list(whole[1]) and set(parts[1]) == {'loss', 'ce', 'kl', 'top1'}

@@ -23,11 +23,11 @@ def blank(*overrides, train=200) -> BlankRun:
 
 
 def costs(phase, *overrides, gradient=True):
-  """(cost of the teachers, cost of the loss) of the only step of a phase."""
+  """(cost of the teacher signal, cost of the loss) of the only step of a phase."""
   step, = blank(*overrides).steps(phase)
   problem = step.problem()
-  asked, signal = step_cost.of_signal(problem)
-  return asked, step_cost.of_loss(problem, signal, gradient=gradient)
+  teachers, signal = step_cost.of_signal(problem)
+  return teachers, step_cost.of_loss(problem, signal, gradient=gradient)
 
 
 def test_the_forward_pass_of_the_teacher_and_its_gradients():
@@ -43,15 +43,15 @@ def test_the_forward_pass_of_the_teacher_and_its_gradients():
 
 
 def test_heads_are_taught_nothing_of_the_frozen_backbone():
-  asked, learnt = costs('heads')
-  assert asked.flops == SHARE * FORWARD
-  assert learnt.flops == SHARE * 2 * HEADS  # Forward, and for their weights.
+  teachers, heads = costs('heads')
+  assert teachers.flops == SHARE * FORWARD
+  assert heads.flops == SHARE * 2 * HEADS  # Forward, and for their weights.
 
 
-@pytest.mark.parametrize('method, asked', [('ce', 0), ('kd', FORWARD), ('dih', FORWARD + HEADS)])
-def test_a_student_is_taught_by_one_forward_pass(method, asked):
+@pytest.mark.parametrize('method, teachers', [('ce', 0), ('kd', FORWARD), ('dih', FORWARD + HEADS)])
+def test_a_student_is_taught_by_one_forward_pass(method, teachers):
   of_method, _ = costs(f'student/{method}', f'student.methods={method}')
-  assert of_method.flops == SHARE * asked
+  assert of_method.flops == SHARE * teachers
 
 
 def test_parts_of_a_batch_cost_the_same_and_make_smaller_arrays():
@@ -69,8 +69,8 @@ def test_a_loop_counts_its_turns():
 
 
 def test_a_cache_takes_the_place_of_the_teacher():
-  asked, _ = costs('student/kd', 'student.methods=kd', 'compute.cache=all_views')
-  assert asked.flops == 0
+  teachers, _ = costs('student/kd', 'student.methods=kd', 'compute.cache=all_views')
+  assert teachers.flops == 0
 
 
 def test_the_steps_of_a_chain_and_of_a_preparation():
@@ -79,7 +79,7 @@ def test_the_steps_of_a_chain_and_of_a_preparation():
       'student/takd/assistant1', 'student/takd/assistant2', 'student/takd']
   prepare, taught = run.steps('student/fitnets')
   assert (prepare.phase, prepare.train) == ('student/fitnets/prepare', 'student.prepare')
-  assert prepare.asks == taught.asks == 'teacher'
+  assert prepare.signal_source == taught.signal_source == 'teacher'
 
 
 @pytest.mark.parametrize('role', ['teacher', 'heads'])

@@ -1,4 +1,4 @@
-"""Runs of several seeds together: means, paired gains, published numbers, what is in the way."""
+"""Runs of several seeds averaged: means, paired gains, published numbers, and problems."""
 import dataclasses
 import json
 import math
@@ -199,7 +199,7 @@ def test_published_numbers_are_matched(teacher, student, method, expected):
   assert published.taught('cifar10', teacher, student, method) == ()
 
 
-def test_published_numbers_say_where_from_and_how():
+def test_published_numbers_have_a_source_and_a_protocol():
   (kd,) = published.taught('cifar100', 'resnet56', 'resnet20', KD)
   (dkd,) = published.taught('cifar100', 'resnet56', 'resnet20', dict(kind='dkd'))
   assert kd.source == 'RepDistiller README' and kd.protocol.startswith('last epoch')
@@ -207,8 +207,8 @@ def test_published_numbers_say_where_from_and_how():
   assert published.alone('cifar10', 'resnet110') == published.alone('cifar100', 'resnet44') == ()
 
 
-def test_runs_on_other_data_are_kept_apart_where_both_tell():
-  """A run of an earlier version does not tell, and goes with the first."""
+def test_runs_on_other_data_are_not_compared_if_both_record_their_data():
+  """A run of an earlier version records no data, and is compared with the first runs."""
   pairs, problems = compare([
       made_of(run('kd', 1, 70), data='a'), run('kd', 2, 71), made_of(run('kd', 3, 72), data='b')])
   assert [pair.rows[0].seeds for pair in pairs] == [(1, 2), (3,)]
@@ -231,7 +231,7 @@ def test_another_computation_is_known_under_the_same_jax(jax, models, method, se
   assert bool(problems) == bool(said)
 
 
-def test_seeds_that_share_their_batches_are_said_to():
+def test_the_caption_states_that_all_seeds_saw_the_same_batches():
   def pair(order_seed, seeds):
     protocol = json.dumps({'data.order_seed': order_seed})
     (found,), _ = compare([run('kd', seed, 70, protocol=protocol) for seed in seeds])

@@ -21,13 +21,13 @@ def test_a_run_is_read(tmp_path):
   assert (ce.data, ce.teacher, ce.student, ce.method, ce.seed) == (
       'cifar100', 'resnet110', 'resnet8', 'ce', 3)
   assert kd.path == str(tmp_path / 'w') and kd.method == 'kd' and kd.protocol == ce.protocol
-  assert kd.result == result(0.6, method=dict(kind='kd'))
+  assert kd.result == result(0.6, method=dict(kind='kd'), fingerprint='f')
   assert kd.teacher_result['fingerprint'] == 't' and kd.heads_result == heads('stage1')
   assert kd.provenance == ('command: unknown', 'git commit: unknown', 'devices: unknown (unknown)',
                            'versions: unknown')
 
 
-def test_provenance_is_what_the_manifest_says(tmp_path):
+def test_provenance_comes_from_the_manifest(tmp_path):
   single(tmp_path, 'ce')
   path = tmp_path / 'manifest.json'
   write(path, {**json.loads(path.read_text()), 'command': 'python -m kdih.main', 'platform': 'gpu',
@@ -37,8 +37,8 @@ def test_provenance_is_what_the_manifest_says(tmp_path):
                             'devices: H, I (gpu)', 'versions: jax 1, flax 2')
 
 
-def test_provenance_is_that_of_the_result_where_it_has_one(tmp_path):
-  """The manifest is of the last command, which may have added another method."""
+def test_provenance_comes_from_the_result_if_it_has_one(tmp_path):
+  """The manifest describes the last command, which may have added another method."""
   single(tmp_path, 'ce', 'kd')
   path = tmp_path / 'student' / 'kd' / 'result.json'
   made_by = {'command': 'mine', 'git_commit': 'abc', 'devices': ['H'], 'platform': 'gpu',
@@ -80,7 +80,7 @@ def test_a_folder_of_several_and_overlapping_folders(tmp_path):
   assert found(tmp_path / 'all', tmp_path / 'all/s', tmp_path / 'all/deep/w') == (expected, [])
 
 
-def test_assistants_and_preparations_are_no_students(tmp_path):
+def test_assistants_and_preparations_are_not_students(tmp_path):
   single(tmp_path, 'takd')
   for name in ('assistant1', 'prepare'):
     write(tmp_path / f'student/takd/{name}/result.json', result(0.5))
@@ -106,7 +106,7 @@ def test_a_student_without_a_teacher_is_read(tmp_path):
     ('compute.teacher_dtype', 'bfloat16', False), ('compute.teacher_dtype', 'float32', True),
     ('compute.fold_batch_norm', False, True), ('compute.cache_place', 'disk', True),
 ])
-def test_what_a_protocol_consists_of(tmp_path, name, value, same):
+def test_the_fields_of_a_protocol(tmp_path, name, value, same):
   single(tmp_path / 'a', 'ce')
   single(tmp_path / 'b', 'ce', **{name: value})
   runs, _ = collect([tmp_path / 'a', tmp_path / 'b'])
@@ -115,7 +115,7 @@ def test_what_a_protocol_consists_of(tmp_path, name, value, same):
 
 @pytest.mark.parametrize('recorded', [True, False])
 def test_other_options_of_the_parts_of_a_sum_are_other_settings(tmp_path, recorded):
-  """Results of an earlier version do not hold them; their manifests do."""
+  """Results of an earlier version lack the options of the parts; their manifests have them."""
   for name, alpha in (('a', 0.1), ('b', 0.5), ('c', 0.1)):
     seed = {'a': 1, 'b': 2, 'c': 3}[name]
     manifest(tmp_path / name, seed, **{'methods.dih.alpha': alpha})
@@ -126,7 +126,7 @@ def test_other_options_of_the_parts_of_a_sum_are_other_settings(tmp_path, record
   assert problems[0].endswith('dih_at has other parts.dih.alpha for seed 2, left out')
 
 
-def test_what_was_accepted_is_said_and_is_another_protocol(tmp_path):
+def test_an_accepted_change_is_reported_and_is_another_protocol(tmp_path):
   single(tmp_path / 'a', 'ce')
   single(tmp_path / 'b')
   student(tmp_path / 'b', 'ce', seed=4, accepted=['data: 40 images of train were added'])
@@ -136,7 +136,7 @@ def test_what_was_accepted_is_said_and_is_another_protocol(tmp_path):
   assert 'they differ in accepted' in compare(runs)[1][0]
 
 
-def test_a_result_knows_its_protocol_better_than_the_manifest_of_a_later_command(tmp_path):
+def test_the_protocol_comes_from_the_result_and_not_from_a_later_manifest(tmp_path):
   manifest(tmp_path, **{'student.train.length': 9.0, 'student.name': 'resnet20'})
   one = {'student.train.length': 5.0, 'student.name': 'resnet8', 'sync_batch_norm': False}
   student(tmp_path, 'ce', protocol=one)
@@ -150,8 +150,8 @@ def test_a_result_knows_its_protocol_better_than_the_manifest_of_a_later_command
 
 
 @pytest.mark.parametrize(('taken', 'same'), [('', True), ('x/heads/variables', False)])
-def test_heads_that_were_taken_are_a_part_of_the_protocol(tmp_path, taken, same):
-  """Those that a run trained for itself by the same recipe are not."""
+def test_heads_that_were_given_are_part_of_the_protocol(tmp_path, taken, same):
+  """Heads that a run trained itself, by the same recipe, are not part of it."""
   for name, seed in (('a', 1), ('b', 2)):
     single(tmp_path / name, 'dih', seed=seed, **{'heads.variables': taken})
     write(tmp_path / name / 'heads/result.json', {**heads('stage1'), 'fingerprint': name})
@@ -181,24 +181,24 @@ def test_another_teacher_is_another_protocol_which_the_comparison_names(tmp_path
   assert [line.rsplit(maxsplit=1)[1] for line in compare(runs)[1]] == ['teacher']
 
 
-def test_a_student_is_that_of_the_teacher_that_taught_it(tmp_path):
-  """Teacher and heads have been done anew since the first was trained; labels alone teach one."""
+def test_a_student_belongs_to_the_teacher_that_taught_it(tmp_path):
+  """Teacher and heads were trained again after the first student; one student has no teacher."""
   single(tmp_path, **{'heads.variables': 'x/heads/variables'})
   write(tmp_path / 'heads/result.json', {**heads('stage1'), 'fingerprint': 'h'})
   for method, known in (('dih', {'variables': 'of old', 'heads': 'of old'}), ('kd', {}),
                         ('kd_matched', {'variables': 't', 'heads': 'h'})):
     student(tmp_path, method, identity={'teacher': known})
   (dih, *others), problems = collect([tmp_path])
-  said = 'holds others than those that taught some of its students'
+  said = 'is not the one that taught some of its students'
   assert problems == [f'{tmp_path}/{phase}: {said}' for phase in ('teacher', 'heads')]
   assert (dih.teacher_result, dih.heads_result) == (None, None)
   for run in others:
     assert (run.teacher_result['fingerprint'], run.heads_result['fingerprint']) == ('t', 'h')
-    assert dih.unlike(run) == ['teacher', 'heads'] and not run.unlike(others[0])
+    assert dih.differences(run) == ['teacher', 'heads'] and not run.differences(others[0])
 
 
-def test_a_teacher_that_one_does_not_tell_keeps_nothing_apart(tmp_path):
-  """The first is of an earlier version, and the teacher's folder is gone."""
+def test_runs_are_compared_if_one_does_not_record_its_teacher(tmp_path):
+  """The first result was written by an earlier version, and its teacher's folder is gone."""
   single(tmp_path, 'ce')
   student(tmp_path, 'kd', identity={'teacher': {'variables': 't'}})
   shutil.rmtree(tmp_path / 'teacher')

@@ -1,4 +1,4 @@
-"""`python -m kdih.report`: its files, its page, what it says of broken workdirs, its errors."""
+"""`python -m kdih.report`: its files, its page, broken workdirs, and errors."""
 import base64
 import contextlib
 import csv
@@ -7,6 +7,8 @@ import io
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree
 
 import pytest
@@ -26,7 +28,7 @@ DATA, STUDENT = '../../x"><img src=http://evil.example/x>', '../..\\up'
 
 
 def run(*argv) -> tuple[int, str]:
-  """Exit code and what was printed."""
+  """The exit code and the printed text."""
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
     code = report.main(['kdih.report', *map(str, argv)])
@@ -55,7 +57,7 @@ def sweep(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def reported(sweep) -> dict[str, bytes]:
-  """All that lies in and beside the sweep after its report, which was to say nothing is missing."""
+  """The files that the report adds, in and beside a sweep of which nothing is missing."""
   before = contents(sweep.parent)
   code, printed = run(sweep)
   assert code == 0 and 'What is missing' not in printed
@@ -91,7 +93,7 @@ def test_a_second_report_has_identical_bytes(sweep, reported):
 
 
 class Page(html.parser.HTMLParser):
-  """What a browser would find.
+  """The elements and texts of a page.
 
   Attributes:
     tags: names of elements.
@@ -139,6 +141,13 @@ def test_the_page_holds_everything_and_refers_to_nothing(sweep, reported):
   assert all(sentence in page.text for sentence in findings.findings(pair))
 
 
+def test_the_template_of_the_page_is_installed(tmp_path):
+  build = [sys.executable, 'setup.py', '--quiet', 'build_py', f'--build-lib={tmp_path}']
+  subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+  template = 'kdih/report/templates/page.html.jinja'
+  assert (tmp_path / template).read_text() == (ROOT / template).read_text()
+
+
 def test_markdown_holds_everything_and_no_name_is_code_in_it(sweep, reported):
   text = reported['sweep/comparison/report.md'].decode()
   (pair,) = pairs_of(sweep)
@@ -165,13 +174,13 @@ def test_the_numbers_of_the_csv_files(reported):
   assert {float(run['test_last_top1']) for run in runs if run['method'] == 'kd'} == {62, 64}
 
 
-def test_the_latex_file_says_what_it_needs_and_holds_the_table(sweep, reported):
+def test_the_latex_file_names_its_packages_and_holds_the_table(sweep, reported):
   first, rest = reported['sweep/comparison/tables.tex'].decode().split('\n', 1)
   assert first == r'% Needs \usepackage{array, booktabs}.'
   assert rest == tables.latex(*pairs_of(sweep)) + '\n'
 
 
-# What is wrong is named, and the rest goes on.
+# Problems are reported, and all other runs are compared.
 
 
 def test_the_unfinished_the_failed_the_mixed_and_the_corrupt_are_named(tmp_path):
@@ -189,8 +198,10 @@ def test_the_unfinished_the_failed_the_mixed_and_the_corrupt_are_named(tmp_path)
   written = contents(workdir / 'comparison')
   page = Page(written['index.html']).text
   for said in ('seed1/student/at: is not finished', 'seed1/student/sp: failed: TrainingError',
-               'seed1/student/cc/result.json: is not JSON', "'test_last.top1' is nan",
-               "rkd/result.json: 'test_last.top1' is missing", 'pictures of this cohort are left',
+               'cc/result.json is damaged (Input data was truncated)',
+               'vid/result.json is damaged (JSON is malformed: invalid character',
+               'rkd/result.json is damaged (Object missing required field',
+               'pictures of this cohort are left',
                'under 2 protocols are not compared with each other; they differ in '
                'student.train.length'):
     assert said in printed and said in page and said in written['report.md'].decode()
@@ -229,7 +240,7 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
 
 
 @pytest.mark.parametrize('argv, expected', [
-    ([], 'which runs?'),
+    ([], 'no runs are given'),
     (['--outptu=x', 'w'], "'--outptu=x' is not a flag; there is --output=FOLDER"),
     (['w', '--out=x'], "'--out=x' is not a flag; there is --output=FOLDER"),
     (['w', '--output'], 'argument --output: expected one argument; such as --output='),
@@ -240,11 +251,14 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
     (['empty'], 'empty: no finished student to compare; empty: holds no student'),
     (['w', '--output=file'], '--output: file cannot be written (Not a directory: '),
     (['w', '--output=file/x'], '--output: file/x cannot be written (Not a directory: '),
-    (['w', '--output=w'], '--output: w/report.md is not of a comparison and would be lost'),
-    (['no.json'], 'no.json: is no results.json ('), (['broken.json'], 'broken.json: is no results'),
-    (['list.json'], 'list.json: is no results.json'), (['text.json'], 'text.json: is no results'),
-    (['other.json'], 'other.json: is no results.json (it names neither'),
-    (['deep.json'], 'deep.json: is no results'),
+    (['w', '--output=w'],
+     '--output: w/report.md is not part of a comparison and would be overwritten'),
+    (['no.json'], 'no.json: holds no results'), (['other.json'], 'other.json: holds no results'),
+    (['broken.json'], 'broken.json is damaged (Input data was truncated); restore it'),
+    (['list.json'], 'list.json is damaged (Expected `object`, got `array`)'),
+    (['text.json'], 'text.json is damaged (Expected `object`, got `str`)'),
+    (['deep.json'],
+     'deep.json is damaged (Expected `object | null`, got `int` - at `$.teacher.val`)'),
 ])
 def test_a_bad_command_ends_in_one_line_and_writes_nothing(folders, capsys, argv, expected):
   before = contents(folders), sorted(folders.rglob('*'))
@@ -254,19 +268,20 @@ def test_a_bad_command_ends_in_one_line_and_writes_nothing(folders, capsys, argv
   assert (contents(folders), sorted(folders.rglob('*'))) == before
 
 
-def test_nothing_comparable_says_why(folders, capsys):
+def test_runs_that_cannot_be_compared_are_explained(folders, capsys):
   shutil.rmtree(folders / 'w/teacher')
   write(folders / 'w/student/ce/result.json', '{')
   assert report.main(['kdih.report', 'w']) == 2
   error = capsys.readouterr().err
-  assert 'w/student/ce/result.json: is not JSON' in error and error.count('\n') == 1
+  assert 'w/student/ce/result.json is damaged (Input data was truncated)' in error
+  assert error.count('\n') == 1
   assert not (folders / 'w/comparison').exists()
 
 
 def test_the_table_of_a_run_is_printed(folders, capsys):
   write(folders / 'results.json', {'student': {'ce': result(0.625)}})
   assert report.main(['kdih.report', 'results.json']) == 0
-  assert re.search(r'\| student ce \| 61\.50 \| 62\.50 \|', capsys.readouterr().out)
+  assert re.search(r'\| student ce +\| +61\.50 \| +62\.50 \|', capsys.readouterr().out)
 
 
 def test_help(capsys):
@@ -274,13 +289,13 @@ def test_help(capsys):
   assert 'python -m kdih.report WORKDIR… [--output=FOLDER]' in capsys.readouterr().out
 
 
-def test_the_table_in_the_readme_is_that_of_the_committed_sweep():
+def test_the_table_in_the_results_is_that_of_the_committed_sweep():
   root = ROOT
   runs, problems = collect([root / 'launch/results/cifar100_sweep'])
   [pair], more = compare(runs)
   assert problems == [] and more == []
   table = tables.markdown(pair)
-  readme = (root / 'README.md').read_text(encoding='utf-8')
+  readme = (root / 'launch/results/README.md').read_text(encoding='utf-8')
   path = 'launch/results/cifar100_sweep/comparison/report.md'
   assert f'<!-- {path} -->\n{table}\n<!-- end -->' in readme
   assert table in (root / path).read_text(encoding='utf-8')

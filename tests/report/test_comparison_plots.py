@@ -1,16 +1,14 @@
-"""The pictures of a comparison show the numbers of the pairs: what is drawn, read back."""
+"""The pictures of a comparison show the numbers of the pairs: the drawn data are read back."""
 import itertools
 
 import matplotlib.colors
 import numpy as np
 import pytest
-from matplotlib.markers import MarkerStyle
-from matplotlib.transforms import Bbox
 
 from kdih.report import comparison_plots, cost_plots
 from kdih.report.aggregate import Gain
 from tests.helpers import made_pairs
-from tests.helpers.made_pairs import METHODS, eight_pairs, heads
+from tests.helpers.made_pairs import eight_pairs, heads
 
 
 def texts(labels) -> list[str]:
@@ -58,7 +56,7 @@ def test_gains_and_their_standard_errors_stand_in_the_row_of_their_method():
 
 
 def only_gains(methods, **others):
-  """A pair of which one picture alone is drawn."""
+  """A pair with only one picture."""
   return made_pairs.pair(methods=methods, members=0, parameters=(None, None), **others)
 
 
@@ -66,9 +64,10 @@ def test_the_text_of_the_gains_names_the_largest_and_what_is_hollow(tmp_path):
   several, one = (
       next(p.text for p in comparison_plots.draw([made], tmp_path) if p.name.startswith('gains'))
       for made in (only_gains(('ce', 'kd', 'dih')), only_gains(('ce', 'kd'), seeds=(1,))))
-  assert several == ('Gains in points of test top-1, with their standard errors; the largest over '
-                     'ce is that of kd, +2.59; the largest over kd is that of dih, −1.48.')
-  assert 'standard errors (hollow: one seed, which has none); the largest' in one
+  assert several == (
+      'Gains in points of test top-1, with their standard errors; kd has the largest gain over ce, '
+      '+2.59; dih has the largest gain over kd, −1.48.')
+  assert 'standard errors (hollow points: one seed, without an error); kd has' in one
 
 
 # Cohorts.
@@ -131,109 +130,118 @@ def test_leave_one_out_shows_every_rest_against_all():
 # Cost.
 
 
-def marks(axes) -> list:
-  """The lines of an axes of the cost picture that are single points."""
-  return [line for line in axes.lines if len(line.get_xdata()) == 1]
+def points_drawn(axes) -> dict[str, list[tuple[float, float]]]:
+  """{label: (cost, accuracy) of its points}, of an axes of the cost picture."""
+  return {points.get_label(): [tuple(point) for point in points.get_offsets().tolist()]
+          for points in axes.collections}
 
 
-def place(line) -> np.ndarray:
-  """Where a point stands, in typographic points."""
-  return line.get_transform().transform(line.get_xydata())[0] * 72 / line.get_figure().dpi
+def looks(points) -> tuple:
+  """Colour and marker of the points of a method, or of their entry in the legend."""
+  (path,), (colour,) = points.get_paths(), points.get_facecolor().tolist()
+  return tuple(map(tuple, path.vertices.tolist())), tuple(colour)
 
 
-def outline(line) -> Bbox:
-  """The box around a point, in typographic points."""
-  style = MarkerStyle(line.get_marker())
-  path = style.get_path().transformed(style.get_transform())
-  return Bbox(path.get_extents().get_points() * line.get_markersize() + place(line))
-
-
-def alike() -> list:
-  """Pairs whose methods all do equally well, so that their points fill the width."""
-  rows = tuple(made_pairs.row(name, 70 + at / 1000, {}) for at, name in enumerate(METHODS))
-  return [made_pairs.pair(student=f'net{size}', rows=rows, parameters=(10**7, size))
-          for size in (10**5, 10**6)]
-
-
-@pytest.fixture(scope='module', params=[lambda: [made_pairs.pair()], eight_pairs, alike],
-                ids=['one', 'eight', 'alike'])
+@pytest.fixture(scope='module', params=[lambda: [made_pairs.pair()], eight_pairs],
+                ids=['one', 'eight'])
 def cost(request):
-  """(pairs, figure) of one pair, of eight with all methods, and of two that are wide."""
+  """(pairs, figure) of one pair, and of eight with all methods."""
   pairs = request.param()
   return pairs, cost_plots.accuracy_by_cost(pairs)
 
 
-def test_every_accuracy_is_drawn_once_in_every_panel(cost):
+def test_every_accuracy_is_drawn_once_at_its_cost(cost):
   pairs, figure = cost
-  students = [row.mean for pair in pairs for row in pair.rows]
-  teachers = {(pair.teacher, pair.teacher_top1) for pair in pairs}
   assert [axes.get_xlabel() for axes in figure.axes] == ['parameters', 'FLOPs of one image']
-  for axes in figure.axes:
-    drawn = sorted(line.get_ydata()[0] for line in marks(axes))
-    assert drawn == sorted([*students, *(top1 for _, top1 in teachers)])
-    low, high = axes.get_ylim()
-    assert low < drawn[0] and drawn[-1] < high
-
-
-def test_points_do_not_overlap_and_stand_within_the_axes(cost):
-  for axes in cost[1].axes:
-    outlines = [outline(line) for line in marks(axes)]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(outlines, 2))
-    left, right = axes.bbox.intervalx * 72 / cost[1].dpi
-    assert all(left < box.x0 and box.x1 < right for box in outlines)
-
-
-def test_a_line_leads_from_every_column_to_its_cost(cost):
-  pairs, figure = cost
+  assert figure.axes[0].get_ylabel() == 'test top-1 %'
   for axes, kind in zip(figure.axes, ('parameters', 'flops'), strict=True):
-    guides = [line for line in axes.lines if len(line.get_xdata()) == 4]
-    starts = sorted(axes.transData.inverted().transform(axes.transAxes.transform(
-        line.get_xydata()[0]))[0] for line in guides)
-    wanted = [*{pair.teacher: pair.costs['teacher'][kind] for pair in pairs}.values(),
-              *(pair.costs['student'][kind] for pair in pairs)]
-    assert starts == pytest.approx(sorted(wanted))
-    ends = sorted(line.get_xdata()[-1] for line in guides)
-    assert sorted(text.get_position()[0] for text in axes.texts) == pytest.approx(ends)
+    expected = {'teacher': list(dict.fromkeys(
+        (pair.costs['teacher'][kind], pair.teacher_top1) for pair in pairs))}
+    for pair in pairs:
+      for row in pair.rows:
+        expected.setdefault(row.method, []).append((pair.costs['student'][kind], row.mean))
+    assert points_drawn(axes) == expected
 
 
-def test_where_there_is_room_points_stand_at_their_cost():
-  figure = cost_plots.accuracy_by_cost([made_pairs.pair(methods=('ce',))])
-  for axes, costs in zip(figure.axes, ((278324, 1736564), (147 * 278324, 147 * 1736564)),
-                         strict=True):
-    drawn = sorted(axes.transData.inverted().transform(
-        place(line) * figure.dpi / 72)[0] for line in marks(axes))
-    assert drawn == pytest.approx(costs)
+def test_the_axes_are_logarithmic_and_hold_all_points(cost):
+  for axes in cost[1].axes:
+    assert (axes.get_xscale(), axes.get_yscale()) == ('log', 'linear')
+    costs, accuracies = zip(*itertools.chain(*points_drawn(axes).values()), strict=True)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    assert left < min(costs) and max(costs) < right and right / left < 5 * max(costs) / min(costs)
+    assert low < min(accuracies) and max(accuracies) < high
+    assert high - low < 1.2 * (max(accuracies) - min(accuracies))
+
+
+def test_the_methods_of_a_student_stand_side_by_side_around_its_cost(cost):
+  for axes in cost[1].axes:
+    teacher, *methods = axes.collections
+    shifts = [(points.get_offset_transform().transform(points.get_offsets())
+               - axes.transData.transform(points.get_offsets())) * 72 / cost[1].dpi
+              for points in methods]
+    across = np.array([shift[0, 0] for shift in shifts])
+    assert across == pytest.approx(np.linspace(-15, 15, len(methods)))
+    assert all(np.ptp(shift[:, 0]) < 1e-6 and abs(shift[:, 1]).max() < 1e-6 for shift in shifts)
+    assert teacher.get_offset_transform() == axes.transData
+
+
+def test_one_method_stands_at_its_cost():
+  for axes in cost_plots.accuracy_by_cost([made_pairs.pair(methods=('ce',))]).axes:
+    _, ce = axes.collections
+    np.testing.assert_allclose(ce.get_offset_transform().transform(ce.get_offsets()),
+                               axes.transData.transform(ce.get_offsets()))
 
 
 def test_every_method_looks_unlike_the_others_and_as_in_the_legend(cost):
   pairs, figure = cost
-  methods = dict.fromkeys(row.method for pair in pairs for row in pair.rows)
+  names = ['teacher', *dict.fromkeys(row.method for pair in pairs for row in pair.rows)]
   (legend,) = figure.legends
-  assert texts(legend.get_texts()) == ['teacher', *methods]
-  looks = {name: (line.get_marker(), line.get_color())
-           for name, line in zip(['teacher', *methods], legend.get_lines(), strict=True)}
-  assert len(set(looks.values())) == len(looks)
+  assert texts(legend.get_texts()) == names
+  entries = [looks(handle) for handle in legend.legend_handles]
+  assert len(set(entries)) == len(names)
+  assert [colour for _, colour in entries].count((0, 0, 0, 1)) == 1  # Black: the teacher alone.
+  assert entries[0][1] == (0, 0, 0, 1)
   for axes in figure.axes:
-    drawn = sorted((line.get_ydata()[0], line.get_marker(), line.get_color())
-                   for line in marks(axes) if line.get_marker() != 'o')
-    assert drawn == sorted((row.mean, *looks[row.method]) for pair in pairs for row in pair.rows)
+    assert [looks(points) for points in axes.collections] == entries
+
+
+def test_the_name_of_a_model_stands_above_its_most_accurate_point(cost):
+  pairs, figure = cost
+  for axes, kind in zip(figure.axes, ('parameters', 'flops'), strict=True):
+    best: dict = {}
+    for pair in pairs:
+      for name, role, accuracies in (
+          (pair.teacher, 'teacher', [pair.teacher_top1]),
+          (pair.student, 'student', [row.mean for row in pair.rows])):
+        at = name, pair.costs[role][kind]
+        best[at] = max(best.get(at, 0), *accuracies)
+    assert sorted((text.get_text(), *text.xy) for text in axes.texts) == sorted(
+        (name, x, y) for (name, x), y in best.items())
+    assert all(text.xyann[1] > 0 and text.get_va() == 'bottom' for text in axes.texts)
+
+
+def test_42_methods_look_different():
+  figure = cost_plots.accuracy_by_cost([made_pairs.pair(methods=[f'm{at}' for at in range(42)])])
+  assert len({looks(points) for points in figure.axes[0].collections}) == 43
 
 
 def test_a_method_may_be_called_teacher_and_names_may_be_long():
   names = ['teacher', 'kd_of_the_very_much_longer_name', 'at_of_the_very_much_longer_name',
            '$x$']
-  figure = cost_plots.accuracy_by_cost([made_pairs.pair(methods=names)])
+  figure = cost_plots.accuracy_by_cost([made_pairs.pair(methods=names, student='$' + 'a' * 40)])
   assert texts(figure.legends[0].get_texts()) == [
       'teacher', 'teacher', 'kd_of_the_ve…h_longer_name', 'at_of_the_ve…h_longer_name', r'\$x\$']
+  assert texts(figure.axes[0].texts) == [rf'\${"a" * 11}…{"a" * 13}', 'resnet110']
 
 
-def test_a_cost_that_is_unknown_has_no_panel_and_no_teacher_no_mark():
+def test_a_cost_that_is_unknown_has_no_panel_and_no_teacher_no_point():
   figure = cost_plots.accuracy_by_cost([made_pairs.pair(
       methods=('ce',), teacher_top1=None,
       costs={'teacher': {'parameters': 9, 'flops': None},
              'student': {'parameters': 7, 'flops': None}})])
   assert [axes.get_xlabel() for axes in figure.axes] == ['parameters']
-  assert texts(figure.legends[0].get_texts()) == ['ce'] and len(marks(figure.axes[0])) == 1
+  assert texts(figure.legends[0].get_texts()) == ['ce']
+  assert points_drawn(figure.axes[0]) == {'ce': [(7, 69.06)]}
   assert cost_plots.accuracy_by_cost([made_pairs.pair(parameters=(None, None))]) is None
 
 

@@ -1,4 +1,4 @@
-"""The members' answers to single images: read from a run, chosen, and drawn."""
+"""The members' predictions for single images: read from a run, chosen, and drawn."""
 import itertools
 import json
 import shutil
@@ -119,7 +119,7 @@ def test_nothing_in_the_grid_is_cut_off_or_covers_something_else(name):
   assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
 
 
-def test_the_grid_shows_colours_and_says_that_there_is_no_image():
+def test_the_grid_shows_colours_and_that_there_is_no_image():
   image = np.random.default_rng(0).integers(0, 256, (1, 3, 3, 3)).astype(np.uint8)
   axes, = explore.grid(image, np.array([0]), {}, ['cat']).axes
   np.testing.assert_array_equal(axes.images[0].get_array(), image[0])

@@ -12,7 +12,7 @@ from kdih.data.spec import DataSpec
 from kdih.models import cost, taps
 from kdih.phases import exported_variables, networks
 from kdih.report import run_report
-from kdih.runtime import digests, files
+from kdih.runtime import digests, run_files
 from kdih.runtime.workdir import Workdir, resolved
 from tests.helpers.made_results import heads, read_png, result
 from tests.helpers.runs import ROOT
@@ -33,8 +33,10 @@ class Net(nn.Module):
 CONFIG = ml_collections.ConfigDict({
     'data': {'name': 'digits'}, 'seed': 3, 'teacher': {'name': 'net16', 'kwargs': {}},
     'student': {'name': 'net2', 'kwargs': {}, 'methods': ('ce', 'dih')}})
-MODULES = networks.Networks(DataSpec('digits', (4, 4, 1), 10), Net(16), Net(2),
-                            head_modules.Heads(10), {'stage1': (4, 4, 1)}, {}, {}, {}, {}, True)
+MODULES = networks.Networks(
+    spec=DataSpec('digits', (4, 4, 1), 10), teacher=Net(16), student=Net(2),
+    heads=head_modules.Heads(10), taps={'stage1': (4, 4, 1)}, methods={}, teacher_taps={},
+    student_taps={}, assistants={}, validated=True)
 
 
 def some_results() -> dict:
@@ -48,7 +50,7 @@ def without_validation(results: dict) -> dict:
 
 
 def finish(run: Workdir, phase: str, content: dict, lines: int = 3, val: bool = True) -> None:
-  """Writes what a phase leaves, but for its variables."""
+  """Writes the files of a finished phase, without its variables."""
   run.finish(phase, content)
   train = [{'step': 10 * i, 'train/loss': 2 / i, 'train/top1': 0.2 * i, 'examples_per_second': 9.0}
            for i in range(1, lines + 1)]
@@ -117,7 +119,7 @@ def test_table_of_nothing():
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """A workdir with all phases and real variables, its report written, and what that returned."""
+  """A workdir with all phases, variables and a report, and the results that `write` returned."""
   run = Workdir(tmp_path_factory.mktemp('whole'))
   run.open(resolved(CONFIG))
   export(run, 'teacher', 'teacher', 0)
@@ -133,8 +135,10 @@ def text_of(run: Workdir) -> str:
 
 def row(text: str, name: str) -> list[str]:
   """The cells of the one Markdown row called `name`."""
-  found, = (line for line in text.split('\n') if line.startswith(f'| {name} |'))
-  return [cell.strip() for cell in found.strip('|').split('|')][1:]
+  rows = [[cell.strip() for cell in line.strip('|').split('|')]
+          for line in text.split('\n') if line.startswith('|')]
+  found, = (cells for first, *cells in rows if first == name)
+  return found
 
 
 def test_results_json_holds_what_is_returned(whole):
@@ -177,9 +181,9 @@ def test_report_has_the_table_of_the_terminal(whole):
   assert '- test top-1 % (best val): ' in text and '- agreement %: ' in text
 
 
-def test_report_says_where_it_comes_from(whole):
+def test_report_has_its_provenance(whole):
   run, _ = whole
-  text, manifest = text_of(run), files.read_json(run.path / 'manifest.json')
+  text, manifest = text_of(run), json.loads((run.path / 'manifest.json').read_text())
   assert '- seed: 3\n' in text
   assert f'- git commit: {manifest["git_commit"]}\n' in text
   assert f'jax {jax.__version__}' in text and manifest['devices'][0] in text
@@ -195,7 +199,7 @@ def test_report_shows_pictures_that_exist(whole):
 
 
 def copy_of(whole, tmp_path) -> Workdir:
-  """A workdir whose results are those of `whole`, with no variables to measure."""
+  """A workdir with the results of `whole`, without variables."""
   run = Workdir(tmp_path)
   for phase in ('teacher', 'student/ce', 'student/dih'):
     run.finish(phase, whole[0].result(phase))
@@ -204,13 +208,13 @@ def copy_of(whole, tmp_path) -> Workdir:
 
 def test_compression_is_not_measured_twice(whole, tmp_path):
   run, known = copy_of(whole, tmp_path), {**whole[1]['compression'], 'device': 'another'}
-  files.write_json(run.path / 'results.json', {'compression': known})
+  run_files.write(run.path / 'results.json', {'compression': known})
   assert run_report.write(run, MODULES, CONFIG)['compression'] == known
 
 
 def test_compression_outlives_a_method_that_is_added(whole, tmp_path):
   run, known = copy_of(whole, tmp_path), whole[1]['compression']
-  files.write_json(run.path / 'results.json', {'compression': known})
+  run_files.write(run.path / 'results.json', {'compression': known})
   finish(run, 'student/at', result(0.5, fingerprint='new'))
   assert run_report.write(run, MODULES, CONFIG)['compression'] == known
 
@@ -222,7 +226,7 @@ def test_compression_of_other_variables_is_measured_anew(whole, tmp_path, role):
   export(run, 'student/ce', 'student', 1)
   known = json.loads(json.dumps(whole[1]['compression']))
   known['device'], known[role]['fingerprint'] = 'another', 'other'
-  files.write_json(run.path / 'results.json', {'compression': known})
+  run_files.write(run.path / 'results.json', {'compression': known})
   results = run_report.write(run, MODULES, CONFIG)
   assert results['compression']['device'] == jax.devices()[0].device_kind
   assert results['compression'][role]['fingerprint'] != 'other'
@@ -265,11 +269,12 @@ def test_a_phase_that_was_loaded_has_no_curve(tmp_path):
   assert not (run.path / 'training_curves.png').exists()
 
 
-def test_the_tables_in_the_readme_are_those_that_the_results_give():
+def test_the_tables_in_the_documents_are_those_that_the_results_give():
   root = ROOT
   readme = (root / 'README.md').read_text(encoding='utf-8')
-  digits = files.read_json(root / 'launch/results/digits.json')
+  digits = run_files.read(root / 'launch/results/digits.json', run_files.Results)
   assert f'```text\n{run_report.table(digits)}\n```' in readme
+  readme = (root / 'launch/results/README.md').read_text(encoding='utf-8')
   path = 'launch/results/cifar100_laptop.json'
-  laptop = run_report.markdown_table(files.read_json(root / path))
+  laptop = run_report.markdown_table(run_files.read(root / path, run_files.Results))
   assert f'<!-- {path} -->\n{laptop}\n<!-- end -->' in readme

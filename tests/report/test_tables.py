@@ -1,4 +1,4 @@
-"""Comparisons as Markdown, LaTeX and CSV, and in sentences, against what stands in them."""
+"""Comparisons as Markdown, LaTeX, CSV and sentences."""
 import csv
 import io
 import math
@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from kdih.config import method_presets
 from kdih.report import findings as findings_lib, tables
 from kdih.report.aggregate import Gain, Pair, Row, Run
 from kdih.report.published import Published
@@ -23,15 +24,24 @@ def pair(*rows: Row, **fields) -> Pair:
                 'student': {'parameters': 7, 'flops': None}}, **fields})
 
 
-CE = Row('ce', (1, 2, 3), 60.0, 1.0, 59.5, 0.25, {}, ())
-DIH = Row('dih', (1, 2, 3), 61 + 1 / 3, 2.345, None, None,
-          {'ce': Gain(4 / 3, 0.125, 3), 'kd_matched': Gain(-0.5, None, 1)}, PUBLISHED)
-ONCE = Row('my_|<b>', (7,), 50.0, None, 51.0, None, {'ce': Gain(0.0, None, 1)}, ())
+def row(method: str, mean: float, **fields) -> Row:
+  """A row over three seeds, of a method that has nothing but a kind."""
+  return Row(**{
+      'method': method, 'options': {'kind': method}, 'seeds': (1, 2, 3), 'mean': mean, 'std': None,
+      'best_mean': None, 'best_std': None, 'gains': {}, 'published': (), **fields})
+
+
+CE = row('ce', 60.0, std=1.0, best_mean=59.5, best_std=0.25)
+DIH = row('dih', 61 + 1 / 3, std=2.345, published=PUBLISHED,
+          gains={'ce': Gain(4 / 3, 0.125, 3), 'kd_matched': Gain(-0.5, None, 1)})
+ONCE = row('my_|<b>', 50.0, seeds=(7,), best_mean=51.0, gains={'ce': Gain(0.0, None, 1)})
 
 
 def run(**fields) -> Run:
-  return Run('runs/x', 'digits', 'resnet14', 'resnet8', 'ce', 3, '{}',
-             {'kind': 'ce'}, result(0.625, agreement=0.5, **fields), None, None, ())
+  return Run(
+      path='runs/x', data='digits', teacher='resnet14', student='resnet8', method='ce', seed=3,
+      protocol='{}', settings={'kind': 'ce'}, result=result(0.625, agreement=0.5, **fields),
+      teacher_result=None, heads_result=None, provenance=())
 
 
 def test_the_cells_of_a_table():
@@ -45,16 +55,19 @@ def test_the_cells_of_a_table():
 
 
 def test_markdown():
-  lines = tables.markdown(pair(CE, ONCE)).split('\n')
-  assert lines[1] == '| :-- | --: | --: | --: | --: | --: | --: | :-- |'
-  assert lines[2] == '| ce | 3 | 60.00 ± 1.00 | 59.50 ± 0.25 | – | – | – | – |'
-  assert lines[3].startswith(r'| my_\|\<b> | 1 | 50.00 | 51.00 | +0.00 |') and len(lines) == 4
-  columns = {len(re.split(r'(?<!\\)\|', line)) for line in lines}
-  assert columns == {10}
+  _, rule, *rows = [
+      [cell.strip() for cell in re.split(r'(?<!\\)\|', line.removeprefix('|').removesuffix('|'))]
+      for line in tables.markdown(pair(CE, ONCE, row('1e3', 1.0, published=PUBLISHED))).split('\n')]
+  assert [(cell[0], cell[-1]) for cell in rule] == [(':', '-'), *[('-', ':')] * 6, (':', '-')]
+  assert rows == [
+      ['ce', '3', '60.00 ± 1.00', '59.50 ± 0.25', '–', '–', '–', '–'],
+      [r'my_\|\<b>', '1', '50.00', '51.00', '+0.00', '–', '–', '–'],
+      ['1e3', '3', '1.00', '–', '–', '–', '–',  # A name that is a number keeps its letters.
+       '61.41 (a README; last epoch), 62.00 (B & C; best)']]
 
 
 def test_latex_is_a_booktabs_table_with_escaped_names():
-  text = tables.latex(pair(CE, DIH, ONCE))
+  text = re.sub(' +', ' ', tables.latex(pair(CE, DIH, ONCE)))
   lines = text.split('\n')
   top, middle, bottom = (lines.index(rf'\{rule}rule') for rule in ('top', 'mid', 'bottom'))
   assert (middle - top, bottom - middle) == (2, 4)
@@ -73,15 +86,15 @@ def test_latex_is_a_booktabs_table_with_escaped_names():
 
 
 def test_latex_escapes_what_latex_would_read():
-  hostile = Row('a\\b{c}~^$#', (1,), 1.0, None, None, None, {}, ())
-  assert (r'a\textbackslash{}b\{c\}\textasciitilde{}\textasciicircum{}\$\# & 1'
-          in tables.latex(pair(hostile)))
+  name, = (line.split(' & ')[0] for line in tables.latex(pair(row('a\\b{c}~^$#', 1.0))).split('\n')
+           if line.startswith('a'))
+  assert name == r'a\textbackslash{}b\{c\}\textasciitilde{}\textasciicircum{}\$\#'
 
 
 @pytest.mark.parametrize('name, expected', [('[x]', '{[}x]'), ('*', '{*}'), ('\ufffd', '?')])
 def test_a_row_cannot_be_taken_for_an_option_of_the_one_before(name, expected):
-  text = tables.latex(pair(CE, Row(name, (1,), 1.0, None, None, None, {}, ())))
-  assert text.split('\n')[-4].startswith(f'{expected} & 1 & ')
+  text = tables.latex(pair(CE, row(name, 1.0)))
+  assert text.split('\n')[-4].split()[:4] == [expected, '&', '3', '&']
 
 
 def test_a_caption_without_a_teacher():
@@ -118,26 +131,27 @@ def test_csv_of_pairs_is_unrounded_and_empty_where_unknown():
 
 
 def test_csv_of_runs():
-  (row,) = read(tables.csv_of_runs([run(flops=99)]))
-  assert (row['path'], row['data'], row['method'], row['seed']) == ('runs/x', 'digits', 'ce', '3')
-  assert float(row['test_last_top1']) == 61.5 and float(row['test_best_val_top1']) == 62.5
-  assert float(row['val_top1']) == pytest.approx(64.5) and row['test_last_loss'] == '1.23456'
-  assert row['test_last_agreement'] == '50.0'
-  assert (row['parameters'], row['flops'], row['seconds']) == ('1234', '99', '61.25')
+  (line,) = read(tables.csv_of_runs([run(flops=99)]))
+  assert (line['path'], line['data'], line['method'], line['seed']) == (
+      'runs/x', 'digits', 'ce', '3')
+  assert float(line['test_last_top1']) == 61.5 and float(line['test_best_val_top1']) == 62.5
+  assert float(line['val_top1']) == pytest.approx(64.5) and line['test_last_loss'] == '1.23456'
+  assert line['test_last_agreement'] == '50.0'
+  assert (line['parameters'], line['flops'], line['seconds']) == ('1234', '99', '61.25')
 
 
 def test_csv_of_a_run_without_validation_has_no_best():
-  (row,) = read(tables.csv_of_runs([run(val=None)]))
-  assert float(row['test_last_top1']) == 61.5
-  assert {row[name] for name in row if name.startswith(('val', 'test_best_val'))} == {''}
-  assert row['flops'] == ''
+  (line,) = read(tables.csv_of_runs([run(val=None)]))
+  assert float(line['test_last_top1']) == 61.5
+  assert {line[name] for name in line if name.startswith(('val', 'test_best_val'))} == {''}
+  assert line['flops'] == ''
 
 
 # Sentences.
 
 
 def findings(**gains: Gain) -> list[str]:
-  return findings_lib.findings(pair(Row('dih', (1,), 60.0, None, None, None, gains, ())))
+  return findings_lib.findings(pair(row('dih', 60.0, gains=gains)))
 
 
 def test_findings_at_three_seeds_go_by_the_t_distribution():
@@ -146,16 +160,18 @@ def test_findings_at_three_seeds_go_by_the_t_distribution():
   assert kd == (
       'dih against kd: +1.00 points of test top-1 (standard error 0.40, paired over n = 3 seeds), '
       'more than 2 standard errors from 0. The 95 % confidence interval of the paired t-test, 4.30 '
-      'standard errors to either side for so few seeds, is −0.72 to +2.72: these runs do not tell '
-      'dih and kd apart.')
+      'standard errors to either side, is −0.72 to +2.72: these runs do not show a difference '
+      'between dih and kd.')
   assert matched.endswith('+0.71 to +3.29: dih is better than kd_matched here.')
 
 
 @pytest.mark.parametrize('mean, error, n, expected', [
     (0.8, 0.4, 3, 'not more than 2 standard errors'), (-0.81, 0.4, 3, ' more than 2 standard'),
     (0.0, 0.0, 2, 'not more than 2 standard errors'), (0.5, 0.0, 2, ' more than 2 standard'),
-    (-2.0, 0.3, 3, ': dih is worse than kd here'), (5.0, 0.5, 2, 'do not tell dih and kd apart'),
-    (5.0, 0.5, 2, ', 12.71 standard errors to either side for so few seeds, is −1.35 to +11.35: '),
+    (-2.0, 0.3, 3, ': dih is worse than kd here'),
+    (5.0, 0.5, 2, 'do not show a difference between dih and kd'),
+    (0.5, 0.0, 2, 'is +0.50 to +0.50: dih is better than kd here'),
+    (5.0, 0.5, 2, ', 12.71 standard errors to either side, is −1.35 to +11.35: '),
     (1.0, 0.4, 5, ', 2.78 standard errors to either side, is −0.11 to +2.11: '),
 ])
 def test_findings_by_size_and_seeds(mean, error, n, expected):
@@ -164,8 +180,8 @@ def test_findings_by_size_and_seeds(mean, error, n, expected):
 
 def test_nothing_follows_from_one_seed():
   kd, matched = findings(kd=Gain(3.0, None, 1))
-  assert kd == ('dih against kd: +3.00 points of test top-1 with n = 1 seed, which has no spread '
-                'to judge this by: nothing follows from it.')
+  assert kd == ('dih against kd: +3.00 points of test top-1, from one seed. One seed has no '
+                'spread, and no conclusion can be drawn from it.')
   assert matched == 'dih against kd_matched: no seed was run with both.'
 
 
@@ -174,27 +190,75 @@ def test_nothing_follows_from_one_seed():
     (Gain(0.1, None, 1), False)])
 def test_a_gain_that_the_loss_scale_may_explain_is_not_credited_to_the_heads(matched, said):
   found = findings(kd=Gain(1.0, 0.1, 5), kd_matched=matched)
-  assert any('not shown to come from the heads' in line for line in found) == said
-  assert found[-1].startswith('The spread is that over seeds of the student')
+  assert any('do not show that the gain over kd comes from the heads' in line
+             for line in found) == said
+  assert found[-1].startswith('All students had one teacher and one test split')
 
 
 def test_without_dih_there_is_nothing_to_find():
   assert findings_lib.findings(pair(CE)) == []
 
 
-def variant(method: str, mean: float, val: float | None, family: str = 'kd') -> Row:
-  return Row(method, (1,), mean, None, None, None, {}, (), val, family)
+DIH_TEACHER = dict(kind='dih', members='teacher', reduction='sum', cross_entropy='per_branch',
+                   weights='equal', alpha=0.1, temperature=5.0, gain=1.0, standardise=False)
+KD_MATCHED = dict(kind='kd', scale='cohort', alpha=0.1, temperature=5.0, gain=1.0,
+                  standardise=False)
+
+
+GAIN = Gain(-0.25, 0.125, 3)
+
+
+def noise(repeated=(), matched=(), gain: Gain | None = GAIN) -> list[str]:
+  """The findings for `dih_teacher` and `kd_matched` with these changes to their options."""
+  return findings_lib.findings(pair(
+      row('kd_matched', 60.0, options={**KD_MATCHED, **dict(matched)}),
+      row('dih_teacher', 60.0, options={**DIH_TEACHER, **dict(repeated)},
+          gains={'kd_matched': gain} if gain else {})))
+
+
+def test_two_runs_of_the_same_loss_measure_the_noise():
+  start = ('dih_teacher and kd_matched have the same loss up to rounding: the difference between '
+           'their students, −0.25 points of test top-1')
+  assert noise() == [f'{start} (standard error 0.12, paired over n = 3 seeds), measures the noise '
+                     'between runs that differ only in rounding.']
+  assert noise(gain=Gain(-0.25, None, 1)) == [
+      f'{start}, from one seed, measures the noise between runs that differ only in rounding.']
+  both = {'alpha': 0.5}
+  assert len(noise(both, both)) == 1
+
+
+@pytest.mark.parametrize(('repeated', 'matched'), [
+    ({'alpha': 0.5}, {}), ({}, {'temperature': 4.0}), ({}, {'scale': 'one'}),
+    ({'members': 'cohort'}, {}), ({'cross_entropy': 'once'}, {}), ({'learning_rate': 0.01}, {})])
+def test_other_losses_do_not_measure_the_noise(repeated, matched):
+  assert noise(repeated, matched) == []
+
+
+def test_the_noise_needs_both_methods_and_a_common_seed():
+  assert noise(gain=None) == []
+  alone = row('dih_teacher', 60.0, options=DIH_TEACHER, gains={'kd_matched': Gain(1.0, 0.1, 3)})
+  assert findings_lib.findings(pair(alone)) == []
+
+
+def test_the_presets_of_dih_teacher_and_kd_matched_have_the_same_loss():
+  presets = method_presets.methods('paper')
+  assert noise(presets['dih_teacher'], presets['kd_matched']) == noise()
+
+
+def variant(method: str, mean: float, val: float | None) -> Row:
+  options = dict(kind='kd', alpha=mean)  # `alpha` may differ between the variants of a method.
+  return row(method, mean, options=options, val_mean=val)
 
 
 def test_the_validation_split_chooses_among_variants():
   rows = variant('kd', 60.0, 58.0), CE, variant('kd_alpha=5e-1', 61.0, 59.0), variant(
       'kd_lr=1e-2', 99.0, 57.0)
   assert findings_lib.findings(pair(*rows)) == [
-      'Of the 3 variants of kd, kd_alpha=5e-1 is best on the validation split (59.00 %); it has '
-      '61.00 % on the test split, which chooses nothing.']
+      'Of the 3 variants of kd, kd_alpha=5e-1 is best on the validation split (59.00 %). It has '
+      '61.00 % on the test split, which was not used to choose it.']
   assert findings_lib.findings(pair(*rows[:3], variant('kd_lr=1e-2', 99.0, None))) == [
-      'Of the 3 variants of kd none is chosen: there is no validation split, and the test split '
-      'must not choose.']
+      'Of the 3 variants of kd none is chosen, because there is no validation split and the test '
+      'split must not choose.']
 
 
 def test_the_interval_covers_the_truth_19_times_in_20():

@@ -1,11 +1,14 @@
 """What made a result is written down so that it can be run again."""
 import pathlib
+import platform
 import sys
 
+import jax
 import pytest
 
 import kdih
-from kdih.runtime import provenance
+from kdih.phases import identity
+from kdih.runtime import provenance, run_files
 
 PACKAGE = pathlib.Path(kdih.__file__).parent
 
@@ -18,3 +21,31 @@ PACKAGE = pathlib.Path(kdih.__file__).parent
 def test_the_command_of_a_program_names_its_module_and_no_path(monkeypatch, program, expectation):
   monkeypatch.setattr(sys, 'argv', [str(program), '--config=a.py', '--workdir=my runs'])
   assert provenance.collect()['command'] == f"{expectation} --config=a.py '--workdir=my runs'"
+
+
+def test_a_command_with_bytes_that_are_no_text_can_be_written(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['x.py', '--workdir=a\udcffb\n'])
+  run_files.write(tmp_path / 'made_by.json', provenance.collect())
+  assert '\\n' not in (tmp_path / 'made_by.json').read_text()
+  assert run_files.read(tmp_path / 'made_by.json', dict)['command'] == "x.py '--workdir=a\ufffdb '"
+
+
+def test_the_machine_and_the_versions_that_are_installed_are_recorded(monkeypatch):
+  monkeypatch.setattr(provenance, '_PACKAGES', ('jax', 'no-such-package'))
+  provenance._versions.cache_clear()
+  try:
+    made_by = provenance.collect()
+  finally:
+    provenance._versions.cache_clear()
+  assert made_by['versions'] == {'kdih': kdih.__version__, 'python': platform.python_version(),
+                                 'jax': jax.__version__}
+  assert made_by['devices'] == ['cpu'] * jax.device_count() and made_by['platform'] == 'cpu'
+  assert 1 <= made_by['cpus_usable'] <= made_by['cpu_count']
+
+
+def test_the_identity_of_a_run_has_the_same_versions():
+  made_by, versions = provenance.collect(), identity.of_versions()
+  assert list(versions) == ['jax', 'jaxlib', 'flax', 'optax', 'platform', 'devices', 'x64', 'prng',
+                            'xla_flags']
+  assert versions['devices'] == jax.device_count() == 4
+  assert all(versions[name] == made_by['versions'][name] for name in ('jax', 'flax', 'optax'))

@@ -1,9 +1,13 @@
 """How cost grows: figures worked out by hand, a real run in small, the page and its numbers."""
+import dataclasses
 import json
+import re
 import shutil
 import statistics
 
 import jax.numpy as jnp
+import matplotlib.colors
+import numpy as np
 import pytest
 
 from launch.studies.scaling import (
@@ -11,6 +15,7 @@ from launch.studies.scaling import (
   arithmetic,
   curves,
   large,
+  pictures,
   problem,
   tables,
 )
@@ -36,7 +41,8 @@ def test_the_cache_of_cifar100_is_what_its_views_take():
 def test_a_ring_sends_every_byte_almost_twice():
   # Of 8 chips each sends 7 of 8 parts, and then 7 of 8 again.
   assert arithmetic.ring_bytes(80, 8) == 140
-  chip = arithmetic.Chip(1, 1, 1, 100, 4, {8: (2, 4)})
+  chip = arithmetic.Chip(
+      flops=1, memory=1, bandwidth=1, reduced=100, per_host=4, slices={8: (2, 4)})
   # At half of 100 bytes a second; three times over 2 + 4 hops of a microsecond.
   assert arithmetic.all_reduce(chip, 80, 8, 3) == pytest.approx(2.8 + 18e-6)
 
@@ -49,7 +55,8 @@ def test_input_of_a_host():
 
 
 def test_the_model_of_a_step_hides_gradients_behind_the_backward_pass():
-  chip = arithmetic.Chip(100.0, 1, 10.0, 200.0, 4, {4: (4,)})
+  chip = arithmetic.Chip(
+      flops=100.0, memory=1, bandwidth=10.0, reduced=200.0, per_host=4, slices={4: (4,)})
   step = arithmetic.step(chip, 4, flops=100, bytes_moved=50, gradient_bytes=400,
                          all_reduce_bytes=400, all_reduces=1)
   # 5 s for the bytes, at half speed 10; 600 bytes sent at 100 a second; 5 s of 6 are hidden.
@@ -67,7 +74,7 @@ def test_all_reduces_are_read_from_a_compiled_program():
 
 @pytest.mark.slow
 def test_gradients_of_resnet18_are_its_parameters_in_float32():
-  made = problem.build(problem.Setup(batch_size=8, **large.PAIRS['resnet50 → resnet18']))
+  made = problem.build(problem.Training(batch_size=8, **large.PAIRS['resnet50 → resnet18']))
   # torchvision's count of resnet18; momentum is as large, and optax counts steps beside it.
   assert large.bytes_of(made.state.params) == 4 * 11_689_512
   assert large.held(made)['optimizer'] == 4 * 11_689_512 + 4
@@ -94,9 +101,10 @@ def test_ratios_are_taken_within_a_turn():
 
 
 def test_without_heads_the_step_is_that_of_kd():
-  setup = problem.Setup('resnet8', 'resnet8', 8, image_size=8, taps=())
-  assert set(problem.build(setup).frozen) == {'teacher'}
-  some = problem.Setup('resnet8', 'resnet8', 8, image_size=8, taps=('stage2', 'stage3'))
+  training = problem.Training(
+      teacher='resnet8', student='resnet8', batch_size=8, image_size=8, taps=())
+  assert set(problem.build(training).frozen) == {'teacher'}
+  some = dataclasses.replace(training, taps=('stage2', 'stage3'))
   assert set(problem.build(some).frozen['heads']['params']) == {'stage2', 'stage3'}
 
 
@@ -129,8 +137,8 @@ def test_the_page_has_the_tables_of_its_numbers(tmp_path):
   assert copy.read_text() == PAGE.read_text()
   found['caches'][0]['images'] += 1
   tables.fill_in(copy, found)
-  assert copy.read_text() == PAGE.read_text().replace('| CIFAR-100 | 50,000 |',
-                                                      '| CIFAR-100 | 50,001 |')
+  before, after = (re.sub(' +', ' ', page.read_text()) for page in (PAGE, copy))
+  assert after == before.replace('| CIFAR-100 | 50,000 |', '| CIFAR-100 | 50,001 |') != before
 
 
 def test_what_was_compiled_serves_every_number_of_chips():
@@ -175,3 +183,71 @@ def test_the_file_is_plain_json(tmp_path):
   scaling.put(tmp_path, 'caches', arithmetic.caches())
   scaling.put(tmp_path, 'other', 1)
   assert set(json.loads((tmp_path / scaling.NAME).read_text())) == {'caches', 'other'}
+
+
+# The pictures show the numbers of the study: what is drawn, read back.
+
+
+def texts(labels) -> list[str]:
+  return [label.get_text() for label in labels]
+
+
+def test_step_times_are_medians_with_a_band_of_quartiles():
+  found = scaling.read(RESULTS)
+  figure = pictures.step_times(found)
+  names = ('batch', 'depth', 'heads', 'classes', 'devices')
+  assert [axes.get_xlabel() for axes in figure.axes] == [
+      'batch', 'depth of the teacher', 'heads', 'classes', 'CPU devices on the same cores']
+  assert figure.axes[0].get_ylabel() == 'ms per step, measured'
+  for axes, name in zip(figure.axes, names, strict=True):
+    curves_of_panel = [name, 'classes_gap'] if name == 'classes' else [name]
+    for line, band, curve in zip(axes.lines, axes.collections, curves_of_panel, strict=True):
+      rows = found[curve]['rows']
+      assert list(line.get_xdata()) == [row['at'] for row in rows]
+      assert list(line.get_ydata()) == pytest.approx(
+          [1e3 * statistics.median(row['seconds']) for row in rows])
+      low, high = 1e3 * np.quantile([row['seconds'] for row in rows], [0.25, 0.75], axis=1)
+      edge = {tuple(point) for point in np.round(band.get_paths()[0].vertices, 6).tolist()}
+      assert {(row['at'], round(value, 6)) for limits in (low, high)
+              for row, value in zip(rows, limits.tolist(), strict=True)} <= edge
+    assert texts(axes.get_xticklabels()) == [f'{row["at"]:,}' for row in found[name]['rows']]
+  assert texts(figure.axes[3].get_legend().get_texts()) == ['flatten', 'gap']
+
+
+def test_the_memory_of_a_chip_is_a_stack_of_bars():
+  compiled = scaling.read(RESULTS)['compiled']
+  (axes,) = (figure := pictures.memory(compiled)).axes
+  rows = tables.in_order(compiled)[::-1]
+  kinds = list(rows[0]['memory'])
+  assert texts(figure.legends[0].get_texts()) == kinds
+  end = np.zeros(len(rows))
+  for bars, kind in zip(axes.containers, kinds, strict=True):
+    widths = np.array([row['memory'][kind] / 2**30 for row in rows])
+    assert [bar.get_width() for bar in bars] == pytest.approx(widths.tolist())
+    assert [bar.get_x() for bar in bars] == pytest.approx(end.tolist())
+    end += widths
+  labels = texts(axes.get_yticklabels())
+  assert labels[-1] == 'ViT-S/16 → ViT-Ti/16, TPU v4, 4' and len(labels) == len(rows)
+  assert [label.endswith(', remat') for label in labels] == [row['remat'] for row in rows]
+
+
+def test_the_efficiency_is_drawn_for_each_pair_and_scaling():
+  rows = tables.scaled(scaling.read(RESULTS)['compiled'])
+  figure = pictures.efficiency(rows)
+  assert [axes.get_title() for axes in figure.axes] == [f'{pair}, TPU v4' for pair in (
+      'ViT-S/16 → ViT-Ti/16', 'resnet50 → resnet18')]
+  assert texts(figure.legends[0].get_texts()) == [
+      '128 images per chip, overlapped', '128 images per chip, apart', '4,096 images, overlapped',
+      '4,096 images, apart']
+  for axes in figure.axes:
+    *lines, hundred = axes.lines
+    assert list(hundred.get_ydata()) == [100, 100] and axes.get_ylim()[0] == 0
+    for line, (kind, timing) in zip(lines, (
+        ('weak', 'overlapped'), ('weak', 'apart'), ('strong', 'overlapped'), ('strong', 'apart')),
+                                    strict=True):
+      points = [(row['chips'], 100 * row[timing]) for row in rows if row['kind'] == kind and (
+          f'{row["pair"]}, {row["chip"]}' == axes.get_title())]
+      assert [tuple(point) for point in line.get_xydata().tolist()] == points and points
+      assert line.get_linestyle() == {'overlapped': '-', 'apart': ':'}[timing]
+  colours = {matplotlib.colors.to_hex(line.get_color()) for line in figure.axes[0].lines[:4]}
+  assert len(colours) == 2

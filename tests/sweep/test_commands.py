@@ -48,16 +48,17 @@ def test_what_shares_the_recipe_is_taken(begun, tmp_path, digits_dir, changed):
 
 def test_a_command_that_came_first_counts_when_this_one_begins(begun, tmp_path, digits_dir, capsys):
   """The other began after this one had been checked: it is noticed under the lock."""
-  from kdih.sweep import run as sweep_run
+  from kdih.sweep.jobs import Sweep
+  from kdih.sweep.resume import Checks
   copy = shutil.copytree(begun, tmp_path / 'copy')
   other = json.loads((copy / 'sweep.json').read_text())
   (copy / 'sweep.json').unlink()
   config = read_config(copy, digits_dir, '--config.sweep.methods=ce', '--config.sweep.seeds=2',
                        '--config.student.train.momentum=0.5')
-  sweep = sweep_run._Sweep(config, copy)
+  checks = Checks(Sweep(config, copy))
   (copy / 'sweep.json').write_text(json.dumps(other))
   with pytest.raises(ValueError, match='config.student.train.momentum .was 0.9, is 0.5'):
-    sweep_run._write_sweep(sweep)
+    checks.record(splits=None)
   assert json.loads((copy / 'sweep.json').read_text()) == other
 
 
@@ -65,20 +66,23 @@ def test_a_run_that_a_later_command_has_begun_otherwise_does_not_go_on(
     begun, tmp_path, digits_dir):
   """A second command has accepted another rate, and was killed, before the first comes to it."""
   from kdih.data import source
-  from kdih.sweep import run as sweep_run
+  from kdih.sweep.jobs import Sweep
+  from kdih.sweep.resume import Checks
+  from kdih.sweep.run import Worker
   copy, options = shutil.copytree(begun, tmp_path / 'copy'), ('--methods=ce', '--seeds=2')
-  first = sweep_run._Sweep(read_config(
+  first = Sweep(read_config(
       copy, digits_dir, '--config.sweep.methods=ce', '--config.sweep.seeds=2'), copy)
-  splits = source.open_splits(first.builder, first.config.data)
-  first.identify(splits)
+  checks, splits = Checks(first), source.open_splits(first.builder, first.config.data)
+  checks.identify(splits)
   assert run(copy, digits_dir, *options, '--accept=config',
              '--config.student.train.learning_rate=0.02') == 0
   result, = copy.glob(f'{NETS}.TinyNet/*/seed2/student/ce/result.json')
   manifest = result.parents[2] / 'manifest.json'
   result.unlink()
   before = manifest.read_bytes()
-  assert all(sweep_run._settle(first, jobs, splits) for jobs in first.jobs())
-  reason, = first.failures.values()
+  worker = Worker(first, checks, splits, begun=0.0)
+  assert all(map(worker.settle, first.jobs()))
+  reason, = worker.failures.values()
   assert 'config.student.train.learning_rate (was 0.02, is 0.1)' in reason
   assert manifest.read_bytes() == before and not result.exists()
 

@@ -104,7 +104,7 @@ def test_what_is_finished_is_left_out(tmp_path, digits_dir, capsys):
   assert sweep.main(tiny_command(tmp_path / 'w', digits_dir, *command)) == 0
   capsys.readouterr()
   assert dry_run(tmp_path / 'w', digits_dir, *command) == 0
-  assert 'nothing is left to do' in capsys.readouterr().out
+  assert 'Every phase is finished' in capsys.readouterr().out
   assert (tmp_path / 'w' / PAIR / 'seed1/student/ce/result.json').exists()
 
 
@@ -117,12 +117,13 @@ def test_a_wrong_split_is_refused_although_nothing_is_prepared(tmp_path, capsys)
 
 
 @pytest.mark.parametrize('overrides, expected', [
-    (('--methods=kd', '--config.compute.cache_taps=True'), 'config.compute.cache_taps: is set, '),
+    (('--methods=kd', '--config.compute.cache_taps=True'), 'config.compute.cache_taps: is True, '),
     (('--methods=at', '--config.compute.cache=all_views'),
-     'config.compute.cache: the method at needs more of the teacher than logits'),
-    (('--methods=kd', '--config.compute.cache=views:10'), "config.compute.cache: 'views:10' asks "),
+     'config.compute.cache: at cannot use a cache, because only logits can be cached'),
+    (('--methods=kd', '--config.compute.cache=views:10'),
+     "config.compute.cache: 'views:10' requires more views"),
     (('--methods=kd', '--config.compute.cache_taps=True', '--config.data.name=fashion_mnist'),
-     'config.compute.cache_taps: is set, '),
+     'config.compute.cache_taps: is True, '),
     # 40,000 images x 2049^2 views x 100 numbers of two bytes.
     (('--methods=kd', '--config.compute.cache=all_views', '--config.data.padding=1024',
       '--config.data.name=cifar100', '--config.data.train_split=train'), ' takes 33587.21 GB, '),

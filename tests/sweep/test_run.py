@@ -143,9 +143,9 @@ def test_the_options_of_a_method_are_those_of_its_runs_with_other_seeds(swept, d
 
 @pytest.mark.parametrize('overrides, expected', [
     (('--methods=ce,dhi',), "config.methods: unknown 'dhi'; did you mean 'dih'?"),
-    (('--methods=ce,ce',), "config.sweep.methods: is ('ce', 'ce'); name each wanted one once"),
-    (('--students=resnet8,resnet8',), "config.sweep.students: is ('resnet8', 'resnet8'); name "),
-    (('--methods=',), '--methods: has no value; write --methods=VALUE, or leave it out'),
+    (('--methods=ce,ce',), "config.sweep.methods: is ('ce', 'ce'); it must hold every value only "),
+    (('--students=resnet8,resnet8',), "config.sweep.students: is ('resnet8', 'resnet8'); it "),
+    (('--methods=',), '--methods: has no value; write --methods=VALUE, or remove the flag'),
     (('--seeds',), 'config.sweep.seeds: has no value; write --config.sweep.seeds=VALUE'),
     (('--seeds', '-1'), 'config.sweep.seeds: is -1; it must be a whole number from 0 to 2^32 - 1'),
     (('--seeds=-1',), 'config.sweep.seeds: is -1; it must be a whole number from 0 to 2^32 - 1'),
@@ -155,12 +155,12 @@ def test_the_options_of_a_method_are_those_of_its_runs_with_other_seeds(swept, d
     (('--pairs=resnet8:resnet8,resnet8:resnet9',), "config.student.name: unknown 'resnet9'; did"),
     ((f'--pairs={MODEL}:resnet8,resnet8:{MODEL}x',), f"config.student.name: {NETS!r} has"),
     (('--students=resnet8', '--pairs=resnet8:resnet8'),
-     'config.sweep.students: is set, and config.sweep.pairs too'),
+     'config.sweep.students: cannot be set together with config.sweep.pairs'),
     (('--config.teacher.variables=/nowhere',), 'config.teacher.variables: no exported variables'),
     (('--dry_run', '--config.student.train.global_batch_size=30'),
-     'config.student.train.global_batch_size: 30 cannot be split over 4 devices'),
+     'config.student.train.global_batch_size: 30 images cannot be divided equally over 4 devices'),
     (('--methods=sp', f'--students={NETS}:NoTaps'),
-     f'config.methods.sp: the teacher {NETS}:TinyNet cannot teach the student {NETS}:NoTaps '),
+     f'config.methods.sp: does not fit the teacher {NETS}:TinyNet and the student {NETS}:NoTaps: '),
 ])
 def test_bad_input_is_one_line_before_anything_is_written(
     tmp_path, digits_dir, capsys, overrides, expected):
@@ -170,10 +170,22 @@ def test_bad_input_is_one_line_before_anything_is_written(
   assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.parametrize('loader', ['memory', 'streaming'])
+def test_images_that_cannot_be_used_are_refused_before_anything_is_written(
+    tmp_path, digits_dir, capsys, loader):
+  assert run(tmp_path / 'w', digits_dir, '--methods=ce', '--seeds=1',
+             '--config.data.train_split=train[:1]', '--config.data.validation_fraction=0',
+             f'--config.data.loader={loader}') == 2
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last.startswith('kdih: config.data.train_split: all 1 images are of one class')
+  assert not (tmp_path / 'w').exists()
+
+
 def test_a_workdir_that_cannot_be_made_is_one_line(digits_dir, capsys):
   assert run('/proc/kdih', digits_dir, '--methods=ce', '--seeds=1') == 2
-  error = capsys.readouterr().err
-  assert error.startswith('kdih: --workdir: /proc') and error.count('\n') == 1
+  *progress, line = capsys.readouterr().err.splitlines()
+  assert line.startswith('kdih: --workdir: /proc/kdih cannot be made')
+  assert all(text.startswith('data: ') for text in progress)
 
 
 @pytest.mark.slow
@@ -250,7 +262,7 @@ def test_what_a_process_was_at_is_waited_for_and_taken_up_when_it_dies(tmp_path,
   read_to(first, 'teacher: step 2 validation')
   first.send_signal(signal.SIGSTOP)
   second = start(tmp_path, digits_dir)
-  assert not taken(''.join(read_to(second, 'sweep: other processes')))
+  assert not taken(''.join(read_to(second, 'sweep: waits for jobs of other processes')))
   kill(first)
   said = second.communicate(timeout=300)[1]
   assert second.returncode == 0, said

@@ -67,9 +67,9 @@ def test_variants_are_alike_and_others_are_not():
 @pytest.mark.parametrize('settings, message', [
     ('--methods=kd --alphas=2.0', r'config.sweep.alphas: is 2.0; it must be a number from 0 to 1'),
     ('--methods=kd --alphas=a', r"config.sweep.alphas: is 'a'; it must be a number from 0 to 1"),
-    ('--methods=kd --alphas=0.5,0.5', r'config.sweep.alphas: is \(0.5, 0.5\); name each wanted'),
+    ('--methods=kd --alphas=0.5,0.5', r'config.sweep.alphas: is \(0.5, 0.5\); it must hold every'),
     ('--methods=kd --learning_rates=0.0', r'config.sweep.learning_rates: is 0.0; it must be'),
-    ('--methods=ce --alphas=0.5', r'config.sweep.alphas: is set, and none of ce has an alpha'),
+    ('--methods=ce --alphas=0.5', r'config.sweep.alphas: is set, but no method of ce has an alpha'),
     ('--methods=kdd --alphas=0.5', r"config.methods: unknown 'kdd'; did you mean 'kd'"),
 ])
 def test_wrong_values_are_refused(tmp_path, digits_dir, capsys, settings, message):

@@ -142,13 +142,13 @@ def test_methods_that_gather_what_they_compare_say_that_they_couple():
 
 def test_what_cannot_be_cut_into_parts_is_refused():
   config = read_config('unused', 'unused', '--config.compute.accumulate=3')
-  with pytest.raises(errors.ConfigError, match='config.compute.accumulate: a share of 8 images .* '
-                     'cannot be cut into 3 equal parts'):
+  with pytest.raises(errors.ConfigError, match='config.compute.accumulate: is 3, but the 8 '
+                     'images of a device .* cannot be divided into 3 equal parts'):
     pipeline.check_devices(config)
   config = read_config('unused', 'unused', '--config.compute.accumulate=2',
                        '--config.student.methods=ce,sp')
   pipeline.check_devices(config)
-  with pytest.raises(errors.ConfigError, match='accumulate: is 2, and the method sp '):
+  with pytest.raises(errors.ConfigError, match='accumulate: is 2, but the method sp '):
     networks.build(config, SPEC)
 
 
@@ -169,7 +169,8 @@ def test_a_deep_model_keeps_less_where_it_computes_again():
     return lessons.mean(task.loss(
         params, {'batch_stats': collections}, {}, batch, TeacherSignal(), moment)[0])
 
-  everything, products = (kept(f, variables['params']) for f in (loss, accumulate_lib.frugal(loss)))
+  everything, products = (
+      kept(f, variables['params']) for f in (loss, accumulate_lib.rematerialized(loss)))
   assert products < everything / 3
   # What the 22 convolutions of resnet20 say of four images: 7 + 7 + 7 and a projection each.
   assert products > 4 * 4 * (7 * 32 * 32 * 16 + 7 * 16 * 16 * 32 + 7 * 8 * 8 * 64)
@@ -197,7 +198,8 @@ def task_of(parts, seen):
     return {'far': far}, (collections, {'student': logits})
 
   frozen = np.random.default_rng(0).normal(size=(64, WIDTH)).astype(np.float32)
-  return Task(loss, lambda *_: {}, frozen, PLAIN, LiveSignals(teach, parts))
+  return Task(loss=loss, predict=lambda *_: {}, frozen=frozen, preprocess=PLAIN,
+              signals=LiveSignals(teach, parts))
 
 
 @pytest.mark.parametrize('loops', [False, True])

@@ -6,16 +6,21 @@ import os
 import pathlib
 import shutil
 import subprocess
+import tarfile
 
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from kdih import errors
+from kdih.data.spec import DataSpec
+from kdih.phases import networks
 from kdih.runtime import digests
-from kdih.training import checkpoints as checkpoints_lib, metric_log, state
+from kdih.training import checkpoints as checkpoints_lib, metric_log, optimizer, state
 from tests.helpers.damage import contents, empty, files, flip_a_bit, truncate
+from tests.helpers.runs import ROOT, read_config
 
 TX = optax.sgd(0.1, momentum=0.9)
 STEPS = (1, 2, 3)
@@ -74,10 +79,10 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(tmp_path, saved, cap
     damage(folder / name)
     step = int(checkpoints_lib.Checkpoints(folder, state_at(0)).restore_last()[0].step)
     assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), step)
-    said = capsys.readouterr().err
-    assert ('the checkpoint of step 3 is damaged' in said) == (step == 2)
+    message = capsys.readouterr().err
+    assert ('the checkpoint of step 3 is damaged' in message) == (step == 2)
     if step == 2:
-      assert 'the last good one is that of step 2' in said
+      assert 'the last good one is of step 2' in message
       assert (folder.parent / 'damaged' / '3').is_dir() and not (folder / '3').exists()
       fell_back.add(name.name)
   large = max(names, key=lambda name: (saved / name).stat().st_size)  # It holds the arrays.
@@ -121,8 +126,45 @@ def test_checkpoints_of_arrays_with_other_names_are_another_versions(tmp_path, s
   assert str(caught.value) == (
       f'{folder}: another version of kdih wrote the checkpoints, which hold '
       'opt_state/0/trace/bias, params/bias and lack opt_state/0/trace/scale, params/scale; nothing '
-      'was changed. Go on with that version, or remove the folder to train the phase anew')
+      'was changed. Resume with that version, or remove the folder to train the phase again')
   assert contents(tmp_path) == before
+
+
+def test_the_scale_of_the_learning_rate_is_stored_as_pace(tmp_path):
+  """Checkpoints of earlier versions have the same names, in the same order of their digests."""
+  folder = tmp_path / 'checkpoints'
+  halved = dataclasses.replace(state_at(1), learning_rate_scale=np.asarray(0.5, np.float32))
+  checkpoints_lib.Checkpoints(folder, state_at(0)).save(halved, {}, None)
+  with ocp.CheckpointManager(folder) as manager:
+    stored = manager.restore(1, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
+  assert stored.keys() - {'collections'} == {
+      'step', 'seed', 'order_seed', 'pace', 'params', 'opt_state'}
+  assert stored['pace'] == 0.5
+  restored, _ = checkpoints_lib.Checkpoints(folder, state_at(0)).restore_last()
+  assert restored.learning_rate_scale == 0.5
+  assert [path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(
+      state.to_stored(state_at(0)))][:4] == ['step', 'seed', 'order_seed', 'pace']
+
+
+def test_a_checkpoint_of_an_earlier_version_is_restored(tmp_path):
+  """With its digest, which depends on the names of the fields."""
+  with tarfile.open(ROOT / 'tests/fixtures/run.tar.gz') as archive:
+    archive.extractall(tmp_path, filter='data')
+  config = read_config('unused', 'unused')
+  built = networks.build(config, DataSpec('digits', (8, 8, 1), 10))
+  train = config.heads.train
+  tx = optimizer.make_optimizer(
+      train, optimizer.make_schedule(train, optimizer.Duration('steps', 1.0)))
+  like = state.create(networks.initialise_heads(built, jax.random.key(0)), tx, 0)
+  folder = tmp_path / 'run/heads/checkpoints'
+  before = contents(folder)
+  restored, meta = checkpoints_lib.Checkpoints(folder, like).restore_last()
+  assert (int(restored.step), float(restored.learning_rate_scale)) == (40, 1.0)
+  assert meta['seconds'] > 0
+  exported = checkpoints_lib.restore(tmp_path / 'run/heads/variables')['params']
+  assert jax.tree.map(np.shape, restored.params) == jax.tree.map(np.shape, exported)
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(restored.params))
+  assert contents(folder) == before
 
 
 def test_where_all_are_damaged_nothing_is_touched(tmp_path, saved):
@@ -152,9 +194,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_readable(tmp_path):
     folder = tmp_path / 'disk' / 'checkpoints'
     with pytest.raises(errors.TrainingError) as raised:
       save(folder, range(1, 9))
-    said = str(raised.value)
-    assert '(No space left on device)' in said and len(said) < 300
-    step = int(said.partition('the last good checkpoint is that of step ')[2].partition('.')[0])
+    message = str(raised.value)
+    assert '(No space left on device)' in message and len(message) < 300
+    step = int(
+        message.partition('the last good checkpoint is the one of step ')[2].partition('.')[0])
     assert step >= 1
     assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), step)
 

@@ -19,8 +19,8 @@ def test_a_line_shows_the_terms_of_a_loss_unless_they_are_too_many(tmp_path, cap
   monitor.settle(2)
   monitor.close()
   lines = capsys.readouterr().err.splitlines()
-  said = ''.join(f' ce/stage{number} {number:.4f}' for number in range(shown))
-  assert f'heads: epoch 0.5/2.0 loss 1.0000{said} top1 0.5000' in lines[0]
-  assert f'heads: epoch 1.0/2.0 loss 3.0000{said} top1 0.5000' in lines[1]
+  text = ''.join(f' ce/stage{number} {number:.4f}' for number in range(shown))
+  assert f'heads: epoch 0.5/2.0 loss 1.0000{text} top1 0.5000' in lines[0]
+  assert f'heads: epoch 1.0/2.0 loss 3.0000{text} top1 0.5000' in lines[1]
   for line in (tmp_path / 'metrics.jsonl').read_text().splitlines():  # All of them, always.
     assert {f'train/{name}' for name in terms} < json.loads(line).keys()

@@ -178,7 +178,7 @@ LOSSES = {
 
 @pytest.mark.parametrize('loss, expectation', LOSSES.values(), ids=LOSSES)
 def test_a_loss_reaches_what_it_depends_on(loss, expectation):
-  assert named(optimizer.reached(loss, PARAMS)) == expectation
+  assert named(optimizer.gradient_mask(loss, PARAMS)) == expectation
 
 
 @pytest.mark.parametrize('loss', [loss for loss, _ in LOSSES.values()], ids=LOSSES)
@@ -186,12 +186,12 @@ def test_whatever_has_a_gradient_is_reached(loss):
   gradients = jax.vmap(
       jax.grad(loss), in_axes=None, axis_name=devices.AXIS, axis_size=4)(PARAMS)
   moved = named(jax.tree.map(lambda gradient: bool(np.any(gradient)), gradients))
-  assert moved <= named(optimizer.reached(loss, PARAMS))
+  assert moved <= named(optimizer.gradient_mask(loss, PARAMS))
 
 
 def test_shapes_are_enough_and_nothing_is_computed():
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
-  assert optimizer.reached(LOSSES['stopped'][0], shapes) == {
+  assert optimizer.gradient_mask(LOSSES['stopped'][0], shapes) == {
       'a': True, 'b': {'c': False, 'd': False}}
 
 
@@ -209,7 +209,8 @@ def test_what_is_not_reached_keeps_its_bits(kind):
   train.update(optimizer=kind, weight_decay=0.1)
   tx = optimizer.make_optimizer(train, lambda step: 0.1)
   loss, _ = LOSSES['one']
-  decayed, kept = steps(tx, loss), steps(optimizer.only(tx, optimizer.reached(loss, PARAMS)), loss)
+  decayed = steps(tx, loss)
+  kept = steps(optimizer.only(tx, optimizer.gradient_mask(loss, PARAMS)), loss)
   np.testing.assert_array_equal(kept['a'], decayed['a'])
   assert not np.array_equal(kept['a'], PARAMS['a'])
   for name in 'cd':
@@ -219,4 +220,4 @@ def test_what_is_not_reached_keeps_its_bits(kind):
 
 def test_where_all_is_reached_the_optimizer_is_left_as_it_is():
   tx = optax.sgd(0.1)
-  assert optimizer.only(tx, optimizer.reached(LOSSES['all'][0], PARAMS)) is tx
+  assert optimizer.only(tx, optimizer.gradient_mask(LOSSES['all'][0], PARAMS)) is tx

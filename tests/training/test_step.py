@@ -146,15 +146,15 @@ def test_the_buffers_of_the_state_are_donated(built, frozen):
 
 @pytest.mark.parametrize('sync', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_device_ends_with_the_same_state_and_metrics(built, frozen, sync):
-  """`out_axes=None` takes the first device's word; here all devices speak."""
+  """`out_axes=None` returns the first device's results; here those of all devices are compared."""
   student = built.student.clone(axis_name=devices.AXIS if sync else None)
   task = student_task(dataclasses.replace(built, student=student), frozen)
   loader = Arrays(64)
   step = compiled_step(task, SGD, loader)
-  spoken = jax.pmap(step.__wrapped__, axis_name=devices.AXIS, in_axes=(None, None, None, 0))
+  per_device = jax.pmap(step.__wrapped__, axis_name=devices.AXIS, in_axes=(None, None, None, 0))
   initial = state.create(fresh_student(built, student), SGD, 0)
   feed = next(fed(sampling.train_batches(np.arange(64, dtype=np.int32), 64, 0, 0, 1), [1]))
-  new, metrics = spoken(initial, task.frozen, loader.resident, feed)
+  new, metrics = per_device(initial, task.frozen, loader.resident, feed)
   for leaf in jax.tree.leaves((new, metrics)):
     assert leaf.shape[0] == 4
     np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
@@ -197,8 +197,8 @@ def test_agreement_is_the_share_of_same_first_choices():
   loader = Arrays(30)
   model = NoTaps(num_classes=10)
   base = Task(
-      lambda *_: None, lambda v, _, x: {'student': model.apply(v, x, train=False)}, {},
-      PREPROCESS)
+      loss=lambda *_: None, predict=lambda v, _, x: {'student': model.apply(v, x, train=False)},
+      frozen={}, preprocess=PREPROCESS)
   first, second = (networks.initialise(model, jax.random.key(seed), (8, 8, 1)) for seed in (0, 1))
   compared = with_teacher(base, model, second)
   evaluator = evaluation.Evaluator(

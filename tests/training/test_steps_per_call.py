@@ -36,11 +36,11 @@ def test_a_profile_begins_where_a_call_ends():
   assert [steps_per_call.end_from(10, every, most) for every, most in cases] == [10, 12, 11]
 
 
-@pytest.mark.parametrize(('asked', 'cpu', 'streaming', 'expectation'), [
+@pytest.mark.parametrize(('requested', 'cpu', 'streaming', 'expectation'), [
     (0, True, False, 1), (0, False, False, 50), (0, False, True, 1), (7, True, True, 7)])
-def test_the_number_is_chosen_for_the_device(monkeypatch, asked, cpu, streaming, expectation):
+def test_the_number_is_chosen_for_the_device(monkeypatch, requested, cpu, streaming, expectation):
   monkeypatch.setattr(devices, 'on_cpu', lambda: cpu)
-  assert steps_per_call.per_call(asked, 50, streaming) == expectation
+  assert steps_per_call.per_call(requested, 50, streaming) == expectation
 
 
 @pytest.mark.parametrize('number', [0, 1, 3])
@@ -81,17 +81,17 @@ def test_the_seed_of_the_order_alone_augments():
 @pytest.mark.parametrize(('override', 'expectation'), [('seed=5', 5), ('data.order_seed=9', 9)])
 def test_the_seed_of_the_order_chooses_the_batches(
     tmp_path, digits_dir, monkeypatch, override, expectation):
-  asked = []
+  seeds = []
 
   def stop(subset, batch_size, seed, start, stop):
-    asked.append(seed)
+    seeds.append(seed)
     raise KeyboardInterrupt
 
   monkeypatch.setattr(sampling, 'train_batches', stop)
   with pytest.raises(KeyboardInterrupt):
     main.run(read_config(tmp_path, digits_dir, '--config.phases=teacher',
                              f'--config.{override}'), tmp_path)
-  assert asked == [expectation]
+  assert seeds == [expectation]
 
 
 def trained(model, sizes, count=96):

@@ -232,6 +232,6 @@ def test_a_loss_that_is_not_finite_fails_each_seed_on_its_own(
   workdir = shutil.copytree(taught, tmp_path / 'w')
   assert sweeps.run(workdir, digits_dir, '--methods=kd_matched', *TOGETHER, '--together',
                     '--config.methods.kd_matched.learning_rate=1e9') == 1
-  said = capsys.readouterr().err
-  assert 'each goes on alone' in said and said.endswith('kdih: 3 failed; the same command '
-                                                             'tries them again\n')
+  output = capsys.readouterr().err
+  assert 'each student trains alone' in output
+  assert output.endswith('kdih: 3 failed; the same command tries them again\n')

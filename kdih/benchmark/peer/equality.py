@@ -1,4 +1,4 @@
-"""PyTorch beside kdih: both forms, checked against kdih's numbers before they are timed."""
+"""Compares the numbers of both PyTorch implementations with those of kdih, and times them."""
 import dataclasses
 import os
 from typing import Any
@@ -17,54 +17,55 @@ from kdih.cohort.members import FINAL, cohort_logits
 from kdih.models import registry, taps
 from kdih.runtime import devices
 
-# How far an array may be off: the largest difference over the largest number; of an update, the
-# norms of both. There an input of a ReLU that is 0 but for rounding, and above it in one of the two
-# alone, changes the gradient of a whole channel by some per cent.
+# The largest allowed deviation of an array: its largest difference over its largest number. For an
+# update it is the norm of the difference over the norm. If rounding makes an input of a ReLU
+# positive in only one of the two programs, the gradient of a whole channel changes by some per
+# cent.
 _TOLERANCES = {'input': 1e-5, 'members': 1e-3, 'student': 1e-3, 'loss': 1e-4, 'update': 3e-2}
 
 
 class Peer:
-  """Both forms, ready to be timed.
+  """Both PyTorch implementations, checked and ready to be timed.
 
   Args:
-    lab: whose numbers and images they get.
-    names: of teacher and student.
-    precision: of the tuned form; the paper's is float32.
+    pair: provides the variables and the images.
+    names: the names of teacher and student.
+    precision: the precision of the tuned implementation; that of the paper computes in float32.
 
   Raises:
-    ConfigError: a model that there is not in PyTorch.
-    TrainingError: one of them does not compute what kdih does.
+    ConfigError: a model is not available in PyTorch.
+    TrainingError: the numbers of an implementation differ from those of kdih.
   """
 
-  def __init__(self, lab: programs.Lab, names: tuple[str, str], precision: str):
+  def __init__(self, pair: programs.ModelPair, names: tuple[str, str], precision: str):
     threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     torch.set_num_threads(threads or 1)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    # Compared in full float32, and each pair anew. Of its own accord PyTorch takes TensorFloat-32
-    # for convolutions on a GPU, which is off by more than the tolerances allow.
+    # The comparison needs full float32. By default PyTorch uses TensorFloat-32 for convolutions on
+    # a GPU, whose deviations are larger than the tolerances.
     _allow_tensor_float_32(False)
     forms: dict[str, Any] = {
-        'torch_paper': forms_lib.Paper(lab, names, device),
-        'torch_tuned': tuned.Tuned(lab, names, device, precision='float32')}
+        'torch_paper': forms_lib.Paper(pair, names, device),
+        'torch_tuned': tuned.Tuned(pair, names, device, precision='float32')}
     forms['torch_tuned'].compile()
     with jax.default_matmul_precision('highest'):
-      expected = _expected(lab, names)
+      expected = _expected(pair, names)
     self.deviations = {name: _compare(name, form, expected) for name, form in forms.items()}
-    # As fast as jax, which takes TensorFloat-32 for float32 on a GPU.
+    # jax uses TensorFloat-32 for float32 on a GPU, and the times must be comparable.
     _allow_tensor_float_32(True)
     torch.backends.cudnn.benchmark = True
     if precision != 'float32':
-      forms['torch_tuned'] = tuned.Tuned(lab, names, device, precision=precision)
+      forms['torch_tuned'] = tuned.Tuned(pair, names, device, precision=precision)
       forms['torch_tuned'].compile()
     forms['torch_tuned'].capture()
     self._forms = forms
 
   def items(self) -> list[Item]:
-    """Both, with their input."""
+    """Returns an item for each implementation, which includes its input."""
     return [Item(name, form.seconds) for name, form in self._forms.items()]
 
   def report(self) -> dict[str, Any]:
-    """What they are made of, and how far their numbers were from kdih's."""
+    """Returns the settings of both implementations, and their deviations from kdih."""
     return {'threads': torch.get_num_threads(),
             'omp_wait_policy': os.environ.get('OMP_WAIT_POLICY', ''),
             'deviations': self.deviations,
@@ -76,51 +77,56 @@ def _allow_tensor_float_32(allowed: bool) -> None:
   torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def _expected(lab: programs.Lab, names: tuple[str, str]) -> dict[str, Any]:
-  """kdih's numbers of its first step, all in float32."""
-  if lab.built.student.dtype != jnp.float32:
-    # With the same numbers: made again, the teacher's running statistics need not be the same, for
-    # the first time a GPU may have computed them in TensorFloat-32.
-    exact = programs.make_lab(*names, lab.batch_size, 'float32', lab.examples)
-    lab = dataclasses.replace(exact, frozen=lab.frozen, student=lab.student)
-  training = programs.Training(programs.student_problem(lab, 'dih'))
-  index = next(iter(programs.student_problem(lab, 'dih').feeds(0, [1])))['index'].reshape(-1)
+def _expected(pair: programs.ModelPair, names: tuple[str, str]) -> dict[str, Any]:
+  """Returns the numbers of kdih's first step, all in float32."""
+  if pair.built.student.dtype != jnp.float32:
+    # The variables are kept, because a GPU may have computed the teacher's running statistics in
+    # TensorFloat-32, and would compute others now.
+    exact = programs.make_pair(*names, pair.batch_size, 'float32', pair.examples)
+    pair = dataclasses.replace(exact, frozen=pair.frozen, student=pair.student)
+  training = programs.Training(programs.student_problem(pair, 'dih'))
+  index = next(iter(programs.student_problem(pair, 'dih').feeds(0, [1])))['index'].reshape(-1)
   key = jax.random.fold_in(jax.random.key(programs.SEED), 0)
-  pixels, labels = lab.examples.read(index)
-  images = jax.jit(lab.data.preprocess)(pixels, index, key)
+  pixels, labels = pair.examples.read(index)
+  images = jax.jit(pair.data.preprocess)(pixels, index, key)
   members = jax.jit(lambda frozen, images: cohort_logits(
-      lab.built.teacher, lab.built.heads, frozen, images, tuple(lab.built.taps)))(
-          lab.frozen, images)
+      pair.built.teacher, pair.built.heads, frozen, images, tuple(pair.built.taps)))(
+          pair.frozen, images)
   alone = registry.create(names[1], programs.SPEC.num_classes)
   student = jax.jit(lambda variables, images: taps.observe(
-      alone, variables, images, (), train=True)[0].logits)(lab.student, images)
+      alone, variables, images, (), train=True)[0].logits)(pair.student, images)
   state, metrics = training.step(*training.arguments())
   after = devices.to_host(state.params['student'])
-  plain = jax.jit(lab.data.preprocess)(pixels, index, None)
+  plain = jax.jit(pair.data.preprocess)(pixels, index, None)
   return {
       'index': index, 'images': np.asarray(images), 'labels': labels,
       'input': np.asarray(plain),
-      'members': np.stack([np.asarray(members[name]) for name in (*lab.built.taps, FINAL)]),
+      'members': np.stack([np.asarray(members[name]) for name in (*pair.built.taps, FINAL)]),
       'student': np.asarray(student), 'loss': np.asarray(metrics['loss'][0]),
-      'variables': lab.student, 'after': after,
+      'variables': pair.student, 'after': after,
   }
 
 
 def _compare(name: str, form: Any, expected: dict[str, Any]) -> dict[str, float]:
-  """How far each of the form's numbers is off; raises TrainingError where it is too far."""
-  found = _found(form, expected)
-  off = {}
+  """Returns {part: deviation} of an implementation.
+
+  Raises:
+    TrainingError: a deviation is larger than its tolerance.
+  """
+  arrays = _arrays(form, expected)
+  deviations = {}
   for part, tolerance in _TOLERANCES.items():
-    off[part] = max(_off(one, other, part) for one, other in zip(*found[part], strict=True))
-    if not off[part] <= tolerance:
+    deviations[part] = max(
+        _deviation(one, other, part) for one, other in zip(*arrays[part], strict=True))
+    if not deviations[part] <= tolerance:
       raise errors.TrainingError(
-          f'--peer=torch: {part} of {name} is off by {off[part]:.2g} of its size, more than '
+          f'--peer=torch: {part} of {name} deviates from kdih by {deviations[part]:.2g}, more than '
           f'{tolerance:g}; nothing was timed')
-  return off
+  return deviations
 
 
-def _found(form: Any, expected: dict[str, Any]) -> dict[str, tuple[list, list]]:
-  """{what: (arrays of the form, arrays of kdih)}."""
+def _arrays(form: Any, expected: dict[str, Any]) -> dict[str, tuple[list, list]]:
+  """Returns {part: (arrays of the implementation, arrays of kdih)}."""
   images, labels, index = (
       torch.from_numpy(np.array(expected[key])).to(form.device)
       for key in ('images', 'labels', 'index'))
@@ -155,7 +161,7 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
   return tensor.detach().float().cpu().numpy()
 
 
-def _off(one: np.ndarray, other: np.ndarray, part: str) -> float:
+def _deviation(one: np.ndarray, other: np.ndarray, part: str) -> float:
   if part == 'update':
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
   return float(np.abs(one - other).max() / np.abs(other).max())

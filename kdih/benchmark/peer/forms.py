@@ -1,4 +1,4 @@
-"""DIH's training step in PyTorch, as the paper's code has it, and what the tuned one shares."""
+"""The training step of DIH in PyTorch: the base of two implementations, and that of the paper."""
 import time
 from typing import Any
 
@@ -18,17 +18,17 @@ def crop(
     padded: torch.Tensor, index: torch.Tensor, top: torch.Tensor, left: torch.Tensor,
     flip: torch.Tensor,
 ) -> torch.Tensor:
-  """Images of a batch, cropped, perhaps mirrored, and normalised.
+  """Crops, mirrors and normalises the images of a batch.
 
   Args:
     padded: uint8 [images, height, width, channels], with a border of zeros.
-    index: of the images [batch].
-    top: first row of each crop.
-    left: first column.
-    flip: whether it is mirrored.
+    index: [batch], the indices of the images.
+    top: [batch], the first row of each crop.
+    left: [batch], the first column of each crop.
+    flip: [batch], whether each crop is mirrored.
 
   Returns:
-    float32 [batch, channels, height, width], in the memory's order of `padded`.
+    float32 [batch, channels, height, width], in the memory layout of `padded`.
   """
   span = torch.arange(_SIDE, device=index.device)
   rows, columns = top[:, None] + span, left[:, None] + span
@@ -42,7 +42,7 @@ def crop(
 def dih_loss(
     student: torch.Tensor, members: list[torch.Tensor], labels: torch.Tensor
 ) -> torch.Tensor:
-  """The sum over the members of (1 - alpha) CE + alpha T^2 KL, a mean over the batch."""
+  """Returns the sum over the members of (1 - alpha) CE + alpha T^2 KL, averaged over the batch."""
   alpha, temperature = programs.ALPHA, programs.TEMPERATURE
   loss = torch.zeros((), device=student.device)
   for member in members:
@@ -55,32 +55,32 @@ def dih_loss(
 
 
 class Form:
-  """A student, its cohort and its optimizer, with the same numbers as those of a lab.
+  """An implementation: a student, its cohort and its optimizer, with the variables of kdih.
 
   Args:
-    lab: of kdih.
-    names: of teacher and student, for messages.
-    device: that they live on.
+    pair: provides the variables and the images.
+    names: the names of teacher and student, for messages.
+    device: the device of the models.
   """
 
   channels_last = False
 
-  def __init__(self, lab: programs.Lab, names: tuple[str, str], device: torch.device):
-    self._lab, self.device = lab, device
-    built = lab.built
+  def __init__(self, pair: programs.ModelPair, names: tuple[str, str], device: torch.device):
+    self._pair, self.device = pair, device
+    built = pair.built
     self.teacher = self._placed(networks.load(
-        networks.like(built.teacher, names[0]), lab.frozen['teacher'])).eval()
+        networks.like(built.teacher, names[0]), pair.frozen['teacher'])).eval()
     self.student = self._placed(networks.load(
-        networks.like(built.student, names[1]), lab.student)).train()
-    parameters = {tap: lab.frozen['heads']['params'][param_name(tap)] for tap in built.taps}
+        networks.like(built.student, names[1]), pair.student)).train()
+    parameters = {tap: pair.frozen['heads']['params'][param_name(tap)] for tap in built.taps}
     self.heads = self._placed(nn.ModuleDict({
         tap: networks.make_head(dense['kernel'], dense['bias'], built.taps[tap],
                                 self.channels_last)
         for tap, dense in parameters.items()})).eval()
     border = ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING), (0, 0))
-    pixels, _ = lab.examples.read(np.arange(len(lab.examples)))
+    pixels, _ = pair.examples.read(np.arange(len(pair.examples)))
     self.images = torch.from_numpy(np.pad(pixels, border))
-    self.labels = torch.from_numpy(lab.examples.labels().astype(np.int64))
+    self.labels = torch.from_numpy(pair.examples.labels().astype(np.int64))
     self.optimizer = torch.optim.SGD(
         self.student.parameters(), programs.LEARNING_RATE, programs.MOMENTUM, nesterov=True,
         weight_decay=programs.WEIGHT_DECAY, **self._optimizer_options())
@@ -92,7 +92,7 @@ class Form:
     return {}
 
   def members(self, images: torch.Tensor) -> list[torch.Tensor]:
-    """Logits of the heads, in tap order, and of the teacher's classifier."""
+    """Returns the logits of the heads, in cohort order, and of the teacher's classifier."""
     raise NotImplementedError
 
   def learn(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -100,18 +100,18 @@ class Form:
     raise NotImplementedError
 
   def draw(self, count: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Random rows, columns and whether to mirror, for so many images."""
+    """Returns random first rows, first columns and flips for the crops of `count` images."""
     top, left = torch.randint(0, 2 * _PADDING + 1, (2, count), device=device)
     return top, left, torch.rand(count, device=device) < 0.5
 
   def epoch(self):
-    """Indices of batch after batch, in a random order, without end."""
-    size = self._lab.batch_size
+    """Yields the indices of batches in a random order, without end."""
+    size = self._pair.batch_size
     while True:
       yield from torch.randperm(len(self.labels)).split(size)[:len(self.labels) // size]
 
   def seconds(self, calls: int) -> float:
-    """Of so many steps with their input, after one that does not count."""
+    """Returns the seconds of `calls` steps with their input, after one step that is not timed."""
     batches = self.epoch()
     self.step(next(batches))
     self.wait()
@@ -122,22 +122,22 @@ class Form:
     return time.perf_counter() - begun
 
   def step(self, index: torch.Tensor) -> None:
-    """Reads a batch and learns from it."""
+    """Reads a batch and makes an update with it."""
     raise NotImplementedError
 
   def wait(self) -> None:
-    """Returns once the device has done its work."""
+    """Waits until the device has finished its work."""
     if self.device.type == 'cuda':
       torch.cuda.synchronize()
 
 
 class Paper(Form):
-  """The step of the DIH authors' `train_dih.py`.
+  """The step of `train_dih.py`, by the authors of DIH.
 
-  Eager and in float32. The teacher's forward pass builds a graph and the loss's gradient flows
-  back through it; every head is evaluated twice. The batch is cropped, mirrored and normalised on
-  the host (at once, where their data loader works image by image) and copied to the device. After
-  each step the loss is read, and the right answers are counted.
+  It runs eagerly in float32. The teacher's forward pass builds a graph, through which the gradient
+  of the loss flows back, and every head is evaluated twice. The batch is cropped, mirrored and
+  normalised on the host and copied to the device; their data loader processes one image at a time,
+  this class the whole batch. After each step the loss is read and correct predictions are counted.
   """
 
   note = ('eager float32; gradients flow through the teacher; heads evaluated twice; crop, flip '
@@ -148,14 +148,12 @@ class Paper(Form):
     self.total, self.right = 0.0, torch.zeros((), dtype=torch.int64, device=self.device)
 
   def members(self, images):
-    """See `Form`."""
     logits, features = self.teacher(images)
     unused = {tap: head(features[tap]) for tap, head in self.heads.items()}
     del unused
     return [*(head(features[tap]) for tap, head in self.heads.items()), logits]
 
   def learn(self, images, labels):
-    """See `Form`."""
     self.optimizer.zero_grad()
     logits, _ = self.student(images)
     loss = dih_loss(logits, self.members(images), labels)
@@ -166,6 +164,5 @@ class Paper(Form):
     return loss
 
   def step(self, index):
-    """See `Form`."""
     images = crop(self.images, index, *self.draw(len(index), index.device)).contiguous()
     self.learn(images.to(self.device), self.labels[index].to(self.device))

@@ -1,4 +1,4 @@
-"""The models of kdih in PyTorch: the same layers under the same names, with the same numbers."""
+"""The models of kdih in PyTorch: the same layers with the same names and the same parameters."""
 from typing import Any
 
 import flax
@@ -15,15 +15,23 @@ Tap = dict[str, torch.Tensor]
 
 
 def like(model: flax.linen.Module, name: str) -> nn.Module:
-  """The model in PyTorch; it returns (logits, {tap: feature}). Raises ConfigError if there is
-  none; `name` is for the message."""
+  """Returns a model in PyTorch, which returns (logits, {tap: feature}).
+
+  Args:
+    model: the module of kdih.
+    name: its name, for the message.
+
+  Raises:
+    ConfigError: the model is not available in PyTorch.
+  """
   if isinstance(model, wide_resnet.WideResNet) and not model.use_bias:
     return WideResNet(model)
   plain = isinstance(model, resnet.ResNet) and not model.imagenet_stem
   if plain and model.block is resnet.BasicBlock:
     return ResNet(model)
-  raise errors.ConfigError(f'--peer=torch: knows no {name}; choose pairs of the CIFAR ResNets, '
-                           'resnet18, resnet34, wrn_16_2 and their like')
+  raise errors.ConfigError(
+      f'--peer=torch: the model {name} is not available in PyTorch; choose CIFAR ResNets, '
+      'resnet18, resnet34, or wide ResNets such as wrn_16_2')
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -31,7 +39,7 @@ def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2
 
 
 class BasicBlock(nn.Module):
-  """As `kdih.models.resnet.BasicBlock`, with the last ReLU."""
+  """The block `kdih.models.resnet.BasicBlock` with its last ReLU."""
 
   def __init__(self, inputs: int, width: int, stride: int):
     super().__init__()
@@ -43,7 +51,7 @@ class BasicBlock(nn.Module):
       self.projection_norm = nn.BatchNorm2d(width)
 
   def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-    """[batch, channels, height, width], as all here."""
+    """Returns the feature [batch, channels, height, width]."""
     x = functional.relu(self.norm1(self.conv1(inputs)))
     x = self.norm2(self.conv2(x))
     if self.projection is not None:
@@ -52,7 +60,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-  """As `kdih.models.resnet.ResNet`, with basic blocks and the stem for small images."""
+  """The model `kdih.models.resnet.ResNet` with basic blocks and the stem for small images."""
 
   def __init__(self, model: Any):
     super().__init__()
@@ -68,7 +76,7 @@ class ResNet(nn.Module):
     self.classifier = nn.Linear(inputs, model.num_classes)
 
   def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, Tap]:
-    """Logits [batch, classes] and the features."""
+    """Returns the logits [batch, classes] and {tap: feature}."""
     x, taps = functional.relu(self.stem_norm(self.stem(images))), {}
     for i, names in enumerate(self.stages, 1):
       for name in names:
@@ -78,7 +86,7 @@ class ResNet(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-  """As `kdih.models.wide_resnet.PreActivationBlock`."""
+  """The block `kdih.models.wide_resnet.PreActivationBlock`."""
 
   def __init__(self, inputs: int, width: int, stride: int):
     super().__init__()
@@ -88,14 +96,14 @@ class PreActivationBlock(nn.Module):
     self.projection = _conv(inputs, width, 1, stride) if changes else None
 
   def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-    """The block's sum."""
+    """Returns the sum of the shortcut and the residual."""
     activated = functional.relu(self.norm1(inputs))
     x = self.conv2(functional.relu(self.norm2(self.conv1(activated))))
     return x + (inputs if self.projection is None else self.projection(activated))
 
 
 class WideResNet(nn.Module):
-  """As `kdih.models.wide_resnet.WideResNet`, without biases in its convolutions."""
+  """The model `kdih.models.wide_resnet.WideResNet` without biases in its convolutions."""
 
   def __init__(self, model: Any):
     super().__init__()
@@ -111,7 +119,7 @@ class WideResNet(nn.Module):
     self.classifier = nn.Linear(inputs, model.num_classes)
 
   def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, Tap]:
-    """Logits [batch, classes] and the features."""
+    """Returns the logits [batch, classes] and {tap: feature}."""
     x, taps = self.stem(images), {}
     for i, names in enumerate(self.stages, 1):
       for name in names:
@@ -122,12 +130,13 @@ class WideResNet(nn.Module):
 
 
 class Head(nn.Module):
-  """A linear layer on all of a feature, whose numbers come in the order of the memory.
+  """A linear layer on a flattened feature.
 
   Args:
-    inputs: numbers of a feature.
-    num_classes: of the logits.
-    channels_last: whether that is [height, width, channels], else [channels, height, width].
+    inputs: the number of elements of a feature.
+    num_classes: the number of classes.
+    channels_last: whether a feature is flattened as [height, width, channels], and not as
+      [channels, height, width].
   """
 
   def __init__(self, inputs: int, num_classes: int, channels_last: bool):
@@ -135,27 +144,31 @@ class Head(nn.Module):
     self.dense, self._channels_last = nn.Linear(inputs, num_classes), channels_last
 
   def forward(self, feature: torch.Tensor) -> torch.Tensor:
-    """Logits [batch, classes]."""
+    """Returns the logits [batch, classes]."""
     feature = feature.permute(0, 2, 3, 1) if self._channels_last else feature
     return self.dense(feature.float().flatten(1))
 
 
 def load(model: nn.Module, variables: dict[str, Any]) -> nn.Module:
-  """Gives a model the numbers of Flax variables; all of both must be met."""
-  found = {}
+  """Copies Flax variables into a model and returns it.
+
+  Raises:
+    ValueError: the model and the variables do not have the same parameters.
+  """
+  state = {}
   for collection, names in (('params', {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}),
                             ('batch_stats', {'mean': 'running_mean', 'var': 'running_var'})):
     for path, leaf in flax.traverse_util.flatten_dict(variables.get(collection, {})).items():
-      found['.'.join((*path[:-1], names[path[-1]]))] = torch.from_numpy(transposed(leaf))
-  missing, unexpected = model.load_state_dict(found, strict=False)
+      state['.'.join((*path[:-1], names[path[-1]]))] = torch.from_numpy(transposed(leaf))
+  missing, unexpected = model.load_state_dict(state, strict=False)
   wrong = [name for name in missing if not name.endswith('num_batches_tracked')] + unexpected
   if wrong:
-    raise ValueError(f'the PyTorch model differs in {wrong[0]}')
+    raise ValueError(f'the PyTorch model and the Flax variables differ in {wrong[0]}')
   return model
 
 
 def transposed(leaf: Any) -> np.ndarray:
-  """A copy of a parameter with its axes as PyTorch has them: outputs, inputs, height, width."""
+  """Returns a copy of a parameter with the axes of PyTorch: outputs, inputs, height, width."""
   axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(np.ndim(leaf), (0,))
   return np.array(np.transpose(leaf, axes), order='C')
 
@@ -163,7 +176,14 @@ def transposed(leaf: Any) -> np.ndarray:
 def make_head(
     kernel: np.ndarray, bias: np.ndarray, shape: tuple[int, ...], channels_last: bool
 ) -> Head:
-  """The head of a tap, from the parameters of its Dense; `shape`: height, width, channels."""
+  """Returns the head of a tap, from the parameters of its Dense layer.
+
+  Args:
+    kernel: [elements of the feature, classes].
+    bias: [classes].
+    shape: the shape of the feature, (height, width, channels).
+    channels_last: see `Head`.
+  """
   if not channels_last:
     kernel = np.reshape(kernel, (*shape, -1)).transpose(2, 0, 1, 3).reshape(kernel.shape)
   inputs, num_classes = kernel.shape

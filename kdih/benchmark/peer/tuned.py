@@ -1,4 +1,4 @@
-"""DIH's training step as fast as PyTorch can make it."""
+"""The training step of DIH in PyTorch, tuned for speed."""
 import contextlib
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +9,20 @@ from torch import nn
 from kdih import errors
 from kdih.benchmark.peer.forms import Form, crop, dih_loss
 
-_WARM_UP = 3  # Steps before a CUDA graph is captured.
+_WARM_UP = 3  # The number of steps before a CUDA graph is captured.
 
 
 class Tuned(Form):
-  """The same step as fast as PyTorch can.
+  """A step that is tuned for speed.
 
-  Channels last; the cohort without gradients, compiled with its weights frozen (which folds batch
-  norms into convolutions); the student compiled; the fused optimizer; images, crop, flip and
-  normalisation on the device; on a GPU the whole step is a CUDA graph. `notes` says what of this
-  did not work.
+  It uses the channels-last layout, no gradients through the cohort, `torch.compile` for the cohort
+  with frozen weights (which folds batch norms into convolutions) and for the student, the fused
+  optimizer, crop, flip and normalisation on the device, and on a GPU one CUDA graph for the whole
+  step. `notes` lists the techniques in use, and those that failed with the reason.
 
   Args:
-    arguments: of `Form`.
-    precision: 'bfloat16' for autocast.
+    arguments: the arguments of `Form`.
+    precision: 'bfloat16' to compute with autocast, else 'float32'.
   """
 
   channels_last = True
@@ -45,25 +45,25 @@ class Tuned(Form):
     return {'fused': True}
 
   def compile(self) -> None:
-    """Compiles what is slow, or notes why not."""
+    """Compiles crop, cohort and loss, or adds the reason of a failure to `notes`."""
     eager = self._crop, self._cohort, self._loss
     self._crop = torch.compile(crop)
     self._cohort = torch.compile(_Cohort(self.teacher, self.heads).eval(),
                                  options={'freezing': True})
     self._loss = torch.compile(self._student_loss)
-    index = torch.arange(self._lab.batch_size, device=self.device)
+    index = torch.arange(self._pair.batch_size, device=self.device)
     try:
       self._update(index)
       self.notes.append('torch.compile')
-    except Exception as error:  # Of a compiler that is missing, or the like.
+    except Exception as error:  # For instance a missing compiler.
       self._crop, self._cohort, self._loss = eager
-      self.notes.append(f'eager, for torch.compile failed: {errors.first_line(error)}')
+      self.notes.append(f'eager, because torch.compile failed: {errors.first_line(error)}')
 
   def capture(self) -> None:
-    """On a GPU, makes a step one CUDA graph, or notes why not."""
+    """Captures the step as a CUDA graph on a GPU, or adds the reason of a failure to `notes`."""
     if self.device.type != 'cuda':
       return
-    self._index = torch.arange(self._lab.batch_size, device=self.device)
+    self._index = torch.arange(self._pair.batch_size, device=self.device)
     try:
       stream = torch.cuda.Stream()
       stream.wait_stream(torch.cuda.current_stream())
@@ -76,12 +76,12 @@ class Tuned(Form):
         self._update(self._index)
       self._graph = graph
       self.notes.append('CUDA graph')
-    except Exception as error:  # Whatever cannot be captured.
+    except Exception as error:  # PyTorch raises many kinds of errors if it cannot capture a step.
       self.notes.append(f'no CUDA graph: {errors.first_line(error)}')
 
   @property
   def note(self) -> str:
-    """What it is made of."""
+    """Returns all notes as one line."""
     return '; '.join(self.notes)
 
   def _all_members(self, images):
@@ -95,12 +95,10 @@ class Tuned(Form):
     return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)
 
   def members(self, images):
-    """See `Form`."""
     with torch.no_grad(), self._numbers():
       return [logits.float() for logits in self._cohort(images)]
 
   def learn(self, images, labels):
-    """See `Form`."""
     self.optimizer.zero_grad(set_to_none=True)
     members = self.members(images)
     with self._numbers():
@@ -115,7 +113,6 @@ class Tuned(Form):
     self.learn(images, self.labels[index])
 
   def step(self, index):
-    """See `Form`."""
     if self._graph is None:
       self._update(index.to(self.device))
     else:
@@ -124,13 +121,13 @@ class Tuned(Form):
 
 
 class _Cohort(nn.Module):
-  """Images to the logits of the heads and of the teacher's classifier."""
+  """Computes the logits of the heads and of the teacher's classifier from images."""
 
   def __init__(self, teacher: nn.Module, heads: nn.ModuleDict):
     super().__init__()
     self.teacher, self.heads = teacher, heads
 
   def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-    """See `Form.members`."""
+    """Returns the logits in the order of `Form.members`."""
     logits, features = self.teacher(images)
     return [*(head(features[tap]) for tap, head in self.heads.items()), logits]

@@ -1,4 +1,4 @@
-"""How a cache of teacher signals is made: room, memory or disk, block by block of images."""
+"""Construction of a cache of teacher signals, in memory or on disk, block by block of images."""
 import contextlib
 import dataclasses
 import functools
@@ -25,18 +25,18 @@ from kdih.training.task import Signals
 logger = logging.getLogger(__name__)
 
 DTYPE = np.dtype(np.float16)
-_SHARE = 0.9  # Of the memory that is free, what a table may take.
+_USABLE = 0.9  # The fraction of the free memory that a table may take.
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table that is wanted.
+  """The description of a table.
 
   Attributes:
-    images: that are trained with.
-    slots: views of each.
+    images: the number of training images.
+    slots: the number of views of each.
     like: the shapes of the signal of a batch.
-    identity: what it comes from, for JSON.
+    identity: what the rows are computed from, for JSON.
   """
 
   images: int
@@ -46,29 +46,29 @@ class Table:
 
   @functools.cached_property
   def shape(self) -> tuple[int, int, int]:
-    """Images, slots, numbers in a row."""
+    """Returns the numbers of images, of slots, and of numbers in a row."""
     return self.images, self.slots, rows_lib.width(self.like)
 
   @property
   def size(self) -> int:
-    """In bytes."""
+    """Returns the size of the table in bytes."""
     return size(self.shape)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-  """Tables to be made, of which the teachers are asked once for all.
+  """Tables to be made together, with one forward pass of the teachers for all tables.
 
   Attributes:
     teach: (frozen, images) to the signal of each table; called inside a step.
     frozen: the variables that `teach` reads.
-    tables: which; they differ in their signal alone.
-    place: where they are kept, one of `choices.CACHE_PLACES`.
-    folder: on the disk, their files lie in its folder `cache`.
-    loader: gives that of the train split, which may have to read it first.
-    subset: int32 [images], those that are trained with, their numbers in the split, sorted.
-    preprocess: shows the images.
-    block: images that are asked about at once, and written at once.
+    tables: the tables to make, which differ in their signal alone.
+    place: where to keep them, one of `choices.CACHE_PLACES`.
+    folder: tables on the disk are in its folder `cache`.
+    loader: returns the loader of the train split, which it may have to make.
+    subset: int32 [images], the training images' numbers in the split, sorted.
+    preprocess: makes the views.
+    block: the number of images that are computed, and written, at once.
   """
 
   teach: Callable[[Any, jax.Array], tuple[TeacherSignal, ...]]
@@ -83,43 +83,43 @@ class BuildRequest:
 
   @property
   def size(self) -> int:
-    """In bytes, of all tables."""
+    """Returns the size of all tables in bytes."""
     return sum(table.size for table in self.tables)
 
   def only(self, numbers: Sequence[int]) -> 'BuildRequest':
-    """The request for some of its tables."""
+    """Returns the request for some of the tables."""
     def teach(frozen, images):
-      every = self.teach(frozen, images)
-      return tuple(every[number] for number in numbers)
+      signals = self.teach(frozen, images)
+      return tuple(signals[number] for number in numbers)
 
     return dataclasses.replace(
         self, teach=teach, tables=tuple(self.tables[number] for number in numbers))
 
   def table_folder(self, table: Table) -> epath.Path:
-    """Of a table's files, where they are kept on the disk."""
+    """Returns the folder of a table's files, if they are kept on the disk."""
     kind = digests.of_json([table.identity['kind of rows'], table.shape[1]])
     return self.folder / 'cache' / kind[:16]
 
 
 def size(shape: tuple[int, int, int]) -> int:
-  """Bytes of a table."""
+  """Returns the size of a table in bytes."""
   return shape[0] * shape[1] * shape[2] * DTYPE.itemsize
 
 
 def require_room(place: str, needed: int, path: epath.Path) -> None:
-  """Raises ConfigError unless `needed` bytes are free at the place."""
+  """Raises ConfigError unless there is room for `needed` bytes at the place."""
   if has_room(place, needed, path):
     return
   others = ' or '.join(other for other in ('device', 'host', 'disk') if other != place)
   raise errors.ConfigError(
-      f'config.compute.cache_place: what the teachers say takes {_in_words(needed)}, and of the '
-      f'{_in_words(_free(place, path))} that are free on the {place} at most {_SHARE:.0%} may be '
-      f'taken; choose {others}, or fewer views with config.compute.cache=views:N')
+      f'config.compute.cache_place: the cached outputs take {_in_words(needed)}, more than '
+      f'{_USABLE:.0%} of the {_in_words(_free(place, path))} that are free on the {place}; choose '
+      f'{others}, or fewer views with config.compute.cache=views:N')
 
 
 def has_room(place: str, needed: int, path: epath.Path) -> bool:
-  """Whether `needed` bytes are free at the place."""
-  return needed <= _free(place, path) * _SHARE
+  """Returns whether there is room for `needed` bytes at the place."""
+  return needed <= _free(place, path) * _USABLE
 
 
 def _free(place: str, path: epath.Path) -> int:
@@ -127,14 +127,14 @@ def _free(place: str, path: epath.Path) -> int:
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
   available = psutil.virtual_memory().available
   stats = [device.memory_stats() for device in jax.local_devices()]
-  if place == 'host' or not all(stats):  # CPUs tell nothing, and their memory is the host's.
+  if place == 'host' or not all(stats):  # CPUs have no statistics; their memory is the host's.
     return available
   free = min(s['bytes_limit'] - s['bytes_in_use'] for s in stats)
-  return min(devices.num_devices() * free, available)  # It passes through the host.
+  return min(devices.num_devices() * free, available)  # A table is built in the memory of the host.
 
 
 def described(shape: tuple[int, int, int], place: str, kind: str) -> str:
-  """What a table of such a shape holds, and how much it takes."""
+  """Returns a line that describes a table: its shape, size, place and kind of rows."""
   images, slots, width = shape
   return (f'{images:,} images x {slots} views x {width:,} numbers, {_in_words(size(shape))} on the '
           f'{place}: {kind}')
@@ -145,15 +145,16 @@ def _in_words(count: int) -> str:
 
 
 def make(request: BuildRequest, forget: Callable[[], None]) -> list[Signals]:
-  """The tables; the first alone where there is no room for all, or one of the others fails.
+  """Makes the tables; only the first one if there is no room for all, or if another one fails.
 
   Args:
-    request: what to make.
-    forget: drops tables that are kept in this process.
+    request: the tables to make.
+    forget: drops the tables that are kept in this process.
 
   Raises:
-    ConfigError: there is no room for the first one, or one on the disk does not serve.
-    TrainingError: what the teachers say for the first one is not finite.
+    ConfigError: there is no room for the first table, or a table on the disk is damaged or of
+      another teacher.
+    TrainingError: the teacher signal of the first table is not finite.
   """
   if request.place != 'disk':
     request = _with_room(request, forget)
@@ -171,7 +172,7 @@ def make(request: BuildRequest, forget: Callable[[], None]) -> list[Signals]:
 
 
 def _with_room(request: BuildRequest, forget: Callable[[], None]) -> BuildRequest:
-  """What of the request there is room for in memory."""
+  """Returns the request, or the part for which there is room in memory."""
   place, path = request.place, request.folder
   if not has_room(place, request.size, path):
     forget()  # The tables of other students can be made again.
@@ -182,9 +183,9 @@ def _with_room(request: BuildRequest, forget: Callable[[], None]) -> BuildReques
 
 
 def _in_memory(request: BuildRequest) -> list[np.ndarray]:
-  """The rows of each table, filled up with zeros so that devices can share the images evenly."""
-  share = devices.num_devices() if request.place == 'device' else 1
-  length = -(-request.tables[0].shape[0] // share) * share
+  """Builds the rows of each table, padded with zeros to a multiple of the number of devices."""
+  parts = devices.num_devices() if request.place == 'device' else 1
+  length = -(-request.tables[0].shape[0] // parts) * parts
   made = [np.zeros((length, *table.shape[1:]), DTYPE) for table in request.tables]
   done = 0
   for blocks in _blocks(request, 0, request.block):
@@ -195,7 +196,7 @@ def _in_memory(request: BuildRequest) -> list[np.ndarray]:
 
 
 def _on_disk(request: BuildRequest) -> list[np.ndarray]:
-  """The rows of each table, built where they are not there.
+  """Returns the rows of each table, after building what is missing on the disk.
 
   One process builds, the others wait for it.
   """
@@ -205,9 +206,11 @@ def _on_disk(request: BuildRequest) -> list[np.ndarray]:
       stack.callback(store.lock(folder).release)
     stores = [store.Store(folder, table.identity, table.shape, DTYPE, request.block)
               for folder, table in zip(folders, request.tables, strict=True)]
-    begun: dict[tuple[int, int], list[int]] = {}  # Those that go on alike are built together.
+    # Tables that resume at the same image are built together.
+    begun: dict[tuple[int, int], list[int]] = {}
     for number, opened in enumerate(stores):
-      at = int(devices.of_first(opened.done)), int(devices.of_first(opened.block))
+      at = (int(devices.from_first_process(opened.done)),
+            int(devices.from_first_process(opened.block)))
       begun.setdefault(at, []).append(number)
     for (done, block), numbers in begun.items():
       if done < request.tables[0].shape[0]:
@@ -217,24 +220,21 @@ def _on_disk(request: BuildRequest) -> list[np.ndarray]:
 
 
 def _build(request: BuildRequest, done: int, block: int, stores: Sequence[store.Store]) -> None:
-  """Adds to stores that hold so many images what they lack."""
+  """Adds the images from number `done` on to stores, which hold those before it."""
   images, *_ = request.tables[0].shape
   require_room('disk', request.size * (images - done) // images, stores[0].folder)
   for blocks in _blocks(request, done, block):
-    if processes.is_first():  # It alone writes.
+    if processes.is_first():
       for opened, rows in zip(stores, blocks, strict=True):
         opened.add(rows)
 
 
 def _blocks(request: BuildRequest, done: int, block: int) -> Iterator[list[np.ndarray]]:
-  """Rows [images, slots, width] of each table, of one block of images after the other.
-
-  The first image is `done`.
-  """
+  """Yields rows [images, slots, width] of each table by blocks of images, from `done` on."""
   loader, preprocess = request.loader(), request.preprocess
 
   def rows_of(slot, frozen, resident, feed):
-    """To rows [batch, width] of each table, of all devices' images."""
+    """Returns rows [batch, width] of each table, for the images of all devices."""
     batch = loader.gather(resident, feed)
     number = preprocess.number(batch['index'], jnp.full(batch['index'].shape, slot))
     signals = request.teach(frozen, preprocess.view(batch['image'], number))
@@ -244,12 +244,12 @@ def _blocks(request: BuildRequest, done: int, block: int) -> Iterator[list[np.nd
   frozen = devices.replicate(request.frozen)
   subset = request.subset[done:]
   even = -(-block // devices.num_devices()) * devices.num_devices()
-  batches = ({'index': np.resize(batch['index'], even)}  # So that the devices can share it evenly.
+  batches = ({'index': np.resize(batch['index'], even)}  # A multiple of the number of devices.
              for batch in sampling.eval_batches(subset, block))
-  feeds = loader.feeds(map(devices.share, batches))
+  feeds = loader.feeds(map(devices.local_slice, batches))
   for start, feed in zip(range(0, len(subset), block), feeds, strict=True):
     shared = devices.shard(feed)
-    # One call a slot: within a loop of its own XLA computes convolutions slowly on a CPU.
+    # One call for each slot: in a compiled loop, convolutions are slow on a CPU.
     by_slot = [step(np.int32(slot), frozen, loader.resident, shared)
                for slot in range(request.tables[0].shape[1])]
     count = min(block, len(subset) - start)
@@ -257,8 +257,8 @@ def _blocks(request: BuildRequest, done: int, block: int) -> Iterator[list[np.nd
               for rows in zip(*devices.to_host(by_slot), strict=True)]
     if not all(np.isfinite(rows).all() for rows in blocks):
       raise errors.TrainingError(
-          'config.compute.cache: the teachers say what is not finite in float16; look at the '
-          'teacher, or set it to none')
+          'config.compute.cache: the teacher signal is not finite in float16; check the teacher, '
+          'or set config.compute.cache=none')
     yield blocks
     if start // block % 10 == 0:
       logger.info(f'cache: {done + start + count:,} of {done + len(subset):,} images')

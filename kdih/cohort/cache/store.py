@@ -1,4 +1,4 @@
-"""A table of what teachers say on disk, written block by block, each with its digest."""
+"""A table of teacher signals on disk, written block by block, each with its digest."""
 import hashlib
 import logging
 import pathlib
@@ -9,68 +9,65 @@ import numpy as np
 from etils import epath
 
 from kdih import errors
-from kdih.runtime.files import read_json, write_json
+from kdih.runtime import run_files
 
 logger = logging.getLogger(__name__)
 
-# In an identity, what is followed by a version is compared only where both sides have that version,
-# so that an upgrade of jax keeps the cache.
+# A key of an identity that begins so ends with a version of jax. It is compared only if both
+# identities have it: an upgrade of jax keeps the cache.
 COMPUTATION = 'computation under jax '
 
 
 class Store:
-  """A `folder` with the rows, `rows.bin`, and what they are, `cache.json`.
+  """A folder with the rows of a table, `rows.bin`, and their description, `cache.json`.
 
-  `cache.json` names the digest of every block that is whole; a build that was cut off goes on
-  behind the last of them.
+  `cache.json` holds the digest of every complete block; an interrupted build resumes behind the
+  last one.
 
   Args:
-    folder: made where it is not there.
-    identity: JSON-able, of what the rows come from.
+    folder: created if necessary.
+    identity: what the rows were computed from, for JSON.
     shape: (images, slots, width).
     dtype: of the numbers.
-    block: images in a block, unless the folder was begun with another number.
+    block: the number of images in a block, unless the folder was begun with another number.
 
   Raises:
-    ConfigError: the folder holds rows that come from something else, or damaged ones.
+    ConfigError: the folder holds rows with another identity, or damaged ones.
   """
 
   def __init__(self, folder: epath.PathLike, identity: dict[str, Any], shape: tuple[int, int, int],
                dtype: np.dtype, block: int):
-    self.folder = pathlib.Path(folder)  # For epath writes files only from their start.
+    self.folder = pathlib.Path(folder)  # epath cannot write to the middle of a file.
     self.folder.mkdir(parents=True, exist_ok=True)
     self._identity, self._shape, self._dtype = identity, shape, dtype
-    before = read_json(self.folder / 'cache.json')
+    before = run_files.read(self.folder / 'cache.json', run_files.CacheIndex)
     self.block = block
     self._digests: list[str] = []
     if before is not None:
       self._check(before)
 
-  def _check(self, before: Any) -> None:
-    try:
-      stored, self.block, self._digests = (
-          before['identity'], int(before['block']), list(before['digests']))
-      other = sorted(key for key in self._identity.keys() | stored.keys()
-                     if self._identity.get(key) != stored.get(key)
-                     and not (key.startswith(COMPUTATION)
-                              and (key not in self._identity or key not in stored)))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise self._damaged(f'cache.json lacks {errors.first_line(error)}') from error
+  def _check(self, before: dict[str, Any]) -> None:
+    stored, self.block, self._digests = before['identity'], before['block'], before['digests']
+    other = sorted(key for key in self._identity.keys() | stored.keys()
+                   if self._identity.get(key) != stored.get(key)
+                   and not (key.startswith(COMPUTATION)
+                            and (key not in self._identity or key not in stored)))
     if other:
       raise errors.ConfigError(
           f'config.compute.cache: {self.folder} was made for something else; changed: '
-          f'{", ".join(other)}. Remove the folder to have it built anew')
+          f'{", ".join(other)}. Remove the folder to build the cache anew')
     for number, digest in enumerate(self._digests):
       if digest != hashlib.sha256(self._read(number)).hexdigest():
         raise self._damaged(f'block {number} is not the one that was written')
+    logger.debug(f'cache: {self.folder} holds {self.done:,} of {self._shape[0]:,} images')
 
   def _damaged(self, reason: str) -> errors.ConfigError:
     return errors.ConfigError(f'config.compute.cache: {self.folder} is damaged ({reason}); remove '
-                              'the folder to have it built anew')
+                              'the folder to build the cache anew')
 
   @property
   def done(self) -> int:
-    """Images in blocks that are whole."""
+    """Returns the number of images in complete blocks."""
     return min(len(self._digests) * self.block, self._shape[0])
 
   @property
@@ -96,25 +93,25 @@ class Store:
         file.seek(self.done * self._image_bytes)
         file.write(content)
       self._digests.append(hashlib.sha256(content).hexdigest())
-      write_json(self.folder / 'cache.json', {
+      run_files.write(self.folder / 'cache.json', {
           'identity': self._identity, 'block': self.block, 'digests': self._digests})
     except OSError as error:
       raise errors.TrainingError(
-          f'config.compute.cache: {self.folder} cannot be written to ({error.strerror}); make '
-          'room, and the same command goes on') from error
+          f'config.compute.cache: {self.folder} cannot be written to ({error.strerror}); '
+          'free some space and run the same command again to resume') from error
 
   def rows(self) -> np.ndarray:
-    """The whole table, read from the disk when it is asked for."""
+    """Returns the whole table, mapped from the disk."""
     return np.memmap(self.folder / 'rows.bin', self._dtype, 'r', shape=self._shape)
 
 
 def lock(folder: epath.Path) -> filelock.BaseFileLock:
-  """Of the folder, over all processes; says so where it has to wait for another one."""
+  """Acquires and returns the folder's lock; logs if it has to wait for another process."""
   folder.mkdir(parents=True, exist_ok=True)
   held = filelock.FileLock(folder / '.lock')
   try:
     held.acquire(blocking=False)
   except filelock.Timeout:
-    logger.info(f'cache: another process is building {folder}; waits for it')
+    logger.info(f'cache: waiting for another process that builds {folder}')
     held.acquire()
   return held

@@ -1,6 +1,4 @@
-"""What can be worked out with a pencil: heads, caches, input, all-reduces, and the step of many
-chips.
-"""
+"""Estimates from formulas: sizes of heads and caches, input rates, all-reduces, and step times."""
 import dataclasses
 import math
 from typing import Any
@@ -8,27 +6,27 @@ from typing import Any
 from kdih.models import cost
 from launch.studies.scaling import large, problem
 
-# Of the chip's roofline, what a well-tuned step reaches; of the network's bandwidth likewise.
+# The fraction of a chip's roofline, and of the network's bandwidth, that a well-tuned step reaches.
 REACHED = 0.5
-# Seconds for the first byte to reach the next chip; an assumption, not a published figure.
+# Latency to the next chip in seconds; an assumption, not a published figure.
 HOP = 1e-6
-# Of the time of a step, when gradients begin to be ready to be sent.
+# The fraction of a step's time behind which the all-reduce of the gradients can hide.
 BACKWARD = 0.5
 # Mean size of ImageNet's JPEG files: 138 GB (image-net.org) / 1,281,167 images.
 JPEG_BYTES = 138e9 / 1_281_167
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """Published figures of a chip, per chip.
+  """Published figures of one accelerator chip.
 
   Attributes:
-    flops: multiply-adds counted as two, a second, in bfloat16.
-    memory: bytes.
-    bandwidth: bytes a second from and to it.
-    reduced: bytes a second, the share of a chip of the pod's all-reduce bandwidth.
-    per_host: chips on one host.
-    slices: {chips: its shape}, the length of each axis of the network.
+    flops: bfloat16 operations per second; a multiply-add counts as two.
+    memory: bytes of memory.
+    bandwidth: memory bandwidth in bytes per second.
+    reduced: all-reduce bandwidth of the pod divided by its chips, in bytes per second.
+    per_host: number of chips on one host.
+    slices: {number of chips: shape of the slice}, the length of each axis of the network.
   """
 
   flops: float
@@ -39,19 +37,22 @@ class Chip:
   slices: dict[int, tuple[int, ...]]
 
 
-# cloud.google.com/tpu/docs/v4 and /v5e, read in November 2026. The last figure of v4 is 1.1 PB/s
-# over 4,096 chips, that of v5e 51.2 TB/s over 256. A pod of v5e has no 1,024 chips.
+# cloud.google.com/tpu/docs/v4 and /v5e, read in November 2026. The all-reduce bandwidth of a v4 pod
+# is 1.1 PB/s over 4,096 chips; that of a v5e pod is 51.2 TB/s over its 256 chips.
 CHIPS = {
-    'TPU v4': Chip(275e12, 32 * 2**30, 1.2e12, 1.1e15 / 4096, 4,
-                   {8: (2, 2, 2), 64: (4, 4, 4), 1024: (8, 8, 16)}),
-    'TPU v5e': Chip(197e12, 16 * 2**30, 819e9, 51.2e12 / 256, 8, {8: (2, 4), 64: (8, 8)}),
+    'TPU v4': Chip(flops=275e12, memory=32 * 2**30, bandwidth=1.2e12, reduced=1.1e15 / 4096,
+                   per_host=4, slices={8: (2, 2, 2), 64: (4, 4, 4), 1024: (8, 8, 16)}),
+    'TPU v5e': Chip(flops=197e12, memory=16 * 2**30, bandwidth=819e9, reduced=51.2e12 / 256,
+                    per_host=8, slices={8: (2, 4), 64: (8, 8)}),
 }
 
 
 def head_sizes() -> list[dict[str, Any]]:
-  """Of each teacher and kind of heads, the parameters of every head, and what training them takes.
+  """Returns the sizes of the heads of several teachers, for each kind of heads.
 
-  Parameters, gradients and momentum are float32.
+  Returns:
+    A row for each teacher and kind: the parameters of 'each' head and of all heads, and the bytes
+    that they take frozen, and in training, with gradients and momentum, all in float32.
   """
   resnet, vit = large.PAIRS['resnet50 → resnet18'], large.PAIRS['ViT-S/16 → ViT-Ti/16']
   teachers = {
@@ -63,27 +64,30 @@ def head_sizes() -> list[dict[str, Any]]:
   rows = []
   for name, fields in teachers.items():
     for kind in ('flatten', 'gap'):
-      setup = problem.Setup(**{'student': 'resnet8', 'batch_size': 1, **fields, 'kind': kind})
-      each = {tap: cost.count_parameters(dense) for tap, dense
-              in problem.head_variables(setup)['params'].items()}
-      total = sum(each.values())
-      rows.append({'teacher': name, 'kind': kind, 'each': each, 'parameters': total,
+      training = problem.Training(
+          **{'student': 'resnet8', 'batch_size': 1, **fields, 'kind': kind})
+      sizes = {tap: cost.count_parameters(dense) for tap, dense
+               in problem.head_variables(training)['params'].items()}
+      total = sum(sizes.values())
+      rows.append({'teacher': name, 'kind': kind, 'each': sizes, 'parameters': total,
                    'frozen_bytes': 4 * total, 'trained_bytes': 12 * total})
   return rows
 
 
 def caches() -> list[dict[str, Any]]:
-  """Of each data set, the bytes of one bfloat16 soft label for one view, and for all there are.
+  """Returns the sizes of caches of bfloat16 soft labels, for several data sets.
 
-  'all' is None where views are random.
+  Returns:
+    A row for each data set: the bytes for 'one' view of each image, and for 'all' views; 'all' is
+    None if the views are random.
   """
-  data_sets = [  # Name, images to train with, classes, views of an image; None where random.
+  data_sets = [  # Name, training images, classes, views of an image (None if they are random).
       ('CIFAR-100', 50_000, 100, views(4, flip=True)),
       ('Tiny-ImageNet', 100_000, 200, views(4, flip=True)),
       ('Tiny-ImageNet, 8 pixels of padding', 100_000, 200, views(8, flip=True)),
       ('ImageNet, 4 pixels of padding', 1_281_167, 1000, views(4, flip=True)),
       ('ImageNet, random resized crops', 1_281_167, 1000, None),
-      ('ImageNet of 21,841 classes, likewise', 14_197_122, 21_841, None)]
+      ('ImageNet of 21,841 classes, random resized crops', 14_197_122, 21_841, None)]
   return [{'data': name, 'images': images, 'classes': classes, 'views': count,
            'one': cache_bytes(images, 1, classes),
            'all': cache_bytes(images, count, classes) if count else None}
@@ -91,29 +95,30 @@ def caches() -> list[dict[str, Any]]:
 
 
 def cache_bytes(images: int, views: int, classes: int, bytes_per_number: int = 2) -> int:
-  """Of one soft label for every view of every image."""
+  """Returns the bytes of a soft label for each view of each image."""
   return images * views * classes * bytes_per_number
 
 
 def views(padding: int, flip: bool) -> int:
-  """Different crops (and mirrored ones) of an image that is padded by `padding` on each side."""
+  """Returns the number of crops, also mirrored, of an image padded by `padding` on each side."""
   return (2 * padding + 1)**2 * (2 if flip else 1)
 
 
 def roofline(chip: Chip, flops: float, bytes_moved: float) -> float:
-  """Seconds for so much work on one chip, at `REACHED` of the nearer ceiling."""
+  """Returns the seconds for this work on one chip, at `REACHED` of the limiting ceiling."""
   return max(flops / chip.flops, bytes_moved / chip.bandwidth) / REACHED
 
 
 def ring_bytes(size: float, chips: int) -> float:
-  """Bytes that each chip sends in a ring all-reduce of `size` bytes."""
+  """Returns the bytes that each chip sends in a ring all-reduce of `size` bytes."""
   return 2 * (chips - 1) / chips * size
 
 
 def all_reduce(chip: Chip, size: float, chips: int, count: int = 1) -> float:
-  """Seconds of `count` all-reduces of `size` bytes in all: axis by axis, in both directions.
+  """Returns the seconds of `count` all-reduces of `size` bytes in total.
 
-  Twice around half of each axis is how far the first byte travels.
+  They reduce axis by axis, in both directions: the first byte travels twice along half of
+  each axis.
   """
   hops = sum(chip.slices[chips])
   return ring_bytes(size, chips) / (REACHED * chip.reduced) + count * hops * HOP
@@ -121,7 +126,13 @@ def all_reduce(chip: Chip, size: float, chips: int, count: int = 1) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """Seconds of a step on many chips: `compute`, and all of it `apart` and `overlapped`."""
+  """Times of a step on many chips, in seconds.
+
+  Attributes:
+    compute: time for computing.
+    apart: time for computing and, after it, for all-reduces.
+    overlapped: the same, if the all-reduce of the gradients overlaps with the backward pass.
+  """
 
   compute: float
   apart: float
@@ -132,10 +143,10 @@ def step(
     chip: Chip, chips: int, *, flops: float, bytes_moved: float, gradient_bytes: float,
     all_reduce_bytes: float, all_reduces: int
 ) -> Step:
-  """The model of a step, from what one chip does in it.
+  """Returns the modelled times of a step, from the work of one chip.
 
-  The last all-reduce is that of the gradients; the others are those of batch norms, which the
-  forward and backward pass wait for. Overlapped, the gradients' hides behind the backward pass.
+  The last all-reduce is for the gradients. All others are for batch norms, and the forward and
+  backward pass wait for them.
   """
   compute = roofline(chip, flops, bytes_moved)
   others = all_reduces - 1
@@ -146,10 +157,10 @@ def step(
 
 
 def input_rate(chips: int, per_host: int, batch: int, seconds: float) -> float:
-  """Images a second that each host must deliver to its chips, `batch` to each every `seconds`."""
+  """Returns the images per second that a host delivers, with `batch` per chip every `seconds`."""
   return min(chips, per_host) * batch / seconds
 
 
 def image_bytes(image_size: int) -> int:
-  """Of a decoded image: three channels of uint8."""
+  """Returns the bytes of a decoded image, with three channels of uint8."""
   return math.prod((image_size, image_size, 3))

@@ -1,4 +1,4 @@
-"""Step times on this machine: medians of repeats that take turns, so that all see the same load."""
+"""Step times on this machine: medians of repeats in turns, so that the load affects all equally."""
 import dataclasses
 import json
 import logging
@@ -12,17 +12,22 @@ from typing import Any
 
 from kdih.models import cost
 from launch.studies.scaling import problem
-from launch.studies.scaling.problem import Setup
+from launch.studies.scaling.problem import Training
 
 logger = logging.getLogger(__name__)
 
 
-def setups(smallest: bool) -> dict[str, dict[Any, Setup]]:
-  """{curve: {where on it: what is timed}}; `smallest` is for a try-out that takes seconds."""
+def points(smallest: bool) -> dict[str, dict[Any, Training]]:
+  """Returns {curve: {position on the curve: the training to time}}.
+
+  Args:
+    smallest: whether to return two tiny points for each curve, for a test that takes seconds.
+  """
   if smallest:
-    base = Setup('resnet8', 'resnet8', 8, image_size=8, num_classes=10)
+    base = Training(
+        teacher='resnet8', student='resnet8', batch_size=8, image_size=8, num_classes=10)
   else:
-    base = Setup('resnet20', 'resnet8', 64)
+    base = Training(teacher='resnet20', student='resnet8', batch_size=64)
   blocks = tuple(f'stage{i}_block{j}' for i in (1, 2, 3) for j in (1, 2, 3))
   heads = {0: (), 1: ('stage3',), 2: ('stage2', 'stage3'), 3: ('stage1', 'stage2', 'stage3'),
            6: (*blocks[0::2], 'stage3'), 9: blocks}
@@ -42,23 +47,23 @@ def setups(smallest: bool) -> dict[str, dict[Any, Setup]]:
           for name, curve in curves.items()}
 
 
-def measure(name: str, curve: Mapping[int, Setup], repeats: int) -> list[dict[str, Any]]:
-  """Times every setup of a curve `repeats` times, in turns.
+def measure(name: str, curve: Mapping[int, Training], repeats: int) -> list[dict[str, Any]]:
+  """Times each point of a curve `repeats` times, in turns.
 
   Returns:
-    For each, in order: 'at'; 'seconds', all of them; 'parameters' that the student learns, and
-    'head_parameters'.
+    A row for each point, in order: its position 'at', the 'seconds' of all repeats, the trained
+    'parameters' of the student, and 'head_parameters'.
   """
   calls: dict[int, Callable[[], float]] = {}
   workers: list[subprocess.Popen] = []
   try:
-    for at, setup in curve.items():
+    for at, training in curve.items():
       logger.info(f'{name}: compiles {at}')
       if name == 'devices':
-        workers.append(_worker(at, setup))
-        calls[at] = _asked(workers[-1])
+        workers.append(_worker(at, training))
+        calls[at] = _remote(workers[-1])
       else:
-        calls[at] = _timed(problem.stepper(problem.build(setup)))
+        calls[at] = _timed(problem.stepper(problem.build(training)))
     seconds: dict[int, list[float]] = {at: [] for at in calls}
     for _ in range(repeats):
       for at, call in calls.items():
@@ -67,8 +72,8 @@ def measure(name: str, curve: Mapping[int, Setup], repeats: int) -> list[dict[st
     for worker in workers:
       worker.communicate()
   rows = []
-  for at, setup in curve.items():
-    made = problem.build(setup)
+  for at, training in curve.items():
+    made = problem.build(training)
     rows.append({'at': at, 'seconds': seconds[at],
                  'parameters': cost.count_parameters(made.state.params),
                  'head_parameters': cost.count_parameters(made.frozen.get('heads', {}))})
@@ -76,7 +81,7 @@ def measure(name: str, curve: Mapping[int, Setup], repeats: int) -> list[dict[st
 
 
 def _timed(call: Callable[[], None]) -> Callable[[], float]:
-  """Seconds of a call; the first, which compiles, is made here."""
+  """Makes the first call, which compiles, and returns a function that times further calls."""
   def timed() -> float:
     begun = time.perf_counter()
     call()
@@ -86,46 +91,53 @@ def _timed(call: Callable[[], None]) -> Callable[[], float]:
   return timed
 
 
-def _worker(devices: int, setup: Setup) -> subprocess.Popen:
-  """A process that sees so many CPU devices, and steps when it is asked."""
+def _worker(devices: int, training: Training) -> subprocess.Popen:
+  """Starts a process with this number of CPU devices that runs `_serve`."""
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
   return subprocess.Popen(
-      [sys.executable, '-m', __name__, json.dumps(dataclasses.asdict(setup))],
+      [sys.executable, '-m', __name__, json.dumps(dataclasses.asdict(training))],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def _asked(worker: subprocess.Popen) -> Callable[[], float]:
-  questions, answers = worker.stdin, worker.stdout
-  assert questions and answers
+def _remote(worker: subprocess.Popen) -> Callable[[], float]:
+  """Returns a function that makes the worker do one step, and returns its seconds."""
+  requests, replies = worker.stdin, worker.stdout
+  assert requests and replies
 
-  def ask() -> float:
-    questions.write('step\n')
-    questions.flush()
-    return float(answers.readline())
+  def call() -> float:
+    requests.write('step\n')
+    requests.flush()
+    return float(replies.readline())
 
-  ask()
-  return ask
+  call()
+  return call
 
 
 def _serve(text: str) -> None:
-  call = _timed(problem.stepper(problem.build(Setup(**json.loads(text)))))
+  """Does one step for each line on standard input, and prints its seconds."""
+  call = _timed(problem.stepper(problem.build(Training(**json.loads(text)))))
   for _ in sys.stdin:
     print(call(), flush=True)
 
 
 def summary(rows: Sequence[Mapping[str, Any]], reference: int) -> list[dict[str, float]]:
-  """For each row the median, and the quartiles, in milliseconds; and its ratio to `reference`.
+  """Returns the median and the quartiles of each row in milliseconds, and its ratio to a reference.
 
-  The ratio is the median over the repeats of those within one turn.
+  The ratio is taken within each turn, and the median of these ratios is returned.
+
+  Args:
+    rows: from `measure`.
+    reference: the position 'at' of the row that all rows are compared with.
   """
   base = next(row['seconds'] for row in rows if row['at'] == reference)
-  found = []
+  summaries = []
   for row in rows:
     low, middle, high = statistics.quantiles(row['seconds'], n=4, method='inclusive')
     ratio = statistics.median(a / b for a, b in zip(row['seconds'], base, strict=True))
-    found.append({'at': row['at'], 'ms': 1e3 * middle, 'low': 1e3 * low, 'high': 1e3 * high,
-                  'ratio': ratio, 'head_parameters': row['head_parameters']})
-  return found
+    summaries.append({
+        'at': row['at'], 'ms': 1e3 * middle, 'low': 1e3 * low, 'high': 1e3 * high, 'ratio': ratio,
+        'head_parameters': row['head_parameters']})
+  return summaries
 
 
 if __name__ == '__main__':

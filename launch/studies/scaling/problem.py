@@ -1,6 +1,6 @@
-"""One DIH step on blank images, of any size: as shapes to analyse, or as arrays to time.
+"""One DIH training step on blank images of any size, to be analysed as shapes or timed with arrays.
 
-Nowhere else does this package touch the training code.
+This is the only module of the study that uses kdih's training code.
 """
 import dataclasses
 import inspect
@@ -21,23 +21,23 @@ from kdih.runtime import devices as devices_lib
 from kdih.training import state, steps_per_call
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-  """What a step is made of.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """The training of a student, of which one step is analysed or timed.
 
   Attributes:
-    teacher: name of its model.
-    student: likewise.
-    batch_size: of all devices that take part.
+    teacher: name of the teacher's model.
+    student: name of the student's model.
+    batch_size: number of images per step, over all devices.
     image_size: height and width in pixels.
     num_classes: number of classes.
-    taps: those with a head; None for every tap that the teacher sows.
-    kind: of the heads, 'flatten' or 'gap'.
-    dtype: what both models compute in.
-    padding: of the augmentation.
-    teacher_fields: further fields of its module.
-    student_fields: likewise.
-    remat: as `config.compute.remat`.
+    taps: the taps that have a head; None for all taps of the teacher, () for `kd` without heads.
+    kind: kind of the heads, 'flatten' or 'gap'.
+    dtype: data type in which both models compute.
+    padding: pixels of padding for random crops.
+    teacher_fields: further fields of the teacher's module.
+    student_fields: further fields of the student's module.
+    remat: `config.compute.remat`.
   """
 
   teacher: str
@@ -55,12 +55,12 @@ class Setup:
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
-    """Height, width, channels."""
+    """Returns height, width and channels."""
     return self.image_size, self.image_size, 3
 
   @property
   def config(self) -> plain.Plain:
-    """Returns the config of a run of it."""
+    """Returns the config of a run with this training."""
     return plain.config({
         'teacher.name': self.teacher, 'teacher.kwargs': dict(self.teacher_fields),
         'student.name': self.student, 'student.kwargs': dict(self.student_fields),
@@ -71,19 +71,19 @@ class Setup:
         'compute.remat': self.remat, 'compute.fold_batch_norm': False})
 
   def networks(self) -> networks.Networks:
-    """Returns its networks."""
+    """Returns the teacher, the heads and the student, without variables."""
     return networks.build(self.config, DataSpec('made', self.image_shape, self.num_classes))
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """A step, and the shapes of its arguments.
+  """A training step, and the shapes of its arguments.
 
   Attributes:
-    step: (state, frozen, resident, feeds) to (state, metrics), over all devices.
-    state: of the training.
-    frozen: {'teacher', 'heads'}: variables.
-    feed: images uint8, labels and indices of one update, [1, batch, ...].
+    step: maps (state, frozen, resident, feeds) to (state, metrics), over all devices.
+    state: the training state.
+    frozen: {'teacher', 'heads'}, their variables.
+    feed: images (uint8), labels and indices of one step, [1, batch, ...].
   """
 
   step: Callable
@@ -92,11 +92,11 @@ class Step:
   feed: dict[str, jax.ShapeDtypeStruct]
 
 
-def build(setup: Setup) -> Step:
-  """Returns the step that trains the student by `dih`, without heads by `kd`; computes nothing."""
-  config, built = setup.config, setup.networks()
+def build(training: Training) -> Step:
+  """Returns the step of `dih`, or of `kd` if there are no heads, without computing any array."""
+  config, built = training.config, training.networks()
   frozen = {'teacher': built.teacher_variables}
-  if setup.taps != ():
+  if training.taps != ():
     frozen['heads'] = networks.abstract_heads(built)
   name, = built.methods
   teacher = dataclasses.replace(student_lib.teacher_of(config, built, frozen), taps=())
@@ -104,21 +104,21 @@ def build(setup: Setup) -> Step:
   data = TrainingData(config, made_splits(built.spec, 1000, loader='streaming'))
   problem = student_lib.student_problem(config, built, data, variables, name, teacher)
   feed = {
-      'image': jax.ShapeDtypeStruct((1, setup.batch_size, *setup.image_shape), jnp.uint8),
-      'label': jax.ShapeDtypeStruct((1, setup.batch_size), jnp.int32),
-      'index': jax.ShapeDtypeStruct((1, setup.batch_size), jnp.int32),
+      'image': jax.ShapeDtypeStruct((1, training.batch_size, *training.image_shape), jnp.uint8),
+      'label': jax.ShapeDtypeStruct((1, training.batch_size), jnp.int32),
+      'index': jax.ShapeDtypeStruct((1, training.batch_size), jnp.int32),
   }
   return Step(problem.compiled(), jax.eval_shape(lambda v: problem.state(v, 0), variables),
               problem.task.frozen, feed)
 
 
-def head_variables(setup: Setup) -> dict[str, Any]:
-  """Returns shapes of the variables of the heads."""
-  return networks.abstract_heads(setup.networks())
+def head_variables(training: Training) -> dict[str, Any]:
+  """Returns the shapes of the heads' variables."""
+  return networks.abstract_heads(training.networks())
 
 
 def stepper(made: Step) -> Callable[[], None]:
-  """A call of the result does one step on all devices and waits for it."""
+  """Returns a function that does one step on all devices and waits for its end."""
   kept = [devices_lib.replicate(_filled(made.state))]
   frozen = devices_lib.replicate(_filled(made.frozen))
   blank = {name: np.zeros(x.shape[1:], x.dtype) for name, x in made.feed.items()}
@@ -132,7 +132,7 @@ def stepper(made: Step) -> Callable[[], None]:
 
 
 def _filled(tree: Any) -> Any:
-  # Weights are these few numbers, over and over: quick to make, and none of them is 0.
+  # Weights repeat a few numbers, which is fast to fill in; none of these numbers is 0.
   few = np.abs(np.random.default_rng(0).normal(0, 0.02, 4093)) + 1e-3
 
   def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -144,9 +144,10 @@ def _filled(tree: Any) -> Any:
 
 
 def compiled_for(made: Step, devices: list) -> jax.stages.Compiled:
-  """The step, compiled for `devices`, which need not be at hand.
+  """Returns the step compiled for `devices`, which this machine need not have.
 
-  The batch is split over them, and all else is the same on each, as `devices.pmap_step` has it.
+  As in `kdih.runtime.devices.pmap_step`, the batch is divided among the devices and all other
+  arguments are replicated.
   """
   mesh = Mesh(np.array(devices), (devices_lib.AXIS,))
   same, split = PartitionSpec(), PartitionSpec(None, devices_lib.AXIS)

@@ -1,4 +1,4 @@
-"""The tables of the page, from the JSON file alone, and where they go in it."""
+"""The tables of `launch/studies/scaling.md`, made from `scaling.json`."""
 import functools
 import itertools
 import pathlib
@@ -6,36 +6,39 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import tabulate
+
 from kdih import errors
 from kdih.runtime.files import write_atomically
 from launch.studies.scaling import arithmetic, curves
 
-# For each curve, what it runs over, and the point that the others are compared with.
+# For each curve: its variable, and the point that all points are compared with.
 AXES = {'batch': ('batch', 64), 'depth': ('teacher', 20), 'heads': ('heads', 3),
         'classes': ('classes', 100), 'classes_gap': ('classes', 100), 'devices': ('devices', 1)}
-WEAK, STRONG = 128, 4096  # Images on a chip, whatever their number; and on all chips together.
+# Weak scaling has WEAK images on each chip, strong scaling has STRONG images on all chips together.
+WEAK, STRONG = 128, 4096
 _MIB, _MB = 2**20, 1e6
 
 
-def all_tables(found: Mapping[str, Any]) -> dict[str, str]:
-  """The Markdown tables, by name, of those parts that `found` has; see `__main__.read`."""
-  made: dict[str, Callable[[Any], str]] = {
+def all_tables(results: Mapping[str, Any]) -> dict[str, str]:
+  """Returns {name: Markdown table} for the parts of `results`, from `__main__.read`."""
+  makers: dict[str, Callable[[Any], str]] = {
       **{name: functools.partial(_curve, name) for name in AXES},
       'head_sizes': _head_sizes, 'caches': _caches}
-  tables = {name: make(found[name]) for name, make in made.items() if name in found}
-  if 'compiled' in found:
-    tables |= {'memory': _memory(found['compiled']), 'chips': _chips(found['compiled'])}
+  tables = {name: make(results[name]) for name, make in makers.items() if name in results}
+  if 'compiled' in results:
+    tables |= {'memory': _memory(results['compiled']), 'chips': _chips(results['compiled'])}
   return tables
 
 
-def fill_in(page: pathlib.Path, found: Mapping[str, Any]) -> None:
-  """Puts each table between its markers, `<!-- scaling: NAME -->` and `<!-- end -->`.
+def fill_in(page: pathlib.Path, results: Mapping[str, Any]) -> None:
+  """Writes each table between its markers, `<!-- scaling: NAME -->` and `<!-- end -->`.
 
   Raises:
-    ConfigError: the page has no such markers; it is left as it is.
+    ConfigError: the page has no such markers; it is not changed.
   """
   text = page.read_text(encoding='utf-8')
-  for name, table in all_tables(found).items():
+  for name, table in all_tables(results).items():
     text, places = re.subn(rf'(<!-- scaling: {name} -->\n).*?(<!-- end -->)',
                            rf'\g<1>{table}\n\g<2>', text, flags=re.DOTALL)
     if not places:
@@ -45,12 +48,13 @@ def fill_in(page: pathlib.Path, found: Mapping[str, Any]) -> None:
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-  lines = [header, [':--', *['--:'] * (len(header) - 1)], *rows]
-  return '\n'.join([caption, '', *(f'| {" | ".join(line)} |' for line in lines)])
+  table = tabulate.tabulate(rows, header, tablefmt='pipe', disable_numparse=True,
+                            colalign=['left', *['right'] * (len(header) - 1)])
+  return f'{caption}\n\n{table}'
 
 
 def reference(name: str, rows: Sequence[Mapping[str, Any]]) -> int:
-  """The point of a curve that the others are compared with; the first where it was not measured."""
+  """Returns the point of a curve that all points are compared with; the first if it is missing."""
   wanted = AXES[name][1]
   return wanted if any(row['at'] == wanted for row in rows) else rows[0]['at']
 
@@ -58,7 +62,7 @@ def reference(name: str, rows: Sequence[Mapping[str, Any]]) -> int:
 def _curve(name: str, part: Mapping[str, Any]) -> str:
   base, machine = reference(name, part['rows']), part['machine']
   label = AXES[name][0]
-  header = [label, 'ms a step', 'quartiles', f'of that at {base:,}']
+  header = [label, 'ms per step', 'quartiles', f'ratio to {base:,}']
   if name == 'batch':
     header.append('images/s')
   elif name not in ('depth', 'devices'):
@@ -90,14 +94,14 @@ def _head_sizes(part: Sequence[Mapping[str, Any]]) -> str:
 
 def _caches(part: Sequence[Mapping[str, Any]]) -> str:
   rows = [[row['data'], f'{row["images"]:,}', f'{row["classes"]:,}',
-           f'{row["views"]:,}' if row['views'] else 'no end', size(row['one']),
+           f'{row["views"]:,}' if row['views'] else 'random', size(row['one']),
            size(row['all']) if row['all'] else 'impossible'] for row in part]
   return _markdown(['data', 'images', 'classes', 'views of an image', 'one view', 'all views'],
                    rows, 'Computed: images × views × classes × 2 bytes (bfloat16).')
 
 
 def size(count: float) -> str:
-  """So many bytes, in the decimal unit that fits."""
+  """Returns a number of bytes as text, in a suitable decimal unit."""
   for unit, scale in (('TB', 1e12), ('GB', 1e9), ('MB', 1e6)):
     if count >= scale:
       return f'{count / scale:,.1f} {unit}'
@@ -114,12 +118,12 @@ def _memory(part: Sequence[Mapping[str, Any]]) -> str:
                  *(f'{row["memory"][field] / _MIB:,.0f}' for field in fields),
                  f'{total / _MIB:,.0f}',
                  f'{100 * total / arithmetic.CHIPS[row["chip"]].memory:.0f} %'])
-  header = ['MiB on a chip', 'chip', 'images a chip', *fields, 'in all', 'of the chip\'s']
-  return _markdown(header, rows, _compiled_by(part))
+  header = ['pair', 'chip', 'images per chip', *fields, 'total', 'fraction of the chip']
+  return _markdown(header, rows, f'{_compiled_by(part)} Memory in MiB per chip.')
 
 
 def in_order(part: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-  """What was compiled, by pair, chip and images on a chip."""
+  """Returns the compiled cases sorted by pair, chip and images per chip."""
   return sorted(part, key=lambda row: (row['pair'], row['chip'], row['batch'], row['remat']))
 
 
@@ -130,10 +134,10 @@ def _compiled_by(part: Sequence[Mapping[str, Any]]) -> str:
 
 
 def scaled(part: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """For each pair, chip, number of them and kind of scaling compiled for, what the model says.
+  """Returns the modelled times and efficiencies for each pair, chip, scaling and number of chips.
 
-  'weak' has `WEAK` images on each chip, 'strong' `STRONG` on all. An efficiency is the images a
-  second of a chip over those of one chip alone with `WEAK`.
+  The efficiency is the images per second of each chip, divided by the images per second of a single
+  chip with `WEAK` images.
   """
   fields = ('flops', 'bytes_moved', 'gradient_bytes', 'all_reduce_bytes', 'all_reduces')
   plain = {(row['pair'], row['chip'], row['batch']): row
@@ -170,7 +174,7 @@ def _chips(part: Sequence[Mapping[str, Any]]) -> str:
            f'{row["images_per_host"] * arithmetic.JPEG_BYTES / _MB:,.0f}']
           for row in scaled(part)]
   return _markdown(
-      ['pair', 'chips', 'images a chip', 'batch', 'compute ms', 'step ms', 'efficiency, apart',
-       'overlapped', 'all-reduced MB', 'sent by a chip MB', 'all-reduces', 'images/s a host',
+      ['pair', 'chips', 'images per chip', 'batch', 'compute ms', 'step ms', 'efficiency, apart',
+       'overlapped', 'all-reduced MB', 'MB sent per chip', 'all-reduces', 'images/s per host',
        'MB/s decoded', 'MB/s as JPEG'], rows,
-      _compiled_by(part) + ' Times and rates by the model below, not measured.')
+      _compiled_by(part) + ' Times and rates come from the model below; they are not measured.')

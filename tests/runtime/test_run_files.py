@@ -1,0 +1,220 @@
+"""Every JSON file of a run folder is read in one way: complete, or refused in one line."""
+import copy
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from kdih import errors
+from kdih.runtime import run_files
+from kdih.training import metric_log
+from tests.helpers.fuzzing import JSON, times
+from tests.helpers.made_pairs import heads as analysed_heads
+from tests.helpers.made_results import heads, result
+from tests.helpers.runs import ROOT
+
+CONFIG = {'data': {'name': 'digits', 'folder': ''}, 'teacher': {'name': 't'},
+          'student': {'name': 's', 'methods': ['ce']}, 'methods': {'ce': {'kind': 'ce'}}}
+COST = {'parameters': 3, 'flops': None, 'latency_ms': 0.5, 'images_per_second': 9.0, 'bytes': 12,
+        'fingerprint': 'f'}
+TEACHER, STUDENT = result(0.8), result(0.6, 0.7, accepted=['x'], protocol={'seed': 3})
+HEADS = {**heads('stage1', 'stage2', 'stage3'), **analysed_heads(4), 'weights': {'a': [1.0] * 4}}
+FILES = {
+    'manifest': (run_files.Manifest, {
+        'config': CONFIG, 'command': 'kdih', 'versions': {'jax': '1'}, 'devices': ['cpu'],
+        'identity': {'data': {}, 'computation': {'methods': {}}}, 'accepted': ['x']}),
+    'teacher': (run_files.TeacherResult, TEACHER),
+    'heads': (run_files.HeadsResult, HEADS),
+    'student': (run_files.StudentResult, STUDENT),
+    'results': (run_files.Results, {
+        'teacher': TEACHER, 'heads': HEADS, 'student': {'ce': STUDENT},
+        'compression': {'device': 'cpu', 'teacher': COST, 'student': COST}}),
+    'sweep': (list[run_files.SweepCommand], [
+        {'pairs': [['t', 's', ['ce']]], 'seeds': [1], 'left_out': {'t/s/kd': 'x'},
+         'config': CONFIG, 'accepted': ['x']}]),
+    'failure': (run_files.Failure, {'error': 'x', 'time': 1.0, 'traceback': 'y'}),
+    'cache': (run_files.CacheIndex, {'identity': {'data': 'd'}, 'block': 2, 'digests': ['x']}),
+}
+
+
+def places(content, path=()):
+  """Yields the path to every value in JSON content, the content itself first."""
+  yield path
+  items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(
+      content, list) else ()
+  for key, value in items:
+    yield from places(value, (*path, key))
+
+
+def parent(content, path):
+  for key in path[:-1]:
+    content = content[key]
+  return content
+
+
+def drop(content, path, _):
+  del parent(content, path)[path[-1]]
+
+
+def replace(content, path, value):
+  parent(content, path)[path[-1]] = value
+
+
+def refused(path, kind) -> bool:
+  """Reads; returns whether that was refused, in one line that names the file."""
+  try:
+    run_files.read(path, kind)
+  except errors.FileError as error:
+    assert str(error).startswith(f'{path} is damaged (') and str(error).isprintable()
+    assert str(error).endswith('; restore it from a copy, or remove it to have it made again')
+    return True
+  return False
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_is_read_as_it_was_written_with_fields_of_other_versions(tmp_path, name):
+  kind, content = FILES[name]
+  whole = [*content, content[0]] if isinstance(content, list) else {**content, 'other': {'x': 1}}
+  run_files.write(tmp_path / 'x.json', whole)
+  assert run_files.read(tmp_path / 'x.json', kind) == whole
+  text = (tmp_path / 'x.json').read_text()
+  assert json.loads(text) == whole and text == json.dumps(whole, indent=2) + '\n'
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_with_any_value_dropped_or_replaced_is_read_or_refused(tmp_path, name):
+  kind, content = FILES[name]
+  paths = list(places(content))[1:]
+
+  @times(60, 1000)
+  @given(st.sampled_from(paths), st.sampled_from([drop, replace]), JSON)
+  def try_it(path, change, value):
+    changed = copy.deepcopy(content)
+    change(changed, path, value)
+    (tmp_path / 'x.json').write_text(json.dumps(changed))
+    refused(tmp_path / 'x.json', kind)
+
+  try_it()
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_number_and_text_that_is_relied_on_has_a_type(tmp_path, name):
+  """Within the fields of `kind`; a value of another type is refused."""
+  kind, content = FILES[name]
+  refusals = 0
+  for path in list(places(content))[1:]:
+    changed = copy.deepcopy(content)
+    replace(changed, path, [[{}]])
+    (tmp_path / 'x.json').write_text(json.dumps(changed))
+    refusals += refused(tmp_path / 'x.json', kind)
+  assert refusals >= {'failure': 2, 'cache': 4}.get(name, 7)
+
+
+@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('damage', [
+    b'', b'{"a": 1', b'[' * 20_000, b'[' * 20_000 + b']' * 20_000, b'[' * 60 + b']' * 60,
+    b'{"a":' * 60 + b'1' + b'}' * 60, b'\xff\xfe{', b'{"a": "\xff"}', b'{"a": NaN}', b'\0' * 99,
+    b'{"a": 1e999}', b'{"a": 1' + b'0' * 5000 + b'}', b'3', b'"\\ud800"', b'{"a": "\\u0001'])
+def test_what_is_not_json_of_a_file_is_refused(tmp_path, name, damage):
+  (tmp_path / 'x.json').write_bytes(damage)
+  assert refused(tmp_path / 'x.json', FILES[name][0])
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_that_is_cut_short_anywhere_is_refused(tmp_path, name):
+  kind, content = FILES[name]
+  whole = run_files.encode(content)
+  for end in range(0, len(whole), max(1, len(whole) // 50)):
+    (tmp_path / 'x.json').write_bytes(whole[:end])
+    assert refused(tmp_path / 'x.json', kind)
+
+
+def test_a_huge_file_and_a_folder_are_refused_and_a_missing_one_is_none(tmp_path):
+  with (tmp_path / 'huge.json').open('wb') as file:
+    file.truncate(2**40)  # Takes no room on the disk.
+  (tmp_path / 'folder.json').mkdir()
+  assert refused(tmp_path / 'huge.json', dict) and refused(tmp_path / 'folder.json', dict)
+  assert run_files.read(tmp_path / 'none.json', dict) is None
+
+
+@pytest.mark.parametrize(('field', 'value'), [
+    ('parameters', 10**400), ('top1', 1.5), ('top1', -0.1), ('top5', 2), ('agreement', True),
+    ('loss', 1e400)])
+def test_scores_are_fractions_and_finite(tmp_path, field, value):
+  changed = copy.deepcopy(STUDENT)
+  (changed if field == 'parameters' else changed['test_last'])[field] = value
+  (tmp_path / 'x.json').write_text(json.dumps(changed).replace('Infinity', '1e400'))
+  assert refused(tmp_path / 'x.json', run_files.StudentResult)
+
+
+def test_numpy_and_numbers_that_are_not_finite_can_be_written(tmp_path):
+  run_files.write(tmp_path / 'x.json', {
+      'a': np.float64(0.5), 'b': np.arange(2), 'c': float('nan'), 'd': (1, 2)})
+  assert json.loads((tmp_path / 'x.json').read_text()) == {
+      'a': 0.5, 'b': [0, 1], 'c': None, 'd': [1, 2]}
+
+
+def test_a_text_that_is_no_unicode_is_refused_before_anything_is_written(tmp_path):
+  with pytest.raises(errors.ConfigError, match='not valid Unicode text'):
+    run_files.write(tmp_path / 'x.json', {'folder': 'x\udcff'})
+  assert not list(tmp_path.iterdir())
+
+
+KINDS = {'manifest.json': run_files.Manifest, 'sweep.json': list[run_files.SweepCommand],
+         'results.json': run_files.Results, 'run_finished.json': run_files.Results,
+         'digits.json': run_files.Results, 'cifar100_laptop.json': run_files.Results}
+
+
+def test_the_published_files_of_earlier_versions_are_read():
+  results = ROOT / 'launch/results'
+  paths = [ROOT / 'tests/fixtures/run_finished.json',
+           *(path for path in results.rglob('*.json')
+             if path.name in KINDS or path.name == 'result.json')]
+  assert len(paths) > 25
+  for path in paths:
+    content = (run_files.read(path, KINDS[path.name]) if path.name in KINDS
+               else run_files.read_result(path.parents[1], path.parent.name))
+    assert content, path
+
+
+@pytest.mark.parametrize('name', ['run', 'sweep'])
+def test_the_folders_of_an_earlier_version_are_read(tmp_path, name):
+  with tarfile.open(ROOT / f'tests/fixtures/{name}.tar.gz') as archive:
+    archive.extractall(tmp_path, filter='data')
+  read = {'manifest.json': 0, 'sweep.json': 0, 'result.json': 0}
+  for path in tmp_path.rglob('*.json'):
+    if path.name in read:
+      read[path.name] += bool(run_files.read_result(path.parents[1], path.parent.name)
+                              if path.name == 'result.json' else
+                              run_files.read(path, KINDS[path.name]))
+  assert read['manifest.json'] and read['result.json'] >= 4
+
+
+# metrics.jsonl
+
+
+def test_damaged_lines_of_metrics_are_left_out_with_one_warning(tmp_path, caplog):
+  lines = [b'{"step": 2, "loss": 1.5}', b'{"step": 3, "lo', b'[' * 20_000, b'\xff', b'[1]',
+           b'{"loss": 1.0}', b'{"step": -1}', b'{"step": 4, "loss": "x"}', b'{"step": 4, "a": NaN}',
+           b'{"step": 2.5}', b'{"step": 4, "a": 1' + b'0' * 400 + b'}',
+           b'{"step": 5, "loss": null}', b'{"step": 6, "loss": 2}']
+  (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join(lines) + b'\n{"step": 7, "lo')
+  with caplog.at_level('WARNING', 'kdih'):
+    found = metric_log.read_metrics(tmp_path / 'metrics.jsonl')
+  assert found == [{'step': 2, 'loss': 1.5}, {'step': 5}, {'step': 6, 'loss': 2}]
+  assert all(type(line['step']) is int for line in found)
+  message, = [record.message for record in caplog.records]
+  assert message == f'{tmp_path / "metrics.jsonl"}: 10 of its lines are damaged and left out'
+
+
+def test_metrics_are_continued_after_a_resume(tmp_path):
+  for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
+    writer = metric_log.MetricWriter(tmp_path, start, events=False)
+    for step in steps:
+      writer.write(step, {'loss': np.float64(step), 'start': float('nan') if step == 8 else start})
+    writer.close()
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert [(line['step'], line['loss'], line['start']) for line in lines] == [
+      (2, 2.0, 0), (4, 4.0, 0), (6, 6.0, 4), (8, 8.0, None)]
