@@ -19,7 +19,7 @@ setuptools.setup(
         'absl-py>=2.3',
         'array-record>=0.8.1',
         'clu>=0.0.12',
-        'etils[epath]>=1.13',
+        'etils[epath]>=1.14',
         'filelock>=3.18',
         'flax>=0.12.7',
         'fsspec>=2025.3',
@@ -43,7 +43,7 @@ setuptools.setup(
         'tensorboard>=2.20',  # clu writes events with these two and requires neither.
         'tensorflow-cpu>=2.20; platform_machine == "x86_64" and sys_platform == "linux"',
         'tensorflow>=2.20; platform_machine != "x86_64" or sys_platform != "linux"',
-        'tensorflow-datasets>=4.9.9',
+        'tensorflow-datasets>=4.9.10',
         'tqdm>=4.67',
     ],
     extras_require={

@@ -40,7 +40,8 @@ def test_the_oldest_versions_are_the_bounds(declared):
 
 def test_the_wheel_has_every_file_that_is_no_document(declared):
   package = ROOT / 'kdih'
-  included = {path for pattern in declared['package_data']['kdih'] for path in package.glob(pattern)}
+  patterns = declared['package_data']['kdih']
+  included = {path for pattern in patterns for path in package.glob(pattern)}
   files = {path for path in package.rglob('*') if path.is_file()
            and '__pycache__' not in path.parts and path.suffix not in ('.py', '.md')}
   assert files <= included

@@ -20,7 +20,8 @@ def updated(loss, preprocess=lambda images, index, key: images, steps=1):
         'student': jnp.zeros((len(batch.labels), 10))})
 
   tx, loader = optax.sgd(LEARNING_RATE), Arrays(COUNT)
-  step = compiled_step(Task(terms, lambda *_: {}, {}, preprocess), tx, loader)
+  step = compiled_step(
+      Task(loss=terms, predict=lambda *_: {}, frozen={}, preprocess=preprocess), tx, loader)
   current = devices.replicate(state.create({'params': {'w': np.ones((), np.float32)}}, tx, 7))
   metrics = []
   batch = {'index': np.arange(COUNT, dtype=np.int32)}
