@@ -301,11 +301,14 @@ def _once_for_equal(function: Callable[..., _Result], model: nn.Module, *argumen
     hash(model)
   except TypeError:  # A field of the model is an array, for example.
     return function(model, *arguments)
-  return _traced_once(function, model, *arguments)
+  return _traced_once(function, model, jax.config.jax_enable_x64, *arguments)
 
 
 @functools.lru_cache(_KEPT_TRACES)
-def _traced_once(function: Callable[..., _Result], model: nn.Module, *arguments: Any) -> _Result:
+def _traced_once(
+    function: Callable[..., _Result], model: nn.Module, x64: bool, *arguments: Any
+) -> _Result:
+  del x64  # Part of the key, because types depend on it.
   return function(model, *arguments)
 
 

@@ -117,7 +117,7 @@ def test_ratios_and_shares_of_made_times():
 def test_the_table_has_the_numbers_of_each_item_in_columns():
   loop = {'median_s': 1.25, 'quartiles_s': [1.0, 1500.5], 'examples_per_second': 51.2}
   content = {
-      'device': {'count': 1, 'kind': 'cpu'}, 'processor': 'p', 'cpus_usable': 2, 'precision': 'f32',
+      'devices': ['cpu'], 'processor': 'p', 'cpus_usable': 2, 'precision': 'f32',
       'versions': {'jax': '1', 'torch': None}, 'runs': 3,
       'ceilings': {'bytes_per_second': 1e10, 'flops_per_second': 1e11},
       'pairs': [{'teacher': 't', 'student': 's', 'batch': 64, 'ratios': {'dih_over_kd': 1.25},

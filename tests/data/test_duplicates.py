@@ -7,6 +7,7 @@ from kdih.phases import pipeline
 from kdih.runtime.workdir import Workdir, resolved
 from tests.helpers import sweeps
 from tests.helpers.made_data import make_config, make_folder, message
+from tests.helpers.made_results import result
 from tests.helpers.runs import read_config
 
 
@@ -99,7 +100,7 @@ def test_a_run_warns_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
   assert capsys.readouterr().err.count('1 image of test is also in train') == 1
   workdir = Workdir(tmp_path / 'w')
   workdir.open(resolved(config))
-  workdir.finish('teacher', {})
+  workdir.finish('teacher', result(0.5, steps=1, seconds=1.0, examples_per_second=1.0))
   pipeline.prepare_run(config, tmp_path / 'w')
   assert 'also in train' not in capsys.readouterr().err
 

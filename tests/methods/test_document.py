@@ -120,7 +120,8 @@ def test_the_losses_of_the_controls_have_the_numbers_of_the_document():
 
 def test_the_noise_that_is_quoted_is_that_of_the_sweep():
   report = (ROOT / 'launch/results/cifar100_sweep/comparison/report.md').read_text('utf-8')
-  row, = (line.split(' | ') for line in report.splitlines() if line.startswith('| dih_teacher |'))
+  row, = ([cell.strip() for cell in line.split(' | ')] for line in report.splitlines()
+          if line.startswith('| dih_teacher '))
   assert row[1] == '3' and f'{row[6]} points (standard error, n = 3)' in README
 
 

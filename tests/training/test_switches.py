@@ -39,9 +39,9 @@ class Dropping(nn.Module):
 def problem_of(model: nn.Module, *overrides: str) -> Problem:
   config = read_config('unused', 'unused', *(f'--config.{item}' for item in overrides))
   data = TrainingData(config, SPLITS)
-  return Problem(config, teacher_task(model, data.preprocess),
-                 networks.initialise(model, jax.random.key(0), (8, 8, 1)), config.teacher.train,
-                 data, (8, 8, 1))
+  return Problem(config=config, task=teacher_task(model, data.preprocess),
+                 variables=networks.initialise(model, jax.random.key(0), (8, 8, 1)),
+                 train=config.teacher.train, data=data, image_shape=(8, 8, 1))
 
 
 def trained(model: nn.Module, *overrides: str) -> Any:
