@@ -125,11 +125,11 @@ def test_a_wrong_split_is_refused_although_nothing_is_prepared(tmp_path, capsys)
      'config.compute.cache_taps: is set, '),
     # 40,000 images x 2049^2 views x 100 numbers of two bytes.
     (('--methods=kd', '--config.compute.cache=all_views', '--config.data.padding=1024',
-      '--config.data.name=cifar100', '--config.data.train_split=train'), ' takes 33587.21 GB, '),
+      '--config.data.name=cifar100', '--config.data.train_split=train'), ' take 33587.21 GB, '),
     # Features of 16 x 16 x 4 and 8 x 8 x 8 numbers.
     (('--methods=dih', '--config.compute.cache=views:100000', '--config.data.padding=1024',
       '--config.data.name=cifar100', '--config.data.train_split=train',
-      '--config.compute.cache_taps=True'), ' takes 12288.00 GB, ')])
+      '--config.compute.cache_taps=True'), ' take 12288.00 GB, ')])
 def test_a_cache_that_cannot_be_is_refused_by_a_dry_run_too(tmp_path, capsys, overrides, expected):
   assert dry_run(tmp_path / 'w', tmp_path / 'none', *overrides) == 2
   error = capsys.readouterr().err
