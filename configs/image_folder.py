@@ -12,9 +12,8 @@ all images have the same size. If the splits have other names, set them, for ins
 `--config.data.test_split=val`. If there are no test images, take slices of the train images:
 `--config.data.train_split='train[:80%]' --config.data.test_split='train[80%:]'`.
 
-The images are written once to `config.data.data_dir`, and again if a file changes. All images are
-kept on the device, 12 KiB for each image of 64x64 pixels. If they do not fit there, add
-`--config.data.loader=streaming`.
+The files are read where they are, at each start. All images are kept on the device, 12 KiB for
+each image of 64x64 pixels. If they do not fit there, add `--config.data.loader=streaming`.
 
 Time and accuracy depend on your images. Add --dry_run to the command to estimate the time.
 """

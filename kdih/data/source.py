@@ -36,7 +36,7 @@ def open_splits(builder: DataSet, data: ml_collections.ConfigDict) -> Splits:
   if not sizes[0] or (fraction and not sizes[1]):
     raise errors.ConfigError(
         f'config.data.validation_fraction: {fraction} of {count} images leaves {sizes[0]} to train '
-        f'with and {sizes[1]} to validate with; both need an image; choose another fraction')
+        f'with and {sizes[1]} to validate with, and one part has no image; choose another fraction')
   return Splits(sources, data.loader, datasets.describe(builder, data).classes)
 
 

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 
 from kdih.models import taps
@@ -96,4 +95,4 @@ def bytes_on_disk(path: epath.PathLike) -> int:
 
 def count_parameters(params: Any) -> int:
   """Returns the number of numbers in a tree of parameters, which may be shapes."""
-  return int(optax.tree.size(params))
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

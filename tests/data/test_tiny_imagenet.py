@@ -126,7 +126,7 @@ def test_the_zip_is_downloaded_and_every_image_has_its_label(tmp_path, recorded,
   assert len(known) == 200 and known[150] == 'n10000150 crane'
 
 
-def test_without_a_network_the_zip_is_read_from_the_folder_that_the_error_names(
+def test_without_a_network_the_zip_is_read_from_the_folder_in_the_error(
     tmp_path, recorded, archive):
   url = nobody()
   recorded(url)
