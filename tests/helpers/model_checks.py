@@ -80,7 +80,7 @@ def close(actual: Any, expected: Any) -> None:
                actual, expected)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Applied:
   """What `applied` computed; `outputs` are those of all submodules, by path."""
   variables: Any
@@ -106,5 +106,6 @@ def applied(name: str, train: bool = False, size: int = 8) -> Applied:
   embedding = taps.pop(EMBEDDING)
   outputs = {path.removesuffix('/__call__'): x[0] for path, x in found.items()
              if path.endswith('/__call__')}
-  return Applied(variables, logits, taps, embedding, outputs,
-                 written.get('preactivations', {}), written.get('batch_stats'))
+  return Applied(variables=variables, logits=logits, taps=taps, embedding=embedding,
+                 outputs=outputs, preactivations=written.get('preactivations', {}),
+                 statistics=written.get('batch_stats'))
