@@ -55,7 +55,8 @@ def select(
                              'once; name each part once, such as train[:50%]+train[60%:]')
   selected = {name: count > 0 for name, count in times.items()}
   if not _total(selected.values()):
-    raise errors.ConfigError(f'config.data.{field}: {split!r} holds no images; choose a larger part')
+    raise errors.ConfigError(
+        f'config.data.{field}: {split!r} holds no images; choose a larger part')
   return selected
 
 

@@ -10,6 +10,15 @@ def contents(folder) -> dict[str, bytes]:
   return {str(path.relative_to(folder)): path.read_bytes() for path in files(folder)}
 
 
+def places(content, path=()):
+  """Yields the path to every value in JSON content, the content itself first."""
+  yield path
+  items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(
+      content, list) else ()
+  for key, value in items:
+    yield from places(value, (*path, key))
+
+
 def truncate(path):
   path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
 

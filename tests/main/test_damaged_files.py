@@ -13,7 +13,7 @@ from kdih.phases import exported_variables, networks
 from kdih.report import __main__ as report, aggregate, collect, findings, tables
 from kdih.runtime import digests as digests_lib
 from kdih.training import checkpoints
-from tests.helpers.damage import contents, empty, files, flip_a_bit, truncate
+from tests.helpers.damage import contents, empty, files, flip_a_bit, places, truncate
 from tests.helpers.fuzzing import JSON, times
 from tests.helpers.made_pairs import heads as analysed_heads
 from tests.helpers.made_results import heads, result
@@ -25,15 +25,6 @@ RESULT_FILES = ('sweep.json', 'resnet110/manifest.json', 'resnet110/teacher/resu
                 'resnet110/heads/result.json', 'resnet110/resnet8/seed30/manifest.json',
                 'resnet110/resnet8/seed30/student/ce/result.json',
                 'resnet110/resnet8/seed50/student/kd/result.json')
-
-
-def places(content, path=()):
-  """The way to every value in a JSON file."""
-  yield path
-  items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(
-      content, list) else ()
-  for key, value in items:
-    yield from places(value, (*path, key))
 
 
 def replaced(content, path, value):

@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 from kdih import errors
 from kdih.runtime import run_files
 from kdih.training import metric_log
+from tests.helpers.damage import places
 from tests.helpers.fuzzing import JSON, times
 from tests.helpers.made_pairs import heads as analysed_heads
 from tests.helpers.made_results import heads, result
@@ -37,15 +38,6 @@ FILES = {
     'failure': (run_files.Failure, {'error': 'x', 'time': 1.0, 'traceback': 'y'}),
     'cache': (run_files.CacheIndex, {'identity': {'data': 'd'}, 'block': 2, 'digests': ['x']}),
 }
-
-
-def places(content, path=()):
-  """Yields the path to every value in JSON content, the content itself first."""
-  yield path
-  items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(
-      content, list) else ()
-  for key, value in items:
-    yield from places(value, (*path, key))
 
 
 def parent(content, path):
