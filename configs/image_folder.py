@@ -7,10 +7,11 @@
 
 The images are ~/pictures/train/cat/1.jpg, ~/pictures/test/dog/2.png and so on: a folder for each
 split, and within it a folder for each class. JPEG and PNG files of any size are read.
-`config.data.image_size` resizes each image to a square of this side in pixels; it is not needed if
-all images have the same size. If the splits have other names, set them, for instance
-`--config.data.test_split=val`. If there are no test images, take slices of the train images:
-`--config.data.train_split='train[:80%]' --config.data.test_split='train[80%:]'`.
+`config.data.image_size` is the side in pixels of a square: each image is resized to cover it and
+cropped at the centre. It is not needed if all images have the same size. If the splits have other
+names, set them, for instance `--config.data.test_split=val`. If there are no test images, take
+slices of the train images: `--config.data.train_split='train[:80%]'
+--config.data.test_split='train[80%:]'`.
 
 The files are read where they are, at each start. All images are kept on the device, 12 KiB for
 each image of 64x64 pixels. If they do not fit there, add `--config.data.loader=streaming`.

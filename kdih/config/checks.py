@@ -95,8 +95,8 @@ def _check_method(config: ml_collections.ConfigDict, name: Any) -> None:
 
 
 def _check_positions(name: str, train: ml_collections.ConfigDict) -> None:
-  """Raises ConfigError unless the milestones and the warmup end before the phase ends."""
-  for field in ('milestones', 'warmup'):
+  """Raises ConfigError unless the warmup, and the milestones if used, are within the phase."""
+  for field in ('milestones', 'warmup') if train.schedule == 'piecewise' else ('warmup',):
     value = train[field]
     for position in value if isinstance(value, tuple | list) else (value,):
       if position >= train.length:

@@ -257,7 +257,8 @@ FIELDS: dict[str, Field] = {
         doc='The name of the TFDS feature that holds the class.'),
     'data.image_size': Field(
         default=0, kind=Whole(0, 16384), caches=CACHES,
-        doc='The side in pixels of the square that every image is resized to; 0 resizes no image.'),
+        doc='The side in pixels of a square. Every image is resized, bilinearly, so that it covers '
+            'the square, and cropped at the centre. 0 keeps the size of the images.'),
     'data.mean': Field(
         default=(0.5,), kind=Many(Number(-1000, 1000), 1), caches=CACHES, described=True,
         doc='The mean that is subtracted from images scaled to [0, 1]: one number for each '

@@ -38,4 +38,4 @@ def made_splits(
 ) -> Splits:
   """Returns splits of `train` and `test` random images, read by one of `choices.LOADERS`."""
   return Splits({'train': MadeImages(spec, train, seed), 'test': MadeImages(spec, test, seed + 1)},
-                loader, spec.classes, quiet=True)
+                loader, spec.classes)

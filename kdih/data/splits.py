@@ -12,6 +12,7 @@ from kdih.runtime import devices
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 256  # The number of examples of a split that the streaming loader checks.
+_FEW = 100  # Fewer validation images than this choose a checkpoint by chance.
 
 
 def split_validation(
@@ -35,23 +36,24 @@ class Splits:
     sources: the 'train' and 'test' split.
     loader: the kind of loader, one of `choices.LOADERS`.
     classes: the names of the classes, in order; () if they are unknown.
-    quiet: whether to log nothing.
   """
 
   def __init__(
-      self, sources: Mapping[str, Examples], loader: str, classes: tuple[str, ...] = (), *,
-      quiet: bool = False):
+      self, sources: Mapping[str, Examples], loader: str, classes: tuple[str, ...] = ()):
     self.classes = classes
-    self._quiet = quiet
     self._sources = sources
     self._loader = loader
     self._loaders: dict[str, Loader] = {}
 
-  def check(self) -> None:
-    """Checks the examples before training.
+  def check(self, validation_fraction: float) -> None:
+    """Checks the examples before training, and logs how many images each split has.
 
-    The in-memory loader reads every example of both splits. The streaming loader reads a few
-    hundred, spread evenly; it finds damage to the others only when it reads them.
+    Logs a warning if there are few images to validate with, or if a class has no test image. The
+    in-memory loader reads every example of both splits. The streaming loader reads a few hundred,
+    spread evenly; it finds damage to the others only when it reads them.
+
+    Args:
+      validation_fraction: `config.data.validation_fraction`.
 
     Raises:
       DataError: an example is damaged, a label is outside the classes, or all train
@@ -62,6 +64,18 @@ class Splits:
       raise errors.DataError(
           f'config.data.train_split: all {self.size("train"):,} images are of one class, number '
           f'{labels["train"][0]}; at least two are needed; choose more of the split')
+    train, validation = map(len, split_validation(self.size('train'), validation_fraction, 0))
+    logger.info(f'data: {train:,} images to train, {validation:,} to validate and '
+                f'{self.size("test"):,} to test with; {self._loader} loader')
+    if 0 < validation < _FEW:
+      logger.warning(
+          f'data: {validation} validation images choose the checkpoint that is kept almost by '
+          'chance; set config.data.validation_fraction=0 to keep the last one, or to a larger '
+          'number')
+    if self.classes and len(labels['test']) == self.size('test') and (
+        missing := sorted(set(range(len(self.classes))) - set(labels['test'].tolist()))):
+      logger.warning('data: there are no test images of the class '
+                     + ', '.join(self.classes[label] for label in missing))
 
   def _look_at(self, split: str) -> np.ndarray:
     """Returns the labels of the examples that `check` reads."""
@@ -81,9 +95,6 @@ class Splits:
   def loader(self, split: str) -> Loader:
     """Returns the loader of a split."""
     if split not in self._loaders:
-      if not self._quiet:
-        logger.info(
-            f'data: {self.size(split):,} images of the {split} split, {self._loader} loader')
       self._loaders[split] = loaders.make_loader(self._loader, self._sources[split])
     return self._loaders[split]
 

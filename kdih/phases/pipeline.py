@@ -52,7 +52,7 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
   if left := _left(config, built, workdir):
     cache_plan.check(config, built, workdir.path, splits.size('train'))
     memory.check(config, built, splits, left)
-    splits.check()
+    splits.check(config.data.validation_fraction)
     duplicates.warn_if_shared(builder, config.data)
   return Experiment(config, built, workdir, splits,
                     identity=dataclasses.replace(now, accepted=tuple(accepted)))

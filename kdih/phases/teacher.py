@@ -74,7 +74,7 @@ def run_teacher(experiment: Experiment) -> dict:
   stored: dict[str, Any] = {}
   if config.variables:
     variables, stored = exported_variables.load_teacher(config.variables, experiment.config, built)
-    _introduce(variables, stored['data'], built)
+    _introduce(variables, stored['data'], experiment)
     meta['data'] = {name: stored['data'][name] for name in ('mean', 'std')}
   else:
     variables = networks.initialise(built.teacher, experiment.key(0), built.spec.image_shape)
@@ -90,14 +90,16 @@ def run_teacher(experiment: Experiment) -> dict:
                 {**measured, 'model': config.name, 'flops': flops})
 
 
-def _introduce(variables: Any, data: dict, built: Networks) -> None:
+def _introduce(variables: Any, data: dict, experiment: Experiment) -> None:
   """Logs how an existing teacher differs from one that the run would have trained."""
   if taps.INPUT in variables:
     mean, std = (', '.join(f'{number:g}' for number in np.ravel(data[name]))
                  for name in ('mean', 'std'))
     logger.info('teacher: keeps the normalisation that it was trained with, '
                 f'mean ({mean}), std ({std})')
-  if not (data.get('classes') and built.spec.classes):
+  known = data.get('classes') and experiment.networks.spec.classes
+  same = data.get('content') and _same_data(data, experiment.described_data)
+  if not (known or same):
     logger.warning(
         'teacher: the class names of the teacher or of the data set are unknown, and the order of '
         'the classes is assumed to be the same; check that it is')

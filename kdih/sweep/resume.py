@@ -109,7 +109,7 @@ class Checks:
       pair = next(iter(phases.values()))
       memory.check(pair.config, self._sweep.networks(pair), splits, phases)
     if left:
-      splits.check()
+      splits.check(self._sweep.config.data.validation_fraction)
 
   def record(self, splits: Splits) -> None:
     """Adds this command to `sweep.json`, and accepted differences to the manifests of the runs.

@@ -179,3 +179,12 @@ def test_a_field_that_is_read_first_may_be_missing(tmp_path, capsys):
   assert main.main(['kdih', f'--config={path}', f'--workdir={tmp_path}/w']) == 2
   assert capsys.readouterr().err.startswith('kdih: config.deterministic: is missing in ')
   assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('schedule', ['piecewise', 'cosine'])
+def test_milestones_behind_the_end_are_refused_where_they_are_used(schedule):
+  config = read_config('unused', 'unused', f'--config.student.train.schedule={schedule}',
+                       '--config.student.train.milestones=1000')
+  with (pytest.raises(errors.ConfigError, match='config.student.train.milestones: 1000 is not')
+        if schedule == 'piecewise' else contextlib.nullcontext()):
+    checks.check(config)

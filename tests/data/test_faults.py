@@ -76,7 +76,7 @@ def opened(config):
   builder = datasets.prepare(builder)
   splits = Splits({split: source_lib.open_split(builder, f'{split}_split', config)
                    for split in ('train', 'test')}, config.loader)
-  splits.check()
+  splits.check(0.1)
   return splits
 
 

@@ -294,7 +294,7 @@ def test_a_file_that_was_cut_off_is_named(folder, suffix):
   path = save(folder / 'test' / 'cow' / f'9.{suffix}', pixels(3))
   path.write_bytes(path.read_bytes()[:-40])
   config = config_for(folder)
-  found = message(lambda: source.open_splits(datasets.open_builder(config), config).check(),
+  found = message(lambda: source.open_splits(datasets.open_builder(config), config).check(0.1),
                   kind=errors.DataError)
   assert found == f'config.data.folder: {path} is damaged or no image; replace or remove it'
   path.unlink()

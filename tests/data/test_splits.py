@@ -3,6 +3,10 @@ import numpy as np
 import pytest
 
 from kdih.data import splits
+from kdih.data.made import MadeImages
+from kdih.data.spec import DataSpec
+
+SPEC = DataSpec('made', (4, 4, 1), 2, ('ant', 'bee'))
 
 
 @pytest.mark.parametrize('count, fraction, size', [(100, 0.1, 10), (1437, 0.1, 144), (50, 0.0, 0)])
@@ -14,3 +18,37 @@ def test_the_validation_split_is_disjoint_complete_and_seeded(count, fraction, s
   assert (np.diff(train) > 0).all() and (np.diff(held_out) > 0).all()
   if size:
     assert not np.array_equal(splits.split_validation(count, fraction, 1)[1], held_out)
+
+
+class Labelled(MadeImages):
+  """Made images with given labels."""
+
+  def __init__(self, given):
+    super().__init__(SPEC, len(given))
+    self._given = np.array(given, np.int32)
+
+  def read(self, indices):
+    return super().read(indices)[0], self._given[indices]
+
+  def labels(self):
+    return self._given
+
+
+@pytest.mark.parametrize(('train', 'fraction', 'warning'), [
+    (400, 0.1, 'data: 40 validation images choose the checkpoint that is kept almost by chance'),
+    (400, 0.25, ''), (400, 0, '')])
+def test_few_validation_images_are_reported(train, fraction, warning, capsys):
+  splits.Splits({'train': Labelled([0, 1] * (train // 2)), 'test': Labelled([0, 1])},
+                'memory', SPEC.classes).check(fraction)
+  size = round(fraction * train)
+  sizes, *warnings = capsys.readouterr().err.splitlines()
+  assert sizes == (f'data: {train - size} images to train, {size} to validate and 2 to test with; '
+                   'memory loader')
+  assert len(warnings) == bool(warning) and ''.join(warnings).startswith(warning)
+
+
+def test_a_class_without_test_images_is_named(capsys):
+  splits.Splits({'train': Labelled([0, 1]), 'test': Labelled([1, 1])},
+                'memory', SPEC.classes).check(0)
+  assert capsys.readouterr().err.splitlines()[1:] == [
+      'data: there are no test images of the class ant']

@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdih import main, methods
+from kdih import errors, main, methods
 from kdih.cohort import head_modules
 from kdih.config import checks, fields, flags, method_presets, recipes
 from kdih.data import datasets
+from kdih.data.spec import DataSpec
+from kdih.distillation.method import Context
 from kdih.models import registry
+from kdih.phases import networks
 from kdih.report import tables
 from kdih.report.aggregate import compare
 from kdih.report.collect import collect
@@ -180,16 +183,23 @@ def commands() -> list[str]:
 
 def test_the_examples_are_three_files_and_three_commands():
   assert [name for name, _ in blocks('file')] == [
-      'kdih/methods/logit_distance.py', 'my_nets.py', 'kdih/data/stripes.py']
+      'kdih/methods/logits_mse.py', 'my_nets.py', 'kdih/data/stripes.py']
   assert len(commands()) == 3
 
 
 def test_the_method_of_the_example_is_its_formula(written):
-  method = lessons.make({'kind': 'logit_distance', 'weight': 0.5})
+  overrides = [word for word in commands()[0].split() if word.startswith('--config.')]
+  built = networks.build(read_config('unused', 'unused', *overrides),
+                         DataSpec('arrays', (8, 8, 1), 10))
+  assert set(built.cached_signals) == {'kd', 'mine'}
   lesson = lessons.lesson()
-  terms = method.apply({}, lesson)
+  terms = built.methods['mine'].apply({}, lesson)
   z, t = (np.asarray(output.logits, np.float64) for output in (lesson.student, lesson.teacher))
-  np.testing.assert_allclose(terms['distance'], 0.5 * ((z - t)**2).mean(-1), rtol=1e-6)
+  ce = np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), lessons.LABELS]
+  np.testing.assert_allclose(terms['ce'], 0.5 * ce, rtol=1e-5)
+  np.testing.assert_allclose(terms['mse'], 0.25 * ((z - t)**2).mean(-1), rtol=1e-5)
+  with pytest.raises(errors.ConfigError, match='config.methods.mine.alpha: '):
+    methods.create('mine', {'kind': 'logits_mse', 'alpha': 2.0}, Context())
 
 
 @functools.cache

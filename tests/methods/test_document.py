@@ -1,15 +1,12 @@
 """The README of the methods: its names, defaults, numbers and example are those of the code."""
-import importlib
 import re
-import shlex
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdih import errors, methods
+from kdih import methods
 from kdih.config import fields, method_presets, recipes
 from kdih.data.spec import DataSpec
 from kdih.distillation.method import Context
@@ -123,37 +120,3 @@ def test_the_noise_that_is_quoted_is_that_of_the_sweep():
   row, = ([cell.strip() for cell in line.split(' | ')] for line in report.splitlines()
           if line.startswith('| dih_teacher '))
   assert row[1] == '3' and f'{row[6]} points (standard error, n = 3)' in README
-
-
-@pytest.fixture
-def example(tmp_path, monkeypatch):
-  """The example of the document, as a file among the methods."""
-  code, = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-  (tmp_path / 'logits_mse.py').write_text(code)
-  monkeypatch.setattr(methods, '__path__', [*methods.__path__, str(tmp_path)])
-  importlib.invalidate_caches()
-  yield code
-  sys.modules.pop('kdih.methods.logits_mse', None)
-
-
-def test_the_example_of_ones_own_method_works(example):
-  assert len(example.splitlines()) < 30
-  command, = re.findall(r'```sh\n(.*?)```', README, re.DOTALL)
-  overrides = [word for word in shlex.split(command.replace('\\\n', ' '))
-               if word.startswith('--config.')]
-  config = read_config('unused', 'unused', *overrides)
-  built = networks.build(config, SPEC)
-  assert set(built.cached_signals) == {'kd', 'mine'}
-  batch = lessons.lesson()
-  terms = built.methods['mine'].apply({}, batch)
-  z, t = (np.asarray(output.logits, float) for output in (batch.student, batch.teacher))
-  ce = np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), lessons.LABELS]
-  np.testing.assert_allclose(terms['ce'], 0.5 * ce, rtol=1e-5)
-  np.testing.assert_allclose(terms['mse'], 0.25 * ((z - t)**2).mean(-1), rtol=1e-5)
-  with pytest.raises(errors.ConfigError, match='config.methods.mine.alpha: '):
-    methods.create('mine', {'kind': 'logits_mse', 'alpha': 2.0}, Context())
-
-
-def test_the_links_of_the_document_lead_somewhere():
-  for target in re.findall(r'\]\((?!https:)([^)]+)\)', README):
-    assert (FOLDER / target).exists(), target

@@ -235,7 +235,8 @@ def test_where_names_are_unknown_the_teacher_is_taken_with_a_line(
 
   def taken(classes, classes_here):
     folder = tmp_path / f'{classes is None}{classes_here is None}'
-    path = copied(finished, folder / 'v', with_classes(classes))
+    path = copied(finished, folder / 'v', lambda meta: meta['data'].update(
+        classes=classes and list(classes), content=None))
     experiment = prepared(folder / 'w', digits_dir, teacher=path)
     experiment.networks = dataclasses.replace(
         experiment.networks, spec=DataSpec('digits', (8, 8, 1), 10, classes_here or ()))
@@ -246,6 +247,12 @@ def test_where_names_are_unknown_the_teacher_is_taken_with_a_line(
 
   assert taken(None, CLASSES) and taken(CLASSES, None)
   assert not taken(CLASSES, CLASSES)
+
+
+def test_where_names_are_unknown_the_same_images_raise_no_doubt(
+    finished, digits_dir, tmp_path, capsys):
+  run_teacher(prepared(tmp_path / 'w', digits_dir, teacher=finished / 'teacher' / 'variables'))
+  assert 'class names' not in capsys.readouterr().err
 
 
 # Other data.
