@@ -1,5 +1,7 @@
 """The command line: `--config=FILE[:ARGUMENT] --workdir=FOLDER --config.field=value ...`."""
+import difflib
 import logging
+import pathlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -152,10 +154,25 @@ def _reason(error: Exception) -> str:
   text = str(error).strip()
   last = text.split('\n')[-1].strip()
   if isinstance(error, OSError):
-    return f'--config: the config file cannot be read: {last}'
+    return f'--config: the config file cannot be read: {last}{_neighbour(last)}'
   if 'Traceback' in text:  # ml_collections puts the traceback of the config file into its message.
     return last.removeprefix('kdih.errors.ConfigError: ')
   return text if isinstance(error, flags.Error) else f'--config: {type(error).__name__}: {text}'
+
+
+def _neighbour(message: str) -> str:
+  """Returns '; did you mean PATH?' with the file in the folder of a missing file, or ''.
+
+  Args:
+    message: the message of the operating system; ml_collections does not keep its error.
+  """
+  found = re.search(r"No such file or directory: '(.+)'$", message)
+  if not found:
+    return ''
+  path = pathlib.Path(found[1])
+  stems = sorted(file.stem for file in path.parent.glob(f'*{path.suffix}'))
+  close = difflib.get_close_matches(path.stem, stems, n=1)
+  return f'; did you mean {str(path.with_stem(close[0]))!r}?' if close else ''
 
 
 def _set(config: ml_collections.ConfigDict, override: _Override) -> None:

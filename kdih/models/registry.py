@@ -27,6 +27,24 @@ def names() -> tuple[str, ...]:
   return tuple(sorted(_MODELS))
 
 
+def find(name: str, setting: str) -> Callable[..., nn.Module]:
+  """Returns the function or class that makes the model `name`.
+
+  Args:
+    name: as for `create`.
+    setting: the config field that names the model, for errors.
+
+  Raises:
+    ConfigError: there is no such model.
+  """
+  if not isinstance(name, str):
+    raise errors.unknown(setting, name, names())
+  factory = _imported(name, setting) if ':' in name else _MODELS.get(name)
+  if factory is None:
+    raise errors.unknown(setting, name, names())
+  return factory
+
+
 def create(name: str, num_classes: int, *, dtype: Any = jnp.float32, axis_name: str | None = None,
            setting: str = 'model', **kwargs: Any) -> nn.Module:
   """Makes a model.
@@ -42,11 +60,7 @@ def create(name: str, num_classes: int, *, dtype: Any = jnp.float32, axis_name: 
   Raises:
     ConfigError: there is no such model, or it cannot be made with these fields.
   """
-  if not isinstance(name, str):
-    raise errors.unknown(setting, name, names())
-  factory = _imported(name, setting) if ':' in name else _MODELS.get(name)
-  if factory is None:
-    raise errors.unknown(setting, name, names())
+  factory = find(name, setting)
   fields = inspect.signature(factory).parameters
   common = {'dtype': dtype, 'axis_name': axis_name}
   kwargs = {key: value for key, value in common.items() if key in fields} | kwargs

@@ -6,6 +6,7 @@ whole cohort (`student`). A phase is run once: if its result exists in the workd
 """
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from etils import epath
 from kdih import errors
 from kdih.config import checks
 from kdih.data import datasets, duplicates, identity as data_identity, sizes, source
+from kdih.models import registry
 from kdih.phases import (
     cache_plan,
     dry_run,
@@ -32,6 +34,8 @@ from kdih.phases.student import run_student
 from kdih.phases.teacher import run_teacher
 from kdih.runtime import devices, environment
 from kdih.runtime.workdir import Workdir, resolved
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Experiment:
@@ -90,6 +94,8 @@ def _checked(
     that `config.accept` accepts.
   """
   checks.check(config)
+  for role in ('teacher', 'student'):  # A typing error is reported before changes of the config.
+    registry.find(config[role].name, f'config.{role}.name')
   workdir = Workdir(path)
   accepted = resume.check_config(workdir, resolved(config))
   check_devices(config)
@@ -113,6 +119,8 @@ def run(experiment: Experiment) -> None:
   experiment.open()
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   for phase in _phases(config, experiment.networks):
+    if experiment.workdir.result(phase):
+      logger.info(f'{phase}: finished by an earlier command')
     with memory.reported_in_one_line(phase):
       runner(phase)(experiment)
     if phase in ('teacher', 'heads'):

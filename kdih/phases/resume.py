@@ -18,6 +18,10 @@ from kdih.runtime.workdir import Workdir
 
 logger = logging.getLogger(__name__)
 
+# What a run was begun with, in messages, if the part of its config or identity has changed.
+_OTHER = {'config': 'other settings', 'data': 'other data', 'teacher': 'another teacher',
+          'computation': 'other code', 'versions': 'other versions or devices'}
+
 
 def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = True) -> list[str]:
   """Checks that a config can resume the run in a workdir.
@@ -200,8 +204,9 @@ def _require_accepted(
   """Raises ConfigError if there are differences in parts that are not accepted."""
   refused = {part: lines for part, lines in found.items() if lines and part not in accept}
   if refused:
-    listed = '; '.join(f'{part}: {", ".join(lines)}' for part, lines in refused.items())
+    listed = '; '.join(f'with {_OTHER[part]}: {", ".join(lines)}'
+                       for part, lines in refused.items())
     raise errors.ConfigError(
-        f'--workdir: {workdir} holds a run from before something changed; {listed}. Undo the '
-        f'change, choose another workdir, or accept it with --accept={",".join(refused)}; the '
-        'results will list it')
+        f'--workdir: {workdir} holds a run that was begun {listed}. Undo the change, choose '
+        f'another workdir, or accept the change with --accept={",".join(refused)}; the results '
+        'will list it')

@@ -186,7 +186,9 @@ def run_student(experiment: Experiment, name: str) -> dict:
   teacher = _first_teacher(experiment, name)
   prepares = experiment.networks.methods[name].prepares
   for link in _chain(experiment, name):
-    if not experiment.workdir.result(link.phase):
+    if experiment.workdir.result(link.phase):
+      logger.info(f'{link.phase}: finished by an earlier command')
+    else:
       variables = _initial(experiment, name, link)
       if prepares:
         preparation = _problem(experiment, variables, name, teacher, link.assistant, preparing=True)

@@ -112,15 +112,15 @@ def _check_accuracy(path: str, stored: dict, experiment: Experiment, measured: d
     ConfigError: the two accuracies differ, although the data are the same.
   """
   same_data = _same_data(stored['data'], experiment.described_data)
-  for name in ('val', 'test_best_val'):
+  for name, words in (('val', 'val top-1'), ('test_best_val', 'test top-1 (best val)')):
     before, now = _top1(stored.get(name)), _top1(measured[name])
     if before is None or now is None:
       continue
-    logger.info(f'teacher: {name} accuracy {now:.4f} here, {before:.4f} where it was exported'
+    logger.info(f'teacher: {words} {now:.4f} here, {before:.4f} where it was exported'
                 + ('' if same_data else ', on other data or splits'))
     if same_data and abs(before - now) > _TOLERANCE:
       raise errors.ConfigError(
-          f'config.teacher.variables: {path!r} was stored with {name} accuracy {before:.4f} but '
+          f'config.teacher.variables: {path!r} was stored with {words} {before:.4f} but '
           f'has {now:.4f} now on the same data; its files or the images have changed; restore '
           'them, or name another teacher')
 

@@ -31,7 +31,7 @@ def collect() -> dict[str, Any]:
       'cpus_usable': (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
                       else os.cpu_count()),
       'xla_flags': os.environ.get('XLA_FLAGS', ''),
-      'git_commit': _git_commit(),
+      'git_commit': _git_commit(pathlib.Path(kdih.__file__).parent),
   }
 
 
@@ -64,10 +64,17 @@ def _processor() -> str:
 
 
 @functools.cache
-def _git_commit() -> str:
-  command = ['git', '-C', str(pathlib.Path(__file__).parent), 'describe', '--always', '--dirty',
-             '--abbrev=40', '--exclude=*']
+def _git_commit(package: pathlib.Path) -> str:
+  """Returns the commit of a package; '-dirty' at its end marks uncommitted changes or new files."""
   try:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    commit = _git(package, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*')
+    if not commit.endswith('-dirty') and _git(package, 'status', '--porcelain', '--', '.'):
+      commit += '-dirty'  # `git describe` ignores files that are not tracked.
+    return commit
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
+
+
+def _git(folder: pathlib.Path, *arguments: str) -> str:
+  command = ['git', '-C', str(folder), *arguments]
+  return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

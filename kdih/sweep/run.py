@@ -51,6 +51,8 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   if sweep.jobs_left():
     duplicates.warn_if_shared(sweep.builder, config.data)
+  else:
+    logger.info(f'sweep: all {sum(map(len, sweep.jobs()))} jobs were finished before')
   worker = Worker(sweep, checks, splits, begun)
   worker.work()
   return worker.failures
@@ -71,6 +73,8 @@ class Worker:
 
   def __init__(self, sweep: Sweep, checks: Checks, splits: Splits, begun: float):
     self._sweep, self._checks, self._splits, self._begun = sweep, checks, splits, begun
+    names = [job.name for jobs in sweep.jobs() for job in jobs]
+    self._positions = {name: f'{number} of {len(names)}' for number, name in enumerate(names, 1)}
     self.failures: dict[str, str] = {}
 
   def work(self) -> None:
@@ -141,7 +145,7 @@ class Worker:
 
   def _try(self, job: Job) -> None:
     """Does the job; an error is written to `failure.json`, and the sweep continues."""
-    logger.info(f'sweep: {job.name}')
+    logger.info(f'sweep: {job.name} ({self._positions[job.name]})')
     failure = job.workdir.path / job.phase / 'failure.json'
     try:
       experiment = self._open(job)

@@ -20,6 +20,9 @@ from kdih.training.state import TrainState, from_stored, to_stored
 
 logger = logging.getLogger(__name__)
 
+_INCOMPLETE = 'it is incomplete'
+# How messages of tensorstore and jax begin if the arrays or the list of their names are missing.
+_MISSING = ('NOT_FOUND', 'pytree structure error')
 SELECTION = 'top1'  # The validation metric that chooses the best checkpoint.
 
 
@@ -166,8 +169,11 @@ class Checkpoints:
     """Returns why a checkpoint is damaged, or '' if it is not."""
     try:
       self._read(step)
+    except (KeyError, FileNotFoundError):  # An item or a file of an item is missing.
+      return _INCOMPLETE
     except Exception as error:  # orbax and tensorstore raise many kinds.
-      return errors.first_line(error)
+      reason = errors.first_line(error)
+      return _INCOMPLETE if reason.startswith(_MISSING) else reason
     return ''
 
 

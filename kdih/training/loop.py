@@ -114,6 +114,8 @@ def train(program: TrainProgram, learner: Learner) -> Outcome:
   """
   checkpoints = learner.checkpoints
   state, meta = learner.begin()
+  if 0 < int(state.step) < program.schedule.total_steps:
+    logger.info(f'{learner.phase}: resumes from step {int(state.step)}')
   while True:
     try:
       last, monitor = train_from(program, learner, state, meta, int(state.step))

@@ -151,6 +151,8 @@ def train(
     logger.warning(f'{phase}: the checkpoints are of different steps; each student trains alone')
     return None
   states, metas = zip(*begun, strict=True)
+  if int(states[0].step):
+    logger.info(f'{phase}: resumes from step {int(states[0].step)}')
   try:
     last, _ = loop.train_from(make_program(), _Learners(students, learners),
                               students.join(states), list(metas), int(states[0].step))

@@ -177,6 +177,15 @@ def test_a_flag_is_no_value_of_another(arguments):
   assert 'has no value' in refused(*arguments)
 
 
+def test_a_missing_config_file_is_compared_with_its_neighbours(tmp_path):
+  (tmp_path / 'digits.py').write_text('')
+  for name, hint in (('digist.py', f"; did you mean '{tmp_path}/digits.py'?"), ('zzz.py', '')):
+    path = tmp_path / name
+    with pytest.raises(errors.ConfigError) as caught:
+      flags.read(['x', f'--config={path}', f'--workdir={tmp_path}/w'])
+    assert str(caught.value).endswith(f"No such file or directory: '{path}'{hint}")
+
+
 def test_without_short_flags_there_are_none():
   with pytest.raises(errors.ConfigError, match='--methods: there is no such flag; did you mean '
                      r'config\.student\.methods or'):

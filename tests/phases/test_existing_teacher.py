@@ -272,8 +272,8 @@ def test_a_teacher_is_measured_anew_where_images_were_added(
   experiment.identity = here and dataclasses.replace(experiment.identity, data=here)
   if is_other:
     measured = run_teacher(experiment)['test_best_val']['top1']
-    assert (f'teacher: test_best_val accuracy {measured:.4f} here, {measured + 0.25:.4f} where it '
-            'was exported, on other data') in capsys.readouterr().err
+    assert (f'teacher: test top-1 (best val) {measured:.4f} here, {measured + 0.25:.4f} where '
+            'it was exported, on other data') in capsys.readouterr().err
     assert described(tmp_path / 'w/teacher/variables')['data']['content'] == here
   else:
     assert 'its files or the images have changed' in refused(run_teacher, experiment)

@@ -109,22 +109,24 @@ def change_teacher(scene):
     shutil.copytree(other / phase, scene.workdir / phase)
 
 
-@pytest.mark.parametrize(('change', 'expected'), [
-    (add_image, 'data: 1 image of train was added'),
-    (swap_images, 'data: '),
-    (rename_class, "data: the class 'zebra' is new, the class 'ant' is gone"),
-    (change_code, "computation: the teacher's forward pass or initialisation has changed"),
-    (change_teacher, 'teacher: its variables have changed, the variables of its heads'),
+@pytest.mark.parametrize(('change', 'expected', 'part'), [
+    (add_image, 'other data: 1 image of train was added', 'data'),
+    (swap_images, 'other data: ', 'data'),
+    (rename_class, "other data: the class 'zebra' is new, the class 'ant' is gone", 'data'),
+    (change_code, "other code: the teacher's forward pass or initialisation has changed",
+     'computation'),
+    (change_teacher, 'another teacher: its variables have changed, the variables of its heads',
+     'teacher'),
 ], ids=lambda value: getattr(value, '__name__', ''))
-def test_what_changed_is_named_and_nothing_is_written(scene, capsys, change, expected):
+def test_what_changed_is_named_and_nothing_is_written(scene, capsys, change, expected, part):
   change(scene)
   before = {path: path.stat().st_mtime_ns for path in scene.workdir.rglob('*')}
   capsys.readouterr()
   assert scene.resume() == 2
   line = capsys.readouterr().err.splitlines()[-1]
-  assert line.startswith(f'kdih: --workdir: {scene.workdir} holds a run from before something')
-  assert expected in line
-  assert f'accept it with --accept={expected.partition(":")[0]}' in line
+  assert line.startswith(
+      f'kdih: --workdir: {scene.workdir} holds a run that was begun with {expected}')
+  assert f'accept the change with --accept={part};' in line
   assert {path: path.stat().st_mtime_ns for path in scene.workdir.rglob('*')} == before
 
 

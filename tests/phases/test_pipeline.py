@@ -99,12 +99,28 @@ def test_the_backbone_is_bit_identical_after_the_heads_were_trained(finished):
       for tap in ('stage1', 'stage2') for leaf in ('kernel', 'bias')}
 
 
-def test_a_finished_phase_is_not_run_again(tmp_path, finished, digits_dir):
+def test_a_finished_phase_is_not_run_again_and_named_once(tmp_path, finished, digits_dir, capsys):
   workdir = tmp_path / 'again'
   shutil.copytree(finished, workdir)
   before = stamps(workdir)
-  main.run(read_config(workdir, digits_dir), workdir)
+  capsys.readouterr()
+  assert main.main(tiny_command(workdir, digits_dir)) == 0
   assert stamps(workdir) == before
+  lines = [line for line in capsys.readouterr().err.splitlines() if 'finished by' in line]
+  assert lines == [f'{phase}: finished by an earlier command' for phase in PHASES]
+
+
+def test_a_phase_names_the_step_from_which_it_resumes(tmp_path, finished, digits_dir, capsys):
+  workdir = tmp_path / 'again'
+  shutil.copytree(finished, workdir)
+  (workdir / 'student/kd/result.json').unlink()
+  shutil.rmtree(workdir / 'student/kd/checkpoints/6')
+  capsys.readouterr()
+  assert main.main(tiny_command(workdir, digits_dir)) == 0
+  error = capsys.readouterr().err
+  assert error.count('student/kd: resumes from step 4\n') == error.count('resumes from') == 1
+  assert 'student/kd: finished by' not in error
+  assert exported(workdir, 'student/kd').keys() == exported(finished, 'student/kd').keys()
 
 
 @pytest.mark.slow
@@ -118,13 +134,25 @@ def test_a_method_can_be_added_to_a_finished_run(tmp_path, finished, digits_dir)
   assert {name: time for name, time in stamps(workdir).items() if name in before} == before
 
 
+def test_a_typing_error_in_a_model_is_named_before_the_change(capsys, finished, digits_dir):
+  before = stamps(finished)
+  code = main.main(tiny_command(finished, digits_dir, '--config.teacher.name=resnet21'))
+  line = capsys.readouterr().err
+  assert code == 2 and line.startswith("kdih: config.teacher.name: unknown 'resnet21'; ")
+  assert stamps(finished) == before
+
+
 def test_another_config_in_the_workdir_is_refused_and_named(capsys, finished, digits_dir):
   before = stamps(finished)
   code = main.main(tiny_command(finished, digits_dir, '--config.seed=31',
                                 '--config.methods.dih.alpha=0.2'))
   line = capsys.readouterr().err
   assert code == 2
-  assert 'config.methods.dih.alpha (was 0.1, is 0.2), config.seed (was 30, is 31)' in line
+  assert line == (
+      f'kdih: --workdir: {finished} holds a run that was begun with other settings: '
+      'config.methods.dih.alpha (was 0.1, is 0.2), config.seed (was 30, is 31). Undo the change, '
+      'choose another workdir, or accept the change with --accept=config; the results will list '
+      'it\n')
   assert line.count('\n') == 1
   assert stamps(finished) == before
 

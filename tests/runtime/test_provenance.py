@@ -1,6 +1,8 @@
 """What made a result is written down so that it can be run again."""
 import pathlib
 import platform
+import re
+import subprocess
 import sys
 
 import jax
@@ -28,6 +30,32 @@ def test_a_command_with_bytes_that_are_no_text_can_be_written(tmp_path, monkeypa
   run_files.write(tmp_path / 'made_by.json', provenance.collect())
   assert '\\n' not in (tmp_path / 'made_by.json').read_text()
   assert run_files.read(tmp_path / 'made_by.json', dict)['command'] == "x.py '--workdir=a\ufffdb '"
+
+
+def test_changes_of_the_package_that_are_not_committed_mark_the_commit(tmp_path):
+  def git(*arguments):
+    subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b',
+                    *arguments], check=True, capture_output=True)
+
+  def commit():
+    provenance._git_commit.cache_clear()
+    return provenance._git_commit(package)
+
+  package = tmp_path / 'package'
+  package.mkdir()
+  (package / 'a.py').write_text('')
+  assert commit() == 'unknown'
+  git('init')
+  git('add', '.')
+  git('commit', '-m', 'x')
+  clean = commit()
+  assert re.fullmatch('[0-9a-f]{40}', clean)
+  (tmp_path / 'notes.txt').write_text('')  # It is outside the package.
+  assert commit() == clean
+  (package / 'b.py').write_text('')
+  assert commit() == f'{clean}-dirty'
+  (package / 'a.py').write_text('1')
+  assert commit() == f'{clean}-dirty'
 
 
 def test_the_machine_and_the_versions_that_are_installed_are_recorded(monkeypatch):

@@ -120,7 +120,8 @@ def test_what_a_command_has_accepted_later_ones_need_not(begun, tmp_path, digits
   assert 'learning_rate (was 0.02, is 0.1)' in capsys.readouterr().err
   # Nor that a run of the old rate goes on with the new one.
   assert run(copy, digits_dir, '--methods=ce,kd', '--seeds=1', new) == 2
-  assert f'{NETS}.TinyNet/seed1 holds a run from before' in capsys.readouterr().err
+  assert (f'{NETS}.TinyNet/seed1 holds a run that was begun with other settings: '
+          in capsys.readouterr().err)
 
 
 def test_a_command_need_not_ask_for_the_variants_of_an_earlier_one(begun, tmp_path, digits_dir):

@@ -75,6 +75,16 @@ def test_the_same_command_changes_no_file_and_another_adds_to_them(copy, digits_
   assert [first] == json.loads(before['sweep.json'][1]) and second['seeds'] == [3]
 
 
+def test_a_job_is_logged_with_its_position_and_a_finished_sweep_in_one_line(
+    copy, digits_dir, capsys):
+  shutil.rmtree(copy / PAIR / 'seed2/student/ce')
+  capsys.readouterr()
+  for expected in ([f'sweep: {MODEL}/{MODEL}/ce/seed2 (5 of 6)'],
+                   ['sweep: all 6 jobs were finished before']):
+    assert run(copy, digits_dir, '--methods=ce,dih', '--seeds=1,2') == 0
+    assert re.findall('^sweep: .*$', capsys.readouterr().err, re.MULTILINE) == expected
+
+
 @pytest.mark.slow
 def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
   assert run(copy, digits_dir, '--methods=kd,kd_matched', '--seeds=1',
@@ -222,7 +232,7 @@ def kill(process: subprocess.Popen) -> None:
 
 def taken(said: str) -> list[str]:
   """The jobs that were begun, sorted."""
-  return sorted(re.findall(r'^sweep: (\S+)$', said, re.MULTILINE))
+  return sorted(re.findall(r'^sweep: (\S+) \(\d of 6\)$', said, re.MULTILINE))
 
 
 JOBS = sorted([f'{MODEL}/teacher', f'{MODEL}/heads', *(

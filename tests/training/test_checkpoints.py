@@ -99,6 +99,18 @@ def test_a_half_deleted_checkpoint_falls_back_and_its_step_can_be_saved_again(tm
   assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), 3)
 
 
+@pytest.mark.parametrize('missing', [
+    'meta', 'meta/metadata', 'metrics', 'state', 'state/_METADATA', 'state/d',
+    'state/manifest.ocdbt'])
+def test_a_checkpoint_without_a_part_is_reported_as_incomplete(tmp_path, saved, capsys, missing):
+  folder = copied(saved, tmp_path)
+  path = folder / '2' / missing
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+  assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), 3)
+  assert (f'{folder}: the checkpoint of step 2 is damaged (it is incomplete) and is moved to '
+          in capsys.readouterr().err)
+
+
 def test_the_best_one_that_is_left_is_taken_where_the_best_is_damaged(tmp_path, capsys):
   folder = tmp_path / 'checkpoints'
   save(folder, top1={1: .9, 2: .1, 3: .2}.get)
