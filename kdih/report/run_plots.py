@@ -22,6 +22,7 @@ from kdih.report.style import (
 
 _PANELS, _PANEL_HEIGHT = 3, 2.4  # Panels in a row, and inches of one.
 _LEGEND_WIDTH = 2.0  # Inches for each further column of the legend.
+_DECADES = 100  # A logarithmic axis that spans more than this factor has labels at powers of ten.
 _LINES = ('-', '--', '-.', ':')  # With seven colours, these distinguish 28 curves.
 
 
@@ -156,6 +157,9 @@ def _draw_terms(axes: Axes, phase: str, names: list[str], lines: list[dict]) -> 
 def _scale_by_logarithm(axes: Axes, labelled: tuple[int, ...]) -> None:
   """Makes the y axis logarithmic, with labels at these multiples of the powers of ten."""
   axes.set_yscale('log')
+  low, high = axes.get_ylim()
+  if high > _DECADES * low:  # With `subs`, LogLocator has no ticks in a wide range.
+    labelled = (1,)
   axes.yaxis.set_major_locator(ticker.LogLocator(subs=labelled))
   axes.yaxis.set_major_formatter('{x:g}')
   axes.yaxis.set_minor_locator(ticker.NullLocator())

@@ -130,6 +130,18 @@ def test_losses_that_reach_zero_have_a_linear_axis():
   assert curves_drawn(loss)['teacher'] == [(0, 1), (1, 0), (2, -1), (3, -2)]
 
 
+@pytest.mark.parametrize('low, high', [
+    (1.1, 1.9), (0.12, 0.8), (0.9, 8.0), (0.02, 3.0), (0.5, 60.0), (2e-6, 1010.0), (1e-9, 1e9)])
+def test_a_logarithmic_axis_has_ticks_in_any_range(low, high):
+  train = [{'step': 1, 'train/loss': low, 'train/ce': low, 'train/kl': low},
+           {'step': 2, 'train/loss': high, 'train/ce': high, 'train/kl': high}]
+  loss, _, terms = run_plots.training_curves({'student/kd': train}).axes
+  for axes in (loss, terms):
+    bottom, top = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if bottom <= tick <= top]
+    assert 2 <= len(ticks) <= 12
+
+
 def test_28_curves_look_different():
   many = {f'student/{number}': lines(1.0 + number) for number in range(28)}
   loss = run_plots.training_curves(many).axes[0]
