@@ -13,6 +13,7 @@ from kdih.report.style import (
   MARKERS,
   STUDENT,
   TEACHER,
+  accuracy_limits,
   clean,
   label_point,
   legend_columns,
@@ -37,7 +38,7 @@ def accuracy_by_depth(results: dict[str, Any]) -> Figure:
   final = members.pop(FINAL, None)
   if 'teacher' in results:
     final = _accuracies(results)['teacher']
-  depth = {**members, **({} if final is None else {'teacher': final})}
+  depth = {**members, **({} if final is None else {FINAL: final})}
   students = _accuracies(results.get('student', {}))
   figure = new_figure(2.5 + 0.62 * (len(depth) + len(students)), 4.2)
   axes = figure.add_subplot()
@@ -60,9 +61,7 @@ def accuracy_by_depth(results: dict[str, Any]) -> Figure:
                  label=f'cohort mean {mean:.1f}')
     figure.legend(loc='outside upper right', frameon=False)
     values.append(mean)
-  # One point of accuracy or more: small differences must look small.
-  margin = max(0.12 * (max(values) - min(values)), 1)
-  axes.set_ylim(min(values) - margin, max(values) + margin)
+  axes.set_ylim(accuracy_limits(values))
   axes.set_ylabel('test top-1 %')
 
   # The classifiers.
