@@ -93,6 +93,6 @@ def _draw_bands(axes: Axes, students: Sequence[tuple[str, int, float]]) -> None:
                                     key=lambda point: point[1]):
     accuracies = [y for _, _, y in group]
     ends = min(accuracies), max(accuracies)
-    axes.plot([x, x], ends, color=_BAND, linewidth=_WIDTH + 10, solid_capstyle='projecting',
+    axes.plot([x, x], ends, color=_BAND, linewidth=_WIDTH + 10, solid_capstyle='butt',
               zorder=0.8)
     axes.plot([x, x], ends, color=GREY, linewidth=0.6, zorder=0.9)
