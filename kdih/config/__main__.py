@@ -24,7 +24,8 @@ The last two columns describe what a change of the field means:
 - *Resume*: whether a run can resume after the field was changed. If it cannot, add
   `--accept=config` to the command to resume all the same.
 - *Average*: whether a report averages runs that differ in the field, as it averages seeds.
-  *teacher* means that it averages them if their teachers have the same fingerprint.
+  *teacher* means that it averages them if their teachers have the same fingerprint, a
+  digest of the teacher's variables.
 - *partly*: some changes of the field count and others do not, as its description explains.
 
 ## config.methods

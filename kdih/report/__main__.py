@@ -4,8 +4,12 @@
   python -m kdih.report runs/one runs/two --output=runs/comparison
   python -m kdih.report runs/digits/results.json
 
-A folder is a run, a sweep, or a folder of runs and sweeps. For a `results.json`, the table of this
-run is printed. Runs that are unfinished, damaged or under another protocol are listed, and all
+WORKDIR          the folder of a run, of a sweep, or a folder of runs and sweeps; several may be given.
+                 For the file results.json of a run, its table is printed and nothing is written.
+--output=FOLDER  the folder for report.md, index.html, the tables and the pictures. It is
+                 WORKDIR/comparison if one WORKDIR is given, and must be set for several.
+
+Runs that are unfinished, damaged or under another protocol are listed, and all
 other runs are compared. Exit codes: 0 done, 2 nothing to compare.
 """
 import argparse
@@ -44,7 +48,8 @@ def _run(argv: list[str]) -> int:
   if unknown:
     raise errors.ConfigError(f'{unknown[0]!r} is not a flag; there is --output=FOLDER')
   if not given.paths:
-    raise errors.ConfigError('no runs are given; such as python -m kdih.report runs/sweep')
+    raise errors.ConfigError('no runs are given; write for example '
+                             'python -m kdih.report runs/sweep')
   if len(given.paths) == 1 and given.paths[0].endswith('.json'):
     _print_results(given.paths[0])
     return 0

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from kdih.cohort.members import MEAN
 from kdih.report import cost_plots, tables
 from kdih.report.aggregate import BASELINES, Pair
-from kdih.report.style import GREY, STUDENT, TEACHER, clean, new_figure, save, shown
+from kdih.report.style import GREY, STUDENT, TEACHER, accuracy_limits, clean, new_figure, save, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,8 @@ def _figures(pairs: Sequence[Pair]) -> Iterator[tuple[Picture, Figure]]:
     if figure := cost_plots.accuracy_by_cost([pair for pair in pairs if pair.data == data]):
       yield Picture(_file('cost', data), f'{data}: all models', 'Accuracy and cost',
                     'Mean test top-1 of teachers and students against parameters and FLOPs. The '
-                    'methods of a student are drawn side by side around its cost.'), figure
+                    'methods of a student have one cost, marked by a thin line, and are drawn side '
+                    'by side around it.'), figure
   for pair, heading in zip(pairs, headings(pairs), strict=True):
     if any(row.gains for row in pair.rows):
       yield Picture(_file('gains', pair.data, pair.teacher, pair.student), heading,
@@ -154,7 +155,7 @@ def _members(heads: dict) -> list[str]:
 def members_by_depth(heads: dict) -> Figure:
   """Returns a picture of the members' accuracy, entropy and calibration, with a panel for each.
 
-  A dashed line shows the value of the members' mean.
+  The values are written above the panels. A dashed line shows the value of the members' mean.
 
   Args:
     heads: `result.json` of the heads; it must have an `analysis`.
@@ -173,18 +174,24 @@ def members_by_depth(heads: dict) -> Figure:
     figure = new_figure(max(1.6 + 0.6 * len(names), 6), 8)
     grid = figure.subplots(3, 1)
   for axes, (title, (values, form)) in zip(grid.flat, panels.items(), strict=True):
-    bars = axes.bar(range(len(names)), [values[name] for name in names], width=0.62, color=TEACHER)
-    axes.bar_label(bars, fmt=form, padding=2, fontsize=9,
-                   bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
-    axes.set_title(title, loc='left', fontsize=10)
-    if (mean := values.get(MEAN)) is not None:
+    heights = [values[name] for name in names]
+    mean = values.get(MEAN)
+    for at, height in enumerate(heights):
+      axes.text(at, 1.02, form.format(height), transform=axes.get_xaxis_transform(), ha='center',
+                fontsize=9)
+    axes.set_ylabel(title)
+    if mean is not None:
       axes.axhline(mean, color=GREY, linestyle='--', linewidth=1, zorder=0.9)
-      axes.set_title(f'- - mean {form.format(mean)}', loc='right', fontsize=9, color=GREY)
+      axes.set_title(f'- - mean {form.format(mean)}', loc='right', fontsize=9, color=GREY, pad=18)
     axes.set_xticks(range(len(names)), [shown(name) for name in names], rotation=40, ha='right',
                     rotation_mode='anchor')
     axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.margins(y=0.12)
-    axes.set_ylim(bottom=0)  # These numbers cannot be negative.
+    if values is accuracies:  # Points, because the axis does not begin at zero.
+      axes.plot(range(len(names)), heights, 'o-', color=TEACHER)
+      axes.set_ylim(accuracy_limits([*heights, *([] if mean is None else [mean])]))
+    else:
+      axes.bar(range(len(names)), heights, width=0.62, color=TEACHER)
+      axes.set_ylim(bottom=0)  # These numbers cannot be negative.
     clean(axes)
   return figure
 

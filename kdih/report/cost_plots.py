@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
 from kdih.report.aggregate import Pair
-from kdih.report.style import COLOURS, MARKERS, clean, legend_columns, new_figure, shown
+from kdih.report.style import COLOURS, GREY, MARKERS, clean, legend_columns, new_figure, shown
 
 _COSTS = {'parameters': 'parameters', 'flops': 'FLOPs of one image'}
 _TEACHER = '#000000'
@@ -17,6 +17,7 @@ _TEACHER = '#000000'
 # look smaller than other markers.
 _METHOD_COLOURS = [colour for colour in COLOURS if colour != _TEACHER]
 _METHOD_MARKERS = MARKERS.replace('*', '')
+_BAND = '#f0f0f0'
 _WIDTH = 30.0  # Points on paper, from the leftmost to the rightmost method of a student.
 
 
@@ -24,7 +25,7 @@ def accuracy_by_cost(pairs: Sequence[Pair]) -> Figure | None:
   """Returns a scatter plot of test top-1 against parameters and FLOPs, with logarithmic axes.
 
   Each method has a marker and a colour; the teachers are black circles. The methods of a student
-  are drawn side by side around its cost. The name of a model is above its most accurate point.
+  are drawn side by side in a pale band, in which a line marks its cost. The name of a model is above its most accurate point.
 
   Args:
     pairs: pairs of one data set.
@@ -53,6 +54,7 @@ def _draw(axes: Axes, pairs: Sequence[Pair], cost: str, methods: Sequence[str]) 
   if drawn:
     axes.scatter([x for _, x, _ in drawn], [y for _, _, y in drawn], s=50, color=_TEACHER,
                  label='teacher')
+  students: list[tuple[str, int, float]] = []
   shifts = np.linspace(-_WIDTH / 2, _WIDTH / 2, len(methods)) if methods[1:] else [0.0]
   looks = zip(itertools.cycle(_METHOD_COLOURS), itertools.cycle(_METHOD_MARKERS), strict=False)
   for method, shift, (colour, marker) in zip(methods, shifts, looks, strict=False):
@@ -62,7 +64,10 @@ def _draw(axes: Axes, pairs: Sequence[Pair], cost: str, methods: Sequence[str]) 
                  marker=marker, alpha=0.8, linewidths=0, label=shown(method),
                  transform=offset_copy(
                      axes.transData, axes.get_figure(root=True), x=shift, units='points'))
-    drawn += points
+    students += points
+  if methods[1:]:
+    _draw_bands(axes, students)
+  drawn += students
   for (model, x), group in itertools.groupby(sorted(drawn), key=lambda point: point[:2]):
     axes.annotate(shown(model), (x, max(y for _, _, y in group)), xytext=(0, 7),
                   textcoords='offset points', ha='center', va='bottom', rotation=90, fontsize=8)
@@ -75,3 +80,19 @@ def _draw(axes: Axes, pairs: Sequence[Pair], cost: str, methods: Sequence[str]) 
   axes.xaxis.set_minor_formatter(ticker.NullFormatter())
   axes.set_xlabel(_COSTS[cost])
   clean(axes)
+
+
+def _draw_bands(axes: Axes, students: Sequence[tuple[str, int, float]]) -> None:
+  """Draws a band behind the methods of each student, and a line at the student's cost.
+
+  Args:
+    axes: where to draw.
+    students: (model, cost, accuracy) of the points.
+  """
+  for x, group in itertools.groupby(sorted(students, key=lambda point: point[1]),
+                                    key=lambda point: point[1]):
+    accuracies = [y for _, _, y in group]
+    ends = min(accuracies), max(accuracies)
+    axes.plot([x, x], ends, color=_BAND, linewidth=_WIDTH + 10, solid_capstyle='butt',
+              zorder=0.8)
+    axes.plot([x, x], ends, color=GREY, linewidth=0.6, zorder=0.9)

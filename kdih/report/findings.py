@@ -45,12 +45,12 @@ def _dih_findings(rows: dict[str, Row]) -> list[str]:
 def _comparison(baseline: str, gain: Gain | None) -> str:
   """Returns how `dih` compares with a baseline, with an interval if there are several seeds."""
   if gain is None:
-    return f'dih against {baseline}: no seed was run with both.'
+    return (f'dih against {baseline}: no seed was run with both; add {baseline} to --methods to '
+            'compare.')
   difference = f'dih against {baseline}: {tables.signed(gain.mean)} points of test top-1'
   if gain.standard_error is None:
     return (f'{difference}, from one seed. One seed has no spread, and no conclusion can be drawn '
             'from it.')
-  exceeds = abs(gain.mean) > 2 * gain.standard_error
   low, high = _interval(gain)
   if low > 0:
     verdict = f'dih is better than {baseline} here'
@@ -58,10 +58,8 @@ def _comparison(baseline: str, gain: Gain | None) -> str:
     verdict = f'dih is worse than {baseline} here'
   else:
     verdict = f'these runs do not show a difference between dih and {baseline}'
-  return (f'{difference} ({_precision(gain)}), {"more" if exceeds else "not more"} than 2 standard '
-          f'errors from 0. The 95 % confidence interval of the paired t-test, {_factor(gain):.2f} '
-          f'standard errors to either side, is {tables.signed(low)} to {tables.signed(high)}: '
-          f'{verdict}.')
+  return (f'{difference} ({_precision(gain)}). The 95 % confidence interval of the paired t-test is '
+          f'{tables.signed(low)} to {tables.signed(high)}: {verdict}.')
 
 
 def _precision(gain: Gain) -> str:
@@ -70,14 +68,9 @@ def _precision(gain: Gain) -> str:
 
 def _interval(gain: Gain) -> tuple[float, float]:
   """Returns the ends of the 95 % confidence interval of a gain over two seeds or more."""
-  reach = _factor(gain) * (gain.standard_error or 0.0)
-  return gain.mean - reach, gain.mean + reach
-
-
-def _factor(gain: Gain) -> float:
-  """Returns how many standard errors the interval extends to either side."""
-  # Standardised: with `scale`, scipy returns nan for a standard error of 0.
-  return float(scipy.stats.t.interval(0.95, gain.n - 1)[1])
+  # Not with `scale`: scipy returns nan for a standard error of 0.
+  half = float(scipy.stats.t.interval(0.95, gain.n - 1)[1]) * (gain.standard_error or 0.0)
+  return gain.mean - half, gain.mean + half
 
 
 def _noise(rows: dict[str, Row]) -> list[str]:

@@ -13,6 +13,7 @@ from kdih.report.style import (
   MARKERS,
   STUDENT,
   TEACHER,
+  accuracy_limits,
   clean,
   label_point,
   legend_columns,
@@ -22,6 +23,7 @@ from kdih.report.style import (
 
 _PANELS, _PANEL_HEIGHT = 3, 2.4  # Panels in a row, and inches of one.
 _LEGEND_WIDTH = 2.0  # Inches for each further column of the legend.
+_DECADES = 100  # A logarithmic axis that spans more than this factor has labels at powers of ten.
 _LINES = ('-', '--', '-.', ':')  # With seven colours, these distinguish 28 curves.
 
 
@@ -36,7 +38,7 @@ def accuracy_by_depth(results: dict[str, Any]) -> Figure:
   final = members.pop(FINAL, None)
   if 'teacher' in results:
     final = _accuracies(results)['teacher']
-  depth = {**members, **({} if final is None else {'teacher': final})}
+  depth = {**members, **({} if final is None else {FINAL: final})}
   students = _accuracies(results.get('student', {}))
   figure = new_figure(2.5 + 0.62 * (len(depth) + len(students)), 4.2)
   axes = figure.add_subplot()
@@ -59,9 +61,7 @@ def accuracy_by_depth(results: dict[str, Any]) -> Figure:
                  label=f'cohort mean {mean:.1f}')
     figure.legend(loc='outside upper right', frameon=False)
     values.append(mean)
-  # One point of accuracy or more: small differences must look small.
-  margin = max(0.12 * (max(values) - min(values)), 1)
-  axes.set_ylim(min(values) - margin, max(values) + margin)
+  axes.set_ylim(accuracy_limits(values))
   axes.set_ylabel('test top-1 %')
 
   # The classifiers.
@@ -156,6 +156,9 @@ def _draw_terms(axes: Axes, phase: str, names: list[str], lines: list[dict]) -> 
 def _scale_by_logarithm(axes: Axes, labelled: tuple[int, ...]) -> None:
   """Makes the y axis logarithmic, with labels at these multiples of the powers of ten."""
   axes.set_yscale('log')
+  low, high = axes.get_ylim()
+  if high > _DECADES * low:  # With `subs`, LogLocator has no ticks in a wide range.
+    labelled = (1,)
   axes.yaxis.set_major_locator(ticker.LogLocator(subs=labelled))
   axes.yaxis.set_major_formatter('{x:g}')
   axes.yaxis.set_minor_locator(ticker.NullLocator())

@@ -151,10 +151,13 @@ def _classifiers(results: Results) -> dict[str, dict]:
 def _columns(results: Results) -> list[_Column]:
   """Returns the columns that have a value in any row; `best val` needs a validation split."""
   rows = _classifiers(results).values()
-  validated = any(result['val'] for result in rows)
   return [column for column in _COLUMNS
           if any(column.cell(result) != '-' for result in rows)
-          and (validated or '(best val)' not in column.title)]
+          and (_validated(results) or '(best val)' not in column.title)]
+
+
+def _validated(results: Results) -> bool:
+  return any(result['val'] for result in _classifiers(results).values())
 
 
 def _accuracy_cells(results: Results) -> list[list[str]]:
@@ -221,6 +224,8 @@ def _markdown(
 
   for title, picture in pictures.items():
     parts += [f'## {title}', f'![{title}]({picture})']
+    if picture == 'training_curves.png':
+      parts.append(_about_curves(results))
 
   facts = {'seed': str(config.seed)}
   if manifest:
@@ -233,6 +238,20 @@ def _markdown(
     }
   parts += ['## Provenance', '\n'.join(f'- {name}: {fact}' for name, fact in facts.items())]
   return '\n\n'.join(parts) + '\n'
+
+
+def _about_curves(results: Results) -> str:
+  """Returns what the losses of the training curves and of `metrics.jsonl` are."""
+  sentences = ['The training loss is the loss that the phase minimises.']
+  if 'heads' in results:
+    sentences.append('For the heads, it is the sum of the cross-entropies of all heads.')
+  if _validated(results):
+    sentences.append('The validation loss (`val/loss` in `metrics.jsonl`) is the mean cross-entropy '
+                     'on the validation images, for every phase.')
+    if 'heads' in results:
+      sentences.append('For the heads, validation loss and validation accuracy are means over the '
+                       'heads.')
+  return ' '.join(sentences)
 
 
 def _compression_rows(results: Results) -> Iterator[list[str]]:
@@ -251,8 +270,9 @@ def _compression_rows(results: Results) -> Iterator[list[str]]:
     if teacher[key] is not None:
       yield row(title, teacher[key], student[key], formatted)
   top1 = results['teacher']['test_best_val']['top1']
+  best = ' (best val)' if _validated(results) else ''
   for name, result in results['student'].items():
-    yield row(f'test top-1 %, {name}', top1, result['test_best_val']['top1'], _percent)
+    yield row(f'test top-1 %{best}, {name}', top1, result['test_best_val']['top1'], _percent)
 
 
 def markdown_table(results: Results) -> str:

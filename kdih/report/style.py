@@ -1,6 +1,7 @@
 """The style that all pictures share: figures, axes, colours, labels, and files."""
 import io
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import matplotlib
@@ -34,6 +35,13 @@ def clean(axes: Axes, grid: Literal['x', 'y'] = 'y') -> None:
   axes.grid(axis=grid, color='#e5e5e5')
   axes.set_axisbelow(True)
   axes.spines[['top', 'right']].set_visible(False)
+
+
+def accuracy_limits(percent: Sequence[float]) -> tuple[float, float]:
+  """Returns limits of an axis for these accuracies, with at least one point of margin."""
+  low, high = min(percent), max(percent)
+  margin = max(0.12 * (high - low), 1)  # Small differences must look small.
+  return low - margin, high + margin
 
 
 def legend_columns(count: int) -> int:

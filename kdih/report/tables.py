@@ -11,6 +11,7 @@ from kdih.report.aggregate import BASELINES, Gain, Pair, Run
 from kdih.report.published import Published
 
 _MISSING = '–'
+_PUBLISHED = 'published'  # The title of the only column of sentences.
 _LATEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
           '<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}', '±': r'$\pm$',
           '→': r'$\to$', '−': '$-$', '–': '--', '\ufffd': '?',
@@ -34,14 +35,19 @@ def cells(pair: Pair) -> list[list[str]]:
   """Returns the rows of a pair's table, the header first, with a row for each method.
 
   Top-1 is in percent, with its standard deviation over the seeds after '±'; gains are in points,
-  with their standard error after '±'.
+  with their standard error after '±'. Columns of gains and published numbers that no method has a
+  value for are left out.
   """
   header = ['method', 'n', 'test top-1 % (last)', 'test top-1 % (best val)',
-            *(f'gain over {baseline}' for baseline in BASELINES), 'published']
-  return [header, *([
+            *(f'gain over {baseline}' for baseline in BASELINES), _PUBLISHED]
+  rows = [[
       row.method, str(row.n), _mean(row.mean, row.std), _mean(row.best_mean, row.best_std),
       *(_gain(row.gains.get(baseline), row.n) for baseline in BASELINES),
-      ', '.join(map(_published, row.published)) or _MISSING] for row in pair.rows)]
+      ', '.join(map(_published, row.published)) or _MISSING] for row in pair.rows]
+  kept = [at for at, title in enumerate(header)
+          if not title.startswith(('gain over ', _PUBLISHED))
+          or any(row[at] != _MISSING for row in rows)]
+  return [[row[at] for at in kept] for row in (header, *rows)]
 
 
 def _mean(mean: float | None, std: float | None) -> str:
@@ -75,7 +81,7 @@ def markdown(pair: Pair) -> str:
 
 
 def _alignment(header: list[str]) -> list[str]:
-  return ['left', *['right'] * (len(header) - 2), 'left']
+  return ['left', *('left' if title == _PUBLISHED else 'right' for title in header[1:])]
 
 
 def markdown_escaped(text: str) -> str:
@@ -89,7 +95,8 @@ def latex(pair: Pair) -> str:
   body = tabulate.tabulate(
       [[_latex_escaped(cell) for cell in row] for row in rows], [*map(_latex_header, header)],
       tablefmt=_BOOKTABS, disable_numparse=True, colalign=_alignment(header))
-  columns = f'l{"r" * (len(header) - 2)}>{{\\raggedright\\arraybackslash}}p{{32mm}}'
+  columns = 'l' + ''.join(r'>{\raggedright\arraybackslash}p{32mm}' if title == _PUBLISHED else 'r'
+                          for title in header[1:])
   return '\n'.join([
       r'\begin{table}', r'\centering', f'\\caption{{{_latex_escaped(caption(pair))}}}',
       r'\medskip', r'\footnotesize', r'\setlength{\tabcolsep}{3pt}',

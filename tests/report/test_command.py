@@ -240,7 +240,7 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
 
 
 @pytest.mark.parametrize('argv, expected', [
-    ([], 'no runs are given'),
+    ([], 'no runs are given; write for example python -m kdih.report runs/sweep'),
     (['--outptu=x', 'w'], "'--outptu=x' is not a flag; there is --output=FOLDER"),
     (['w', '--out=x'], "'--out=x' is not a flag; there is --output=FOLDER"),
     (['w', '--output'], 'argument --output: expected one argument; such as --output='),
@@ -286,7 +286,10 @@ def test_the_table_of_a_run_is_printed(folders, capsys):
 
 def test_help(capsys):
   assert report.main(['kdih.report', '--help']) == 0
-  assert 'python -m kdih.report WORKDIR… [--output=FOLDER]' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'python -m kdih.report WORKDIR… [--output=FOLDER]' in out
+  assert re.search('^WORKDIR +the folder of a run', out, re.M)
+  assert re.search('^--output=FOLDER +the folder for report.md', out, re.M)
 
 
 def test_the_table_in_the_results_is_that_of_the_committed_sweep():

@@ -73,22 +73,37 @@ def test_the_text_of_the_gains_names_the_largest_and_what_is_hollow(tmp_path):
 # Cohorts.
 
 
-def test_members_by_depth_are_bars_from_zero():
+def test_members_by_depth_are_points_of_accuracy_and_bars_from_zero():
   made = heads(4)
   made['members']['stage2']['test_best_val']['top1'] = 0.1234
   top1, entropy, ece = comparison_plots.members_by_depth(made).axes
-  assert [axes.get_title('left') for axes in (top1, entropy, ece)] == [
+  assert [axes.get_ylabel() for axes in (top1, entropy, ece)] == [
       'test top-1 %', 'entropy, nats', 'ECE, points']
-  drawn = {axes: [bar.get_height() for bar in axes.patches] for axes in (top1, entropy, ece)}
-  assert drawn[top1] == pytest.approx([45, 12.34, 65, 75])
+  mean, accuracies = top1.lines
+  assert accuracies.get_ydata().tolist() == pytest.approx([45, 12.34, 65, 75])
+  assert mean.get_ydata()[0] == 76 and not top1.patches
+  assert top1.get_title('right') == '- - mean 76.0'
+  drawn = {axes: [bar.get_height() for bar in axes.patches] for axes in (entropy, ece)}
   assert drawn[entropy] == pytest.approx([2.2, 1.95, 1.7, 1.45])
   assert drawn[ece] == pytest.approx([21, 18.5, 16, 13.5])
-  assert texts(ece.texts) == ['21.0', '18.5', '16.0', '13.5']
+  assert texts(ece.texts) == ['21.0', '18.5', '16.0', '13.5'] and not ece.lines
   for axes, heights in drawn.items():
     assert texts(axes.get_xticklabels()) == ['stage1', 'stage2', 'stage3', 'final']
     assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > max(heights)
-  assert [line.get_ydata()[0] for line in top1.lines] == [76] and not ece.lines
-  assert top1.get_title('right') == '- - mean 76.0'
+
+
+def test_close_accuracies_of_members_fill_their_panel_and_no_label_crosses_the_mean():
+  made = heads(3)
+  for name, top1 in {'stage1': 0.95, 'stage2': 0.96, 'final': 0.97, 'mean': 0.972}.items():
+    made['members'][name]['test_best_val']['top1'] = top1
+  figure = comparison_plots.members_by_depth(made)
+  figure.draw_without_rendering()
+  axes = figure.axes[0]
+  low, high = axes.get_ylim()
+  assert 93 < low < 95 and 97.2 < high < 99
+  assert texts(axes.texts) == ['95.0', '96.0', '97.0']
+  boxes = [text.get_window_extent() for text in (*axes.texts, *figure.axes[1].texts)]
+  assert all(box.y0 > axes.get_window_extent().y1 for box in boxes)
 
 
 def test_members_that_are_calibrated_perfectly_begin_at_zero_too():
@@ -185,9 +200,22 @@ def test_the_methods_of_a_student_stand_side_by_side_around_its_cost(cost):
     assert teacher.get_offset_transform() == axes.transData
 
 
+def test_a_line_marks_the_cost_that_the_methods_of_a_student_share(cost):
+  pairs, figure = cost
+  for axes, kind in zip(figure.axes, ('parameters', 'flops'), strict=True):
+    lines = [line for line in axes.lines if line.get_linewidth() < 1]
+    bands = [line for line in axes.lines if line.get_linewidth() > 30]
+    assert len(lines) + len(bands) == len(axes.lines)
+    expected = sorted({pair.costs['student'][kind] for pair in pairs})
+    for drawn in (lines, bands):
+      assert [line.get_xdata()[0] for line in drawn] == expected
+      assert all(line.get_xdata()[0] == line.get_xdata()[1] for line in drawn)
+
+
 def test_one_method_stands_at_its_cost():
   for axes in cost_plots.accuracy_by_cost([made_pairs.pair(methods=('ce',))]).axes:
     _, ce = axes.collections
+    assert not axes.lines
     np.testing.assert_allclose(ce.get_offset_transform().transform(ce.get_offsets()),
                                axes.transData.transform(ce.get_offsets()))
 

@@ -42,7 +42,7 @@ def test_accuracy_by_depth_draws_heads_teacher_mean_and_students():
   assert ce.get_marker() != dih.get_marker() and ce.get_color() != depth.get_color()
   assert list(mean.get_ydata()) == [70, 70] and mean.get_linestyle() == '--'
   assert list(divider.get_xdata()) == [2.5, 2.5]
-  assert texts(axes.get_xticklabels()) == ['stage1', 'stage2', 'teacher', 'ce', 'dih']
+  assert texts(axes.get_xticklabels()) == ['stage1', 'stage2', 'final', 'ce', 'dih']
   labels = {text.xy: text.get_text() for text in axes.texts if hasattr(text, 'xy')}
   assert labels == {(0, 50): '50.0', (1, 65.25): '65.2', (2, 80): '80.0', (3, 66): '66.0',
                     (4, 68.75): '68.8'}
@@ -56,7 +56,7 @@ def test_accuracy_by_depth_draws_heads_teacher_mean_and_students():
 def test_accuracy_by_depth_takes_the_teacher_from_the_cohort_if_it_was_loaded():
   (axes,) = run_plots.accuracy_by_depth({'heads': heads('stage1')}).axes
   assert points(axes.lines[0]) == [(0, 50), (1, 80)]
-  assert texts(axes.get_xticklabels()) == ['stage1', 'teacher']
+  assert texts(axes.get_xticklabels()) == ['stage1', 'final']
 
 
 def test_accuracy_by_depth_of_students_alone():
@@ -72,7 +72,7 @@ def test_accuracy_by_depth_fits_any_number(members, students):
   figure = run_plots.accuracy_by_depth(
       {'teacher': result(0.8), 'heads': heads(*members),
        'student': {name: result(0.6) for name in students}})
-  names = [*members, 'teacher', *students]
+  names = [*members, 'final', *students]
   assert texts(figure.axes[0].get_xticklabels()) == names
   assert size(figure) == pytest.approx((2.5 + 0.62 * len(names), 4.2))
 
@@ -128,6 +128,18 @@ def test_losses_that_reach_zero_have_a_linear_axis():
   loss = run_plots.training_curves({'teacher': train}).axes[0]
   assert loss.get_yscale() == 'linear'
   assert curves_drawn(loss)['teacher'] == [(0, 1), (1, 0), (2, -1), (3, -2)]
+
+
+@pytest.mark.parametrize('low, high', [
+    (1.1, 1.9), (0.12, 0.8), (0.9, 8.0), (0.02, 3.0), (0.5, 60.0), (2e-6, 1010.0), (1e-9, 1e9)])
+def test_a_logarithmic_axis_has_ticks_in_any_range(low, high):
+  train = [{'step': 1, 'train/loss': low, 'train/ce': low, 'train/kl': low},
+           {'step': 2, 'train/loss': high, 'train/ce': high, 'train/kl': high}]
+  loss, _, terms = run_plots.training_curves({'student/kd': train}).axes
+  for axes in (loss, terms):
+    bottom, top = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if bottom <= tick <= top]
+    assert 2 <= len(ticks) <= 12
 
 
 def test_28_curves_look_different():

@@ -167,8 +167,8 @@ def test_report_compares_teacher_and_student(whole):
   assert row(text, 'FLOPs of one image') == ['874', '118', '13.5']
   assert row(text, 'bytes on disk')[:2] == [
       f'{costs[role]["bytes"]:,}' for role in ('teacher', 'student')]
-  assert row(text, 'test top-1 %, ce') == ['80.00', '70.00', '87.5']
-  assert row(text, 'test top-1 %, dih') == ['80.00', '60.00', '75.0']
+  assert row(text, 'test top-1 % (best val), ce') == ['80.00', '70.00', '87.5']
+  assert row(text, 'test top-1 % (best val), dih') == ['80.00', '60.00', '75.0']
   assert row(text, 'student/dih') == ['78,200', '61.2', '2,412']
 
 
@@ -196,6 +196,12 @@ def test_report_shows_pictures_that_exist(whole):
     assert f']({name})' in text_of(run)
     assert np.ptp(read_png(run.path / name)) == 1.0
   assert not list(run.path.glob('.*'))
+
+
+def test_report_explains_the_losses_of_the_training_curves(whole):
+  text = text_of(whole[0]).partition('](training_curves.png)')[2].partition('\n## ')[0]
+  assert 'For the heads, it is the sum of the cross-entropies of all heads.' in text
+  assert 'validation loss and validation accuracy are means over the heads.' in text
 
 
 def copy_of(whole, tmp_path) -> Workdir:
@@ -239,7 +245,7 @@ PARTS = {
     'nothing': ({}, (), ('Accuracy', 'Compression', 'Training', '![')),
     'teacher': ({'teacher': result(0.8)}, ('Accuracy', 'Training', '![Training curves]'),
                 ('Compression', '![Accuracy', 'head ', 'student ', 'cohort mean')),
-    'heads': ({'heads': heads('stage1')}, ('head stage1', '![Accuracy'), ('Compression',)),
+    'heads': ({'heads': heads('stage1')}, ('head stage1', '![Accuracy', 'For the heads, it is the sum'), ('Compression',)),
     'student': ({'student/ce': result(0.6)}, ('student ce',), ('Compression', 'teacher |')),
     'no students': ({'teacher': result(0.8), 'heads': heads('stage1')}, ('cohort mean',),
                     ('Compression', '| student')),

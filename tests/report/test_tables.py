@@ -47,22 +47,31 @@ def run(**fields) -> Run:
 def test_the_cells_of_a_table():
   header, ce, dih, once = tables.cells(pair(CE, DIH, ONCE))
   assert header == ['method', 'n', 'test top-1 % (last)', 'test top-1 % (best val)',
-                    'gain over ce', 'gain over kd', 'gain over kd_matched', 'published']
-  assert ce == ['ce', '3', '60.00 ± 1.00', '59.50 ± 0.25', '–', '–', '–', '–']
-  assert dih == ['dih', '3', '61.33 ± 2.35', '–', '+1.33 ± 0.12', '–', '−0.50 (n = 1)',
+                    'gain over ce', 'gain over kd_matched', 'published']
+  assert ce == ['ce', '3', '60.00 ± 1.00', '59.50 ± 0.25', '–', '–', '–']
+  assert dih == ['dih', '3', '61.33 ± 2.35', '–', '+1.33 ± 0.12', '−0.50 (n = 1)',
                  '61.41 (a README; last epoch), 62.00 (B & C; best)']
   assert once[1:5] == ['1', '50.00', '51.00', '+0.00']
+
+
+def test_tables_leave_out_columns_without_any_value():
+  kept = ['method', 'n', 'test top-1 % (last)', 'test top-1 % (best val)', 'gain over ce']
+  made = pair(CE, ONCE)
+  assert tables.cells(made)[0] == kept
+  assert tables.markdown(made).split('\n')[1].count('-:|') == 4  # Numbers stand to the right.
+  assert r'\begin{tabular}{lrrrr}' in tables.latex(made)
+  assert 'gain_over_kd_matched' in tables.csv_of_pairs([made])
 
 
 def test_markdown():
   _, rule, *rows = [
       [cell.strip() for cell in re.split(r'(?<!\\)\|', line.removeprefix('|').removesuffix('|'))]
       for line in tables.markdown(pair(CE, ONCE, row('1e3', 1.0, published=PUBLISHED))).split('\n')]
-  assert [(cell[0], cell[-1]) for cell in rule] == [(':', '-'), *[('-', ':')] * 6, (':', '-')]
+  assert [(cell[0], cell[-1]) for cell in rule] == [(':', '-'), *[('-', ':')] * 4, (':', '-')]
   assert rows == [
-      ['ce', '3', '60.00 ± 1.00', '59.50 ± 0.25', '–', '–', '–', '–'],
-      [r'my_\|\<b>', '1', '50.00', '51.00', '+0.00', '–', '–', '–'],
-      ['1e3', '3', '1.00', '–', '–', '–', '–',  # A name that is a number keeps its letters.
+      ['ce', '3', '60.00 ± 1.00', '59.50 ± 0.25', '–', '–'],
+      [r'my_\|\<b>', '1', '50.00', '51.00', '+0.00', '–'],
+      ['1e3', '3', '1.00', '–', '–',  # A name that is a number keeps its letters.
        '61.41 (a README; last epoch), 62.00 (B & C; best)']]
 
 
@@ -71,18 +80,18 @@ def test_latex_is_a_booktabs_table_with_escaped_names():
   lines = text.split('\n')
   top, middle, bottom = (lines.index(rf'\{rule}rule') for rule in ('top', 'mid', 'bottom'))
   assert (middle - top, bottom - middle) == (2, 4)
-  assert lines[middle + 1] == r'ce & 3 & 60.00 $\pm$ 1.00 & 59.50 $\pm$ 0.25 & -- & -- & -- & -- \\'
+  assert lines[middle + 1] == r'ce & 3 & 60.00 $\pm$ 1.00 & 59.50 $\pm$ 0.25 & -- & -- & -- \\'
   assert r'$-$0.50 (n = 1) & 61.41 (a README; last epoch), 62.00 (B \& C; best) \\' in text
   assert r'my\_\textbar{}\textless{}b\textgreater{} & 1' in text
   assert r'cifar100: resnet110 $\to$ wrn\_16\_2 (teacher 72.38 \%)' in text
-  assert r'\begin{tabular}{lrrrrrr>{\raggedright\arraybackslash}p{32mm}}' in text and text.isascii()
+  assert r'\begin{tabular}{lrrrrr>{\raggedright\arraybackslash}p{32mm}}' in text and text.isascii()
   assert (r'method & n & \shortstack[r]{test top-1 \%\\(last)} & '
           r'\shortstack[r]{test top-1 \%\\(best val)} & \shortstack[r]{gain over\\ce} & ') in text
   for environment in ('table', 'tabular'):
     assert text.count(f'\\begin{{{environment}}}') == text.count(f'\\end{{{environment}}}') == 1
   # Every special character that is not a command's is escaped, and no row has an extra column.
   assert not re.search(r'(?<!\\)[_%#]', text)
-  assert {line.count(' & ') for line in lines if line.endswith(r'\\')} == {7}
+  assert {line.count(' & ') for line in lines if line.endswith(r'\\')} == {6}
 
 
 def test_latex_escapes_what_latex_would_read():
@@ -158,21 +167,19 @@ def test_findings_at_three_seeds_go_by_the_t_distribution():
   # t(2 degrees of freedom, 97.5 %) = 4.3027: 1 +- 1.7211 and 2 +- 1.2908.
   kd, matched, *_ = findings(kd=Gain(1.0, 0.4, 3), kd_matched=Gain(2.0, 0.3, 3))
   assert kd == (
-      'dih against kd: +1.00 points of test top-1 (standard error 0.40, paired over n = 3 seeds), '
-      'more than 2 standard errors from 0. The 95 % confidence interval of the paired t-test, 4.30 '
-      'standard errors to either side, is −0.72 to +2.72: these runs do not show a difference '
-      'between dih and kd.')
+      'dih against kd: +1.00 points of test top-1 (standard error 0.40, paired over n = 3 seeds). '
+      'The 95 % confidence interval of the paired t-test is −0.72 to +2.72: these runs do not show '
+      'a difference between dih and kd.')
   assert matched.endswith('+0.71 to +3.29: dih is better than kd_matched here.')
 
 
 @pytest.mark.parametrize('mean, error, n, expected', [
-    (0.8, 0.4, 3, 'not more than 2 standard errors'), (-0.81, 0.4, 3, ' more than 2 standard'),
-    (0.0, 0.0, 2, 'not more than 2 standard errors'), (0.5, 0.0, 2, ' more than 2 standard'),
+    (0.0, 0.0, 2, 'is +0.00 to +0.00: these runs do not show a difference'),
     (-2.0, 0.3, 3, ': dih is worse than kd here'),
     (5.0, 0.5, 2, 'do not show a difference between dih and kd'),
     (0.5, 0.0, 2, 'is +0.50 to +0.50: dih is better than kd here'),
-    (5.0, 0.5, 2, ', 12.71 standard errors to either side, is −1.35 to +11.35: '),
-    (1.0, 0.4, 5, ', 2.78 standard errors to either side, is −0.11 to +2.11: '),
+    (5.0, 0.5, 2, 'n = 2 seeds). The 95 % confidence interval of the paired t-test is −1.35 to +11.35: '),
+    (1.0, 0.4, 5, 'n = 5 seeds). The 95 % confidence interval of the paired t-test is −0.11 to +2.11: '),
 ])
 def test_findings_by_size_and_seeds(mean, error, n, expected):
   assert expected in findings(kd=Gain(mean, error, n))[0]
@@ -182,7 +189,8 @@ def test_nothing_follows_from_one_seed():
   kd, matched = findings(kd=Gain(3.0, None, 1))
   assert kd == ('dih against kd: +3.00 points of test top-1, from one seed. One seed has no '
                 'spread, and no conclusion can be drawn from it.')
-  assert matched == 'dih against kd_matched: no seed was run with both.'
+  assert matched == ('dih against kd_matched: no seed was run with both; add kd_matched to '
+                     '--methods to compare.')
 
 
 @pytest.mark.parametrize('matched, said', [
