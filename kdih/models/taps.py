@@ -301,7 +301,7 @@ def _once_for_equal(function: Callable[..., _Result], model: nn.Module, *argumen
     hash(model)
   except TypeError:  # A field of the model is an array, for example.
     return function(model, *arguments)
-  return _traced_once(function, model, jax.config.jax_enable_x64, *arguments)
+  return _traced_once(function, model, jax.config.values['jax_enable_x64'], *arguments)
 
 
 @functools.lru_cache(_KEPT_TRACES)
