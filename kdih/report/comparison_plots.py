@@ -13,7 +13,16 @@ from matplotlib.figure import Figure
 from kdih.cohort.members import MEAN
 from kdih.report import cost_plots, tables
 from kdih.report.aggregate import BASELINES, Pair
-from kdih.report.style import GREY, STUDENT, TEACHER, accuracy_limits, clean, new_figure, save, shown
+from kdih.report.style import (
+  GREY,
+  STUDENT,
+  TEACHER,
+  accuracy_limits,
+  clean,
+  new_figure,
+  save,
+  shown,
+)
 
 
 @dataclasses.dataclass(frozen=True)

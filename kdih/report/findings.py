@@ -58,8 +58,8 @@ def _comparison(baseline: str, gain: Gain | None) -> str:
     verdict = f'dih is worse than {baseline} here'
   else:
     verdict = f'these runs do not show a difference between dih and {baseline}'
-  return (f'{difference} ({_precision(gain)}). The 95 % confidence interval of the paired t-test is '
-          f'{tables.signed(low)} to {tables.signed(high)}: {verdict}.')
+  return (f'{difference} ({_precision(gain)}). The 95 % confidence interval of the paired t-test '
+          f'is {tables.signed(low)} to {tables.signed(high)}: {verdict}.')
 
 
 def _precision(gain: Gain) -> str:

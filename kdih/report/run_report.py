@@ -246,8 +246,8 @@ def _about_curves(results: Results) -> str:
   if 'heads' in results:
     sentences.append('For the heads, it is the sum of the cross-entropies of all heads.')
   if _validated(results):
-    sentences.append('The validation loss (`val/loss` in `metrics.jsonl`) is the mean cross-entropy '
-                     'on the validation images, for every phase.')
+    sentences.append('The validation loss (`val/loss` in `metrics.jsonl`) is the mean '
+                     'cross-entropy on the validation images, for every phase.')
     if 'heads' in results:
       sentences.append('For the heads, validation loss and validation accuracy are means over the '
                        'heads.')
