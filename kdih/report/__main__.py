@@ -4,8 +4,8 @@
   python -m kdih.report runs/one runs/two --output=runs/comparison
   python -m kdih.report runs/digits/results.json
 
-WORKDIR          the folder of a run or a sweep, or a folder of them; several may be given.
-                 For the file results.json of a run, its table is printed and nothing is written.
+WORKDIR          the folder of a run, of a sweep, or a folder of runs and sweeps; several may be
+                 given. For a results.json, the table of this run is printed, and nothing written.
 --output=FOLDER  the folder for report.md, index.html, the tables and the pictures. It is
                  WORKDIR/comparison if one WORKDIR is given, and must be set for several.
 

@@ -25,8 +25,8 @@ def accuracy_by_cost(pairs: Sequence[Pair]) -> Figure | None:
   """Returns a scatter plot of test top-1 against parameters and FLOPs, with logarithmic axes.
 
   Each method has a marker and a colour; the teachers are black circles. The methods of a student
-  are drawn side by side in a pale band, in which a line marks its cost. The name of a model is
-  above its most accurate point.
+  are drawn side by side in a pale band, in which a line marks the student's cost. The name of a
+  model is above its most accurate point.
 
   Args:
     pairs: pairs of one data set.

@@ -178,10 +178,10 @@ def test_findings_at_three_seeds_go_by_the_t_distribution():
     (-2.0, 0.3, 3, ': dih is worse than kd here'),
     (5.0, 0.5, 2, 'do not show a difference between dih and kd'),
     (0.5, 0.0, 2, 'is +0.50 to +0.50: dih is better than kd here'),
-    (5.0, 0.5, 2, 'n = 2 seeds). The 95 % confidence interval of the paired t-test is −1.35 to '
-                  '+11.35: '),
-    (1.0, 0.4, 5, 'n = 5 seeds). The 95 % confidence interval of the paired t-test is −0.11 to '
-                  '+2.11: '),
+    (5.0, 0.5, 2, 'n = 2 seeds). The 95 % confidence interval of the paired t-test '
+     'is −1.35 to +11.35: '),
+    (1.0, 0.4, 5, 'n = 5 seeds). The 95 % confidence interval of the paired t-test '
+     'is −0.11 to +2.11: '),
 ])
 def test_findings_by_size_and_seeds(mean, error, n, expected):
   assert expected in findings(kd=Gain(mean, error, n))[0]
