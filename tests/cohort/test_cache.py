@@ -167,7 +167,7 @@ def test_another_word_for_the_cache_is_refused(tmp_path, digits_dir, value, caps
 
 @pytest.mark.slow
 def test_taps_that_cannot_be_cached_are_refused(tmp_path):
-  with pytest.raises(errors.ConfigError, match='cache_taps: is set, and .*cache is none'):
+  with pytest.raises(errors.ConfigError, match='cache_taps: is True, but .*cache is none'):
     checked(tmp_path, 'compute.cache_taps=True')
   # 4 x 4 x 4 and 2 x 2 x 8 numbers of two bytes, of 9 views of 80 % of the images.
   with pytest.raises(errors.ConfigError, match='take 1382.40 GB'):

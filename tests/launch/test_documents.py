@@ -174,7 +174,9 @@ def written(tmp_path, monkeypatch):
     (tmp_path / name).write_text(content)
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.setattr(methods, '__path__', [*methods.__path__, str(tmp_path / 'kdih/methods')])
-  return tmp_path
+  importlib.invalidate_caches()
+  yield tmp_path
+  sys.modules.pop('kdih.methods.logits_mse', None)
 
 
 def commands() -> list[str]:

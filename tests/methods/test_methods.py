@@ -70,7 +70,7 @@ def folder_of_methods(tmp_path, monkeypatch):
   monkeypatch.setattr(methods, '__path__', [*methods.__path__, str(tmp_path)])
   importlib.invalidate_caches()
   yield tmp_path
-  for name in [m for m in sys.modules if m.startswith('kdih.methods.') and 'logits_mse' in m]:
+  for name in [m for m in sys.modules if m.startswith('kdih.methods.') and 'squared_gap' in m]:
     del sys.modules[name]
 
 
@@ -221,16 +221,16 @@ def test_a_method_does_not_change_its_options():
 
 
 def test_a_new_method_is_one_new_file(folder_of_methods):
-  (folder_of_methods / 'logits_mse.py').write_text(NEW_METHOD)
-  assert 'logits_mse' in methods.names()
-  found = loss({'kind': 'logits_mse', 'weight': 2.0})
+  (folder_of_methods / 'squared_gap.py').write_text(NEW_METHOD)
+  assert 'squared_gap' in methods.names()
+  found = loss({'kind': 'squared_gap', 'weight': 2.0})
   expected = 2 * np.square(np.asarray(STUDENT - MEMBERS['final'])).mean(-1)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_the_checks_of_a_new_method_name_its_setting(folder_of_methods):
-  (folder_of_methods / 'logits_mse.py').write_text(NEW_METHOD)
-  assert message({'kind': 'logits_mse', 'weight': -1.0}) == (
+  (folder_of_methods / 'squared_gap.py').write_text(NEW_METHOD)
+  assert message({'kind': 'squared_gap', 'weight': -1.0}) == (
       'config.methods.mine.weight: -1.0 is below 0')
-  assert message({'kind': 'logits_mse', 'wieght': 1.0}).startswith(
+  assert message({'kind': 'squared_gap', 'wieght': 1.0}).startswith(
       "config.methods.mine.wieght: unknown 'wieght'; did you mean 'weight'? ")

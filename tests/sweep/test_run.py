@@ -202,7 +202,7 @@ def test_a_workdir_that_cannot_be_made_is_one_line(digits_dir, capsys):
 def test_what_does_not_fit_is_left_out_and_said(tmp_path, digits_dir, capsys):
   assert run(tmp_path, digits_dir, '--methods=ce,sp', f'--students={NETS}:NoTaps',
              '--seeds=1') == 0
-  assert 'left out: config.methods.sp: the teacher' in capsys.readouterr().err
+  assert 'left out: config.methods.sp: does not fit the teacher' in capsys.readouterr().err
   assert [path for path in results(tmp_path) if 'student' in path] == [
       f'{NETS}.TinyNet/{NETS}.NoTaps/seed1/student/ce/result.json']
 
