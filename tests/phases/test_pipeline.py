@@ -201,7 +201,7 @@ def test_a_teacher_that_exists_is_measured_again_and_used(tmp_path, finished, di
   path = finished / 'teacher' / 'variables'
   results = main.run(
       read_config(tmp_path, digits_dir, f'--config.teacher.variables={path}', ONLY_DIH), tmp_path)
-  assert 'teacher: val accuracy' in capsys.readouterr().err
+  assert 'teacher: val top-1 ' in capsys.readouterr().err
   assert results['teacher']['steps'] == 0
   for phase in CHAIN:
     assert_same(exported(tmp_path, phase), exported(finished, phase))
