@@ -3,7 +3,7 @@ import ml_collections
 
 from kdih.data import selection, source
 from kdih.data.datasets import DataSet
-from kdih.data.splits import split_validation
+from kdih.data.splits import validation_sizes
 
 
 def known(builder: DataSet, data: ml_collections.ConfigDict) -> dict[str, int]:
@@ -21,6 +21,5 @@ def known(builder: DataSet, data: ml_collections.ConfigDict) -> dict[str, int]:
       return {}
     selection.check(infos, data)
     images = {split: selection.size(infos, f'{split}_split', data) for split in ('train', 'test')}
-  train, validation = split_validation(
-      images['train'], data.validation_fraction, data.validation_seed)
-  return {'train': len(train), 'validation': len(validation), 'test': images['test']}
+  train, validation = validation_sizes(images['train'], data.validation_fraction)
+  return {'train': train, 'validation': validation, 'test': images['test']}

@@ -15,7 +15,7 @@ from kdih.data import datasets, images as images_lib, selection
 from kdih.data.datasets import DataSet
 from kdih.data.image_folder import FolderSplit, ImageFolder
 from kdih.data.spec import SPLITS, DataSpec
-from kdih.data.splits import Splits, split_validation
+from kdih.data.splits import Splits, validation_sizes
 
 
 def open_splits(builder: DataSet, data: ml_collections.ConfigDict) -> Splits:
@@ -32,7 +32,7 @@ def open_splits(builder: DataSet, data: ml_collections.ConfigDict) -> Splits:
   sources = {split: open_split(builder, f'{split}_split', data) for split in SPLITS}
   fraction = data.validation_fraction
   count = len(sources['train'])
-  sizes = [len(part) for part in split_validation(count, fraction, 0)]
+  sizes = validation_sizes(count, fraction)
   if not sizes[0] or (fraction and not sizes[1]):
     raise errors.ConfigError(
         f'config.data.validation_fraction: {fraction} of {count} images leaves {sizes[0]} to train '

@@ -15,6 +15,12 @@ _LOOKED_AT = 256  # The number of examples of a split that the streaming loader 
 _FEW = 100  # Fewer validation images than this choose a checkpoint by chance.
 
 
+def validation_sizes(num_examples: int, fraction: float) -> tuple[int, int]:
+  """Returns the numbers of examples to train and to validate with; see `split_validation`."""
+  validation = round(fraction * num_examples)
+  return num_examples - validation, validation
+
+
 def split_validation(
     num_examples: int, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +31,7 @@ def split_validation(
     latter are `round(fraction * num_examples)` examples, drawn without replacement.
   """
   order = np.random.default_rng(seed).permutation(num_examples).astype(np.int32)
-  cut = round(fraction * num_examples)
+  _, cut = validation_sizes(num_examples, fraction)
   return np.sort(order[cut:]), np.sort(order[:cut])
 
 
@@ -64,7 +70,7 @@ class Splits:
       raise errors.DataError(
           f'config.data.train_split: all {self.size("train"):,} images are of one class, number '
           f'{labels["train"][0]}; at least two are needed; choose more of the split')
-    train, validation = map(len, split_validation(self.size('train'), validation_fraction, 0))
+    train, validation = validation_sizes(self.size('train'), validation_fraction)
     logger.info(f'data: {train:,} images to train, {validation:,} to validate and '
                 f'{self.size("test"):,} to test with; {self._loader} loader')
     if 0 < validation < _FEW:

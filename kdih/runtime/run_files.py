@@ -170,7 +170,7 @@ class _Agreement(Struct):
 
 
 class _Analysis(Struct):
-  """What `kdih.cohort.analysis.analyse` returns."""
+  """The analysis of a cohort, as `kdih.cohort.analysis.analyse` returns it."""
 
   members: dict[str, _Uncertainty]
   agreement: _Agreement | None = None
