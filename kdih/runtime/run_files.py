@@ -325,7 +325,7 @@ def read(path: epath.PathLike, kind: Any) -> Any:
     raise errors.FileError(path, f'it cannot be read: {error.strerror or error}') from error
   except RecursionError as error:
     raise errors.FileError(path, f'its content is nested over {_MAX_DEPTH} deep') from error
-  except ValueError as error:  # Of msgspec, or of the decoder of UTF-8.
+  except (msgspec.MsgspecError, UnicodeDecodeError) as error:
     raise errors.FileError(path, str(error)) from error
   return content
 

@@ -77,7 +77,7 @@ def read_metrics(path: epath.PathLike) -> list[Line]:
       step = msgspec.json.decode(text, type=run_files.MetricsLine).step
       found.append({name: value for name, value in numbers.items() if value is not None}
                    | {'step': step})
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
       damaged += 1
   if damaged:
     logger.warning(f'{errors.in_line(path)}: {damaged} of its lines are damaged and left out')
