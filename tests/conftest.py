@@ -1,6 +1,7 @@
 """Settings of every test: four CPU devices, strict shapes, warnings as errors."""
 import os
 import pathlib
+import signal
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -24,6 +25,10 @@ from kdih.runtime import environment, logs  # noqa: E402
 environment.set_xla_flags(deterministic=True)  # As in the processes that tests start.
 logs.configure()
 
+# A shell starts what runs in its background with this signal ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+import filelock  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.helpers.runs import read_config  # noqa: E402
@@ -47,19 +52,36 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope='session')
-def digits_dir(tmp_path_factory) -> str:
-  """A TFDS folder in which digits is prepared."""
-  from kdih.data import datasets
-  config = read_config(pathlib.Path('unused'), 'unused')
-  config.data.data_dir = str(tmp_path_factory.mktemp('tfds'))
-  datasets.prepare(datasets.open_builder(config.data))
-  return config.data.data_dir
+def shared(tmp_path_factory):
+  """(name, make) to a folder that `make` has filled, once for all workers of `pytest -n`."""
+  root = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    root = root.parent
+
+  def folder(name, make) -> pathlib.Path:
+    path = root / name
+    with filelock.FileLock(root / f'{name}.lock'):
+      if not path.exists():
+        make(path)
+    return path
+
+  return folder
 
 
 @pytest.fixture(scope='session')
-def finished(tmp_path_factory, digits_dir) -> pathlib.Path:
+def digits_dir(shared) -> str:
+  """A TFDS folder in which digits is prepared."""
+  from kdih.data import datasets
+
+  def prepare(path):
+    config = read_config(pathlib.Path('unused'), str(path))
+    datasets.prepare(datasets.open_builder(config.data))
+
+  return str(shared('tfds', prepare))
+
+
+@pytest.fixture(scope='session')
+def finished(shared, digits_dir) -> pathlib.Path:
   """The workdir of a tiny run that has ended. Tests must not change it."""
   from kdih import main
-  workdir = tmp_path_factory.mktemp('finished')
-  main.run(read_config(workdir, digits_dir), workdir)
-  return workdir
+  return shared('finished', lambda workdir: main.run(read_config(workdir, digits_dir), workdir))

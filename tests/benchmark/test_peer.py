@@ -8,6 +8,7 @@ from kdih.benchmark import programs
 from kdih.distillation import losses
 from kdih.models import registry, taps
 from tests.helpers.model_checks import close, random_images, random_variables
+from tests.helpers.slow import slow
 
 torch = pytest.importorskip('torch')
 
@@ -26,8 +27,7 @@ def nearly(found, expected):
 
 
 @pytest.mark.parametrize('train', [False, True])
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=() if name == 'resnet18' else pytest.mark.slow) for name in SMALL])
+@pytest.mark.parametrize('name', [slow('resnet8'), 'resnet18', slow('wrn_16_2')])
 def test_models_have_the_same_logits_and_taps(name, train):
   model, images = registry.create(name, 5, **SMALL[name]), random_images(4, 8)
   variables = random_variables(model, images)

@@ -19,6 +19,7 @@ from kdih.runtime.workdir import Workdir
 from kdih.training.task import Moment, blank_batch
 from tests.helpers.model_checks import FAMILIES, random_images, random_variables, smaller
 from tests.helpers.runs import exported, read_config
+from tests.helpers.slow import slow
 from tests.helpers.tiny_nets import NoTaps, TinyNet
 
 # The batch norms of each family's small model, and those before a convolution, which remain.
@@ -102,7 +103,8 @@ class Derived(ResNet):
   """A user's own model may use its layers otherwise."""
 
 
-@pytest.mark.parametrize('model', [TinyNet(3), Derived(3, stage_sizes=(1,), stage_widths=(2,))])
+@pytest.mark.parametrize('model', [
+    TinyNet(3), slow(Derived(3, stage_sizes=(1,), stage_widths=(2,)))])
 def test_a_model_of_a_users_own_stays(model):
   variables = taps.initial(model, jax.random.key(0), random_images(2, SIZE))
   assert frozen_teacher.fold(model, variables, ()) is variables

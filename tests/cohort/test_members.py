@@ -13,6 +13,7 @@ from kdih.distillation.method import Context
 from kdih.distillation.signal import TeacherSignal
 from kdih.models import registry, taps
 from tests.helpers import lessons
+from tests.helpers.slow import slow
 from tests.helpers.tapped_nets import CLASSES, IMAGES, Nested, Net, features, variables
 
 
@@ -98,7 +99,7 @@ def test_no_gradient_reaches_the_teacher_or_the_heads(names):
 
 
 @pytest.mark.parametrize('name, kind, sizes', [
-    ('resnet110', 'flatten', [1_638_500, 819_300, 409_700]),  # 2,867,500
+    slow('resnet110', 'flatten', [1_638_500, 819_300, 409_700]),  # 2,867,500
     ('resnet18', 'flatten', [6_553_700, 3_276_900, 1_638_500, 819_300]),  # 12,288,400
     ('resnet8', 'gap', [1_700, 3_300, 6_500]),
 ])

@@ -9,6 +9,7 @@ import pytest
 
 from kdih.data import augment
 from tests.helpers.made_data import pixels
+from tests.helpers.slow import slow
 
 KEY, IMAGES = jax.random.key(3), np.random.default_rng(0).integers(0, 256, (16, 5, 6, 3), np.uint8)
 INDEX = np.arange(16, dtype=np.int32) * 7
@@ -104,7 +105,7 @@ def test_without_a_key_images_are_only_normalised():
 
 
 @pytest.mark.parametrize('padding, mode, flip, count', [
-    (2, 'zeros', True, 50), (2, 'zeros', False, 25), (2, 'reflect', True, 50),
+    slow(2, 'zeros', True, 50), (2, 'zeros', False, 25), slow(2, 'reflect', True, 50),
     (1, 'reflect', False, 9), (0, 'zeros', True, 2)])
 def test_augmentation_gives_just_the_windows_of_the_padded_image(padding, mode, flip, count):
   image = np.arange(1, 61, dtype=np.uint8).reshape(5, 6, 2)

@@ -92,6 +92,7 @@ def overrides(folder):
           '--config.data.train_split=train', '--config.data.test_split=test')
 
 
+@pytest.mark.slow
 def test_a_run_warns_once_and_a_finished_one_no_more(folder, tmp_path, capsys):
   copy(folder, 'train/cow/3.png', 'test/ant/1.png')
   config = read_config('unused', str(tmp_path / 'tfds'), *overrides(folder),

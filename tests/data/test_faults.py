@@ -14,6 +14,7 @@ from kdih.data.splits import Splits
 from tests.helpers.damage import empty, flip_a_bit, truncate
 from tests.helpers.made_data import FORMATS, examples, make_config, make_folder, message, pixels
 from tests.helpers.runs import read_config, tiny_command
+from tests.helpers.slow import slow
 from tests.helpers.started import assert_bit_identical
 
 LOADERS = ('memory', 'streaming')
@@ -115,7 +116,7 @@ def test_a_class_without_an_image_in_the_split_is_allowed(odd, loader):
 
 @pytest.mark.parametrize('file_format', FORMATS)
 @pytest.mark.parametrize('damage', [
-    flip_a_bit, *(pytest.param(damage, marks=pytest.mark.slow)
+    flip_a_bit, *(slow(damage)
                   for damage in (truncate, empty, os.remove))])
 def test_no_file_of_a_prepared_set_is_taken_for_a_good_one(
     small, tmp_path, file_format, damage):  # noqa: F811

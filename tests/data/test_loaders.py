@@ -8,6 +8,7 @@ import pytest
 from kdih import errors
 from kdih.data import loaders, sampling
 from tests.helpers.made_data import FORMATS, examples, make_config, message, open_source
+from tests.helpers.slow import slow
 
 WITHOUT_TENSORFLOW = """
 import sys
@@ -52,7 +53,7 @@ def test_a_split_without_labels_is_refused(small, name):
   assert found.startswith('config.data.label_key: small has a label outside 0 to 2; choose a split')
 
 
-@pytest.mark.parametrize('file_format', FORMATS)
+@pytest.mark.parametrize('file_format', [FORMATS[0], slow(FORMATS[1])])
 def test_the_memory_loader_does_without_tensorflow(small, file_format):
   command = [sys.executable, '-c', WITHOUT_TENSORFLOW, small(file_format).data_dir]
   result = subprocess.run(command, capture_output=True, text=True)

@@ -14,6 +14,7 @@ from kdih.config import fields
 from kdih.distillation import losses
 from kdih.distillation.method import Context
 from tests.helpers import lessons
+from tests.helpers.slow import slow
 
 INF = np.inf
 ENTRIES = fields.base().methods.to_dict()
@@ -54,7 +55,7 @@ CASES = {
     'one image': (USUAL[:1], OTHER[:1]),
     'one image of one class, far': (FAR[:1, :1], -FAR[:1, :1]),
 }
-TYPICAL, EVERY_CASE = ('ce', 'kd_std', 'kd_sharp', 'dkd', 'dih_apart', 'dih_std'), ('kd', 'dih')
+TYPICAL, EVERY_CASE = ('ce', 'kd_std', 'kd_sharp', 'dkd', 'dih', 'dih_apart', 'dih_std'), ('kd',)
 LOGIT_METHODS = [name for name, entry in ENTRIES.items()
                  if entry['kind'] in ('ce', 'kd', 'takd', 'dih', 'dkd')]
 
@@ -64,7 +65,7 @@ def quick(name, case):
       'usual', 'the teacher -inf, a label too')
 
 
-PAIRS = [pytest.param(name, case, marks=() if quick(name, case) else pytest.mark.slow)
+PAIRS = [(name, case) if quick(name, case) else slow(name, case)
          for name in LOGIT_METHODS for case in CASES]
 
 
@@ -212,7 +213,7 @@ def test_standardised_logits_of_which_one_is_infinite_worked_by_hand():
 
 
 @pytest.mark.parametrize('value', [0.1, 1e4, -7.3, 1e-30])
-@pytest.mark.parametrize('classes', [1, 7, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('classes', [1, 7, slow(100)])
 def test_equal_logits_are_standardised_to_0_however_their_mean_is_rounded(value, classes):
   equal, way = jnp.full((2, classes), value), jnp.arange(float(classes))[None]
   found, gradient = jax.value_and_grad(lambda z: (losses.standardise(z) * way).sum())(equal)

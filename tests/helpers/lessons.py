@@ -50,6 +50,11 @@ def make(options: dict, context: Context | None = None, **changes):
   return methods.create('mine', {**options, **changes}, context or Context())
 
 
+def initial(method, batch: Lesson):
+  """The variables of a method."""
+  return jax.jit(lambda: method.init(jax.random.key(1), batch))()
+
+
 def total(terms: Terms) -> jax.Array:
   """The sum of the terms: [batch], or a scalar where each of them couples the images."""
   return sum(terms.values())

@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from kdih.models import registry
 from kdih.models.taps import EMBEDDING
+from tests.helpers.slow import slow
 
 # One name per family, and the fields that make it so small that it runs in a second.
 SMALLER: dict[str, dict[str, Any]] = {
@@ -28,8 +28,8 @@ SMALLER: dict[str, dict[str, Any]] = {
 }
 NAMES = tuple(SMALLER)
 DEEP = ('resnet50', 'mobilenetv2', 'shufflenetv1', 'shufflenetv2')
-FAMILIES = [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in NAMES]
-NORMALISED = [family for family in FAMILIES if family.values != ('vit_tiny',)]  # With batch norms.
+FAMILIES = [slow(name) if name in DEEP else name for name in NAMES]
+NORMALISED = [family for family in FAMILIES if family != 'vit_tiny']  # With batch norms.
 
 
 @functools.cache

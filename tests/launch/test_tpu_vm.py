@@ -256,6 +256,7 @@ def test_babysit_stays_with_the_run_that_goes_on_and_starts_no_other(ready):
   assert ready.started() == [[*MAIN, *FLAGS]] * 2
 
 
+@pytest.mark.slow
 def test_babysit_does_not_take_the_end_of_an_older_run_for_its_own(ready):
   ready.script(outcomes=[0, 0])
   ready.vm('run', *FLAGS)

@@ -19,6 +19,7 @@ from tests.helpers.made_pairs import heads as analysed_heads
 from tests.helpers.made_results import heads, result
 from tests.helpers.made_workdirs import swept, write
 from tests.helpers.runs import read_config
+from tests.helpers.slow import slow
 
 MODEL = 'tests.helpers.tiny_nets:TinyNet'
 RESULT_FILES = ('sweep.json', 'resnet110/manifest.json', 'resnet110/teacher/result.json',
@@ -135,7 +136,7 @@ def refused_or_whole(load, path, expected):
 
 
 @pytest.mark.parametrize('damage', [
-    flip_a_bit, *(pytest.param(damage, marks=pytest.mark.slow)
+    flip_a_bit, *(slow(damage)
                   for damage in (truncate, empty, os.remove))])
 @pytest.mark.parametrize('phase', ['teacher', 'heads', 'student/dih'])
 def test_damaged_variables_are_refused_or_whole(finished, tmp_path, loads, phase, damage):

@@ -61,6 +61,7 @@ def test_what_there_is_no_time_for_is_scaled_and_marked(tmp_path, capsys):
   assert table['heads'].total == f'{6 * 0.5 + heads:.1f} s'
 
 
+@pytest.mark.slow
 def test_no_seconds_measure_nothing(tmp_path, capsys):
   assert run(tmp_path / 'w', tmp_path / 'none', '--dry_run_seconds=0') == 0
   out, err = capsys.readouterr()
@@ -72,6 +73,7 @@ def test_no_seconds_measure_nothing(tmp_path, capsys):
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('clock')
 def test_of_a_data_set_of_unknown_size_steps_are_known_and_epochs_are_not(tmp_path, capsys):
   assert run(tmp_path / 'w', tmp_path / 'none', '--config.data.name=fashion_mnist',

@@ -143,6 +143,7 @@ def test_a_read_only_workdir_is_refused(tmp_path, digits_dir, capsys):
     subprocess.run(['umount', str(tmp_path)], check=True)
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, digits_dir, finished, monkeypatch):
   now = iter(range(10**9, 0, -3600))
   monkeypatch.setattr(time, 'time', lambda: float(next(now)))

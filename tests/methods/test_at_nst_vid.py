@@ -10,6 +10,7 @@ import pytest
 from kdih.config import fields
 from kdih.distillation.lesson import Lesson
 from tests.helpers import lessons
+from tests.helpers.slow import slow
 
 NAMES = ('at', 'nst', 'vid')
 OPTIONS = {name: fields.base().methods[name].to_dict() for name in NAMES}
@@ -34,7 +35,7 @@ def features(role: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def variables_of(name: str):
-  return lessons.make(OPTIONS[name]).init(jax.random.key(1), lesson_of(features('student')))
+  return lessons.initial(lessons.make(OPTIONS[name]), lesson_of(features('student')))
 
 
 @functools.cache
@@ -117,7 +118,7 @@ def test_the_term_of_every_image_is_that_of_the_formula(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('tap', ['stage1', pytest.param('stage2', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('tap', ['stage1', slow('stage2')])
 def test_its_gradient_is_that_of_the_formula(name, tap):
   # Off 0, where a ReLU has a corner.
   student = {tap: feature + 0.1 for tap, feature in features('student').items()}

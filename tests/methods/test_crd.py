@@ -13,6 +13,7 @@ from kdih.distillation.method import Context
 from kdih.methods import crd
 from kdih.runtime import devices
 from tests.helpers import lessons
+from tests.helpers.slow import slow
 
 OPTIONS = dict(kind='crd', width=6, negatives=10, temperature=0.5, momentum=0.3,
                cross_entropy=1.0, weight=0.8)
@@ -34,7 +35,7 @@ def method():
 
 @pytest.fixture(scope='module')
 def variables(method):
-  return method.init(jax.random.key(1), lesson())
+  return lessons.initial(method, lesson())
 
 
 def in_float64(tree):
@@ -152,6 +153,7 @@ def test_gradients_of_the_students_embedding(method, after):
   np.testing.assert_allclose(found, numerical, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_z_is_a_constant_to_the_gradient_of_the_first_batch_too(method, variables):
   batch = lesson()
   _, zs = expected(variables, batch)
@@ -182,6 +184,7 @@ def test_both_embeddings_are_learnt_and_the_banks_are_not(method, after):
   assert all(not np.any(tangent) for tangent in jax.tree.leaves(changed))
 
 
+@pytest.mark.slow
 def test_negatives_are_drawn_uniformly_from_all_the_other_classes():
   number, index = 20000, np.array([1, 2, 0, 10, 5])
   drawn = np.asarray(
@@ -269,7 +272,7 @@ def in_logarithms(variables, batch: Lesson, temperature: float, number: int):
 
 
 @pytest.mark.parametrize('temperature', [
-    0.001, *(pytest.param(temperature, marks=pytest.mark.slow) for temperature in (0.01, 0.07))])
+    0.001, *(slow(temperature) for temperature in (0.01, 0.07))])
 def test_low_temperatures_give_the_term_of_the_formula(variables, temperature):
   """At 0.01 and below its exponentials leave float32."""
   method = lessons.make(OPTIONS, temperature=temperature)
@@ -292,6 +295,7 @@ def test_low_temperatures_give_the_term_of_the_formula(variables, temperature):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, changed)))
 
 
+@pytest.mark.slow
 def test_thousands_of_negatives_add_up_without_rounding(variables):
   """Each adds 1e-5, which is lost in a logarithm of 8."""
   method = lessons.make(OPTIONS, negatives=30000)

@@ -60,7 +60,7 @@ def kd(z, t, alpha, temperature):
 def mutual():
   """The method, its variables, and the logits of the student and of two peers in float64."""
   method, batch = lessons.make(DML, context()), lessons.lesson(teacher=TeacherSignal())
-  variables = method.init(jax.random.key(0), batch)
+  variables = lessons.initial(method, batch)
   flat = np.asarray(batch.images, float).reshape(lessons.BATCH, -1)
   peers = [flat @ np.asarray(layer['kernel'], float) + np.asarray(layer['bias'], float)
            for layer in (variables['params'][f'peer{i}']['Dense_0'] for i in (1, 2))]
@@ -103,7 +103,7 @@ def test_peers_are_models_of_their_own_in_training_mode(mutual):
   _, variables, logits = mutual
   assert not np.allclose(logits[1], logits[2])
   method, batch = lessons.make(DML, context(tiny_nets.TinyNet(lessons.CLASSES))), lessons.lesson()
-  variables = method.init(jax.random.key(0), batch)
+  variables = lessons.initial(method, batch)
   _, changed = method.apply(variables, batch, mutable=['batch_stats', 'memory'])
   for peer in ('peer1', 'peer2'):
     assert not np.array_equal(changed['batch_stats'][peer]['BatchNorm_0']['mean'],
@@ -129,7 +129,7 @@ def test_every_peer_drops_out_on_its_own():
   model, batch = Dropping(lessons.CLASSES), lessons.lesson(teacher=TeacherSignal())
   method = lessons.make(DML, context(model))
   variables = state.join(student=taps_lib.initial(model, jax.random.key(0), batch.images),
-                         method=method.init(jax.random.key(0), batch))
+                         method=lessons.initial(method, batch))
   task = student_lib.student_task(model, (), method, NO_TEACHER, {}, PREPROCESS)
   examples = Batch(batch.images, batch.labels, batch.index)
 
@@ -189,7 +189,7 @@ def test_every_link_of_a_chain_is_taught_by_the_one_before(
 def summed(options=SUM):
   method = lessons.make(options, context())
   batch = lessons.lesson(train_labels=TRAIN_LABELS)
-  return method, batch, method.init(jax.random.key(0), batch)
+  return method, batch, lessons.initial(method, batch)
 
 
 @pytest.mark.slow

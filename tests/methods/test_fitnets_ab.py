@@ -7,6 +7,7 @@ import pytest
 
 from kdih.distillation.lesson import Lesson
 from tests.helpers import float64, lessons
+from tests.helpers.slow import slow
 
 FITNETS = dict(kind='fitnets', phases='two', hint=1, alpha=0.3, temperature=4.0,
                cross_entropy=0.5, weight=100.0)
@@ -45,7 +46,7 @@ def hint_of(lesson: Lesson):
 
 @pytest.mark.parametrize('student, teacher, kernel', [
     ((4, 4, 3), (4, 4, 6), (1, 1)), ((4, 4, 3), (2, 2, 6), (3, 3)), ((2, 2, 3), (4, 4, 6), (4, 4)),
-    ((5, 4, 3), (3, 3, 6), (3, 2)), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in (
+    ((5, 4, 3), (3, 3, 6), (3, 2)), *(slow(*sizes) for sizes in (
         ((4, 4, 3), (4, 4, 3), (1, 1)), ((5, 5, 3), (3, 3, 6), (3, 3)),
         ((2, 4, 2), (4, 8, 3), (4, 4)), ((2, 2, 3), (1, 1, 6), (3, 3))))])
 def test_the_hint_is_its_formula_for_every_regressor(student, teacher, kernel):

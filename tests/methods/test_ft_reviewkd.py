@@ -7,6 +7,7 @@ import pytest
 
 from kdih.distillation.lesson import Lesson
 from tests.helpers import float64, lessons
+from tests.helpers.slow import slow
 
 FT = dict(kind='ft', rate=0.5, cross_entropy=0.5, weight=200.0)
 REVIEW = dict(kind='reviewkd', width=4, warmup_epochs=20.0, cross_entropy=0.5, weight=3.0)
@@ -33,6 +34,7 @@ def last(output):
   return output['features']['stage2']
 
 
+@pytest.mark.slow
 def test_the_paraphraser_learns_to_rebuild_the_teachers_last_feature():
   lesson = lessons.lesson()
   method, variables = float64.started(FT, lesson)
@@ -141,7 +143,7 @@ def review_of(lesson: Lesson, warmth: float):
 
 @pytest.mark.parametrize('student_shapes, teacher_shapes', [
     (((5, 5, 2), (2, 2, 3)), ((3, 3, 3), (3, 3, 5))),
-    pytest.param(((6, 6, 2), (3, 3, 3)), ((6, 6, 3), (3, 3, 5)), marks=pytest.mark.slow)])
+    slow(((6, 6, 2), (3, 3, 3)), ((6, 6, 3), (3, 3, 5)))])
 def test_the_review_is_its_formula(student_shapes, teacher_shapes):
   lesson = lessons.lesson(student_shapes, teacher_shapes, epoch=5.0)
   method, variables = float64.started(REVIEW, lesson)

@@ -65,6 +65,7 @@ def test_version_2_deals_what_passes_and_what_it_convolves_in_turn(block, even):
   close(before[..., ::2], passed)
 
 
+@pytest.mark.slow
 def test_the_taps_of_mobilenet_are_linear_and_their_own_preactivations():
   found = applied('mobilenetv2')
   assert all(feature.min() < 0 for feature in found.taps.values())

@@ -13,6 +13,7 @@ from kdih.phases import computation, networks
 from tests.helpers import odd_nets
 from tests.helpers.odd_nets import Kept, Odd
 from tests.helpers.runs import read_config, tiny_command
+from tests.helpers.slow import slow
 
 SPEC = DataSpec('made', (8, 8, 1), 10)
 SHAPE, CLASSES = SPEC.image_shape, SPEC.num_classes
@@ -43,7 +44,7 @@ def odd(role, way, only='both', *overrides, **kwargs):
 
 @pytest.mark.parametrize('way', [
     'returns_tuple', 'returns_dict', 'half', 'keeps_count', 'spectral_norm', 'sows_scalar',
-    *(pytest.param(way, marks=pytest.mark.slow) for way in (
+    *(slow(way) for way in (
         'returns_list', 'returns_named_tuple', 'returns_struct', 'returns_no_tree', 'bfloat16',
         'sows_a_loss', 'partitioned', 'sows_number', 'sows_text', 'sows_no_batch',
         'sows_per_image', 'sows_dict', 'sows_key', 'sows_none', 'sows_complex',
@@ -229,6 +230,7 @@ def test_a_reserved_tap_is_refused_where_it_would_carry_a_head(monkeypatch):
   odd('student', 'sows_final')
 
 
+@pytest.mark.slow
 def test_what_a_model_keeps_changes_in_training_mode_alone():
   model = Kept(CLASSES)
   variables = taps.initial(model, jax.random.key(0), IMAGES[:1])

@@ -24,6 +24,7 @@ from tests.helpers.model_checks import (
   smaller,
   tap_shapes,
 )
+from tests.helpers.slow import slow
 
 # Parameters at 100 classes: wrn_28_2 is that of the DIH paper's code; all others were counted on
 # the model files of RepDistiller (github.com/HobbitLong/RepDistiller) and of mdistiller
@@ -89,7 +90,7 @@ def test_taps(name):
 
 
 @pytest.mark.parametrize('size', [
-    8, 28, *(pytest.param(size, marks=pytest.mark.slow) for size in (16, 32, 64))])
+    8, 28, *(slow(size) for size in (16, 32, 64))])
 @pytest.mark.parametrize('name', FAMILIES)
 def test_any_image(name, size):
   logits, variables = shapes(name, size, channels=1, classes=7)
@@ -127,8 +128,9 @@ def test_initial_variables_hold_nothing_that_is_sown(name):
 
 
 @pytest.mark.parametrize('train', [False, True])
-@pytest.mark.parametrize('name', ['resnet8', 'resnet50', 'resnet18_imagenet', 'vgg8', 'vgg11',
-                                  'shufflenetv1', 'shufflenetv2'])
+@pytest.mark.parametrize('name', [
+    'resnet8', 'resnet18_imagenet', 'vgg8', 'vgg11', *(
+        slow(name) for name in ('resnet50', 'shufflenetv1', 'shufflenetv2'))])
 def test_relu_of_the_preactivation_is_the_tap(name, train):
   found = applied(name, train)
   assert set(found.preactivations) == set(found.taps)

@@ -18,6 +18,7 @@ from kdih.runtime.workdir import Workdir
 from kdih.training import state as state_lib
 from kdih.training.together import Students
 from tests.helpers.runs import read_config
+from tests.helpers.slow import slow
 
 SPEC = DataSpec('digits', (8, 8, 1), 10)
 SPLITS = made_splits(SPEC, 40)
@@ -85,7 +86,7 @@ def nothing_kept():
 
 
 @pytest.mark.parametrize('overrides', [
-    (), *(pytest.param(overrides, marks=pytest.mark.slow) for overrides in (
+    (), *(slow(overrides) for overrides in (
         ('compute.cache=all_views',), ('compute.cache=all_views', 'compute.cache_place=host'),
         ('compute.cache=all_views', 'compute.cache_members=True')))])
 def test_parts_of_a_batch_make_the_update_of_the_whole(tmp_path, overrides):
@@ -99,7 +100,7 @@ def test_parts_of_a_batch_make_the_update_of_the_whole(tmp_path, overrides):
 
 
 @pytest.mark.parametrize('name', [
-    VARIANTS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS[1:])])
+    VARIANTS[0], *(slow(name) for name in VARIANTS[1:])])
 def test_cached_members_teach_what_the_live_cohort_teaches(tmp_path, name):
   live, cached = (updated(problem_of(experiment(tmp_path, *overrides, methods=(name,)), name))
                   for overrides in ((), ('compute.cache=all_views', 'compute.cache_members=True')))
@@ -109,6 +110,7 @@ def test_cached_members_teach_what_the_live_cohort_teaches(tmp_path, name):
   assert min(jax.tree.leaves(moved)) > 1e-2  # Far more than the rounding.
 
 
+@pytest.mark.slow
 def test_cached_members_are_those_of_the_views_that_a_step_shows(tmp_path, monkeypatch):
   monkeypatch.setattr(build, 'DTYPE', np.dtype(np.float32))
   live, cached = (updated(problem_of(experiment(tmp_path, *overrides))) for overrides in (

@@ -22,6 +22,7 @@ from kdih.runtime.workdir import Workdir
 from kdih.training import state as state_lib
 from kdih.training.together import Students
 from tests.helpers.runs import read_config
+from tests.helpers.slow import slow
 
 SPEC = DataSpec('digits', (8, 8, 1), 10)
 SPLITS = made_splits(SPEC, 64)
@@ -121,6 +122,7 @@ def on_devices(number: int):
     yield
 
 
+@pytest.mark.slow
 def test_one_device_and_four_train_the_same_student_in_float64(tmp_path, float64):
   by_number = {}
   for number in (1, 4):
@@ -146,7 +148,7 @@ def test_one_device_and_four_have_the_same_loss_in_float32(tmp_path):
 
 @pytest.mark.parametrize('override', [
     'compute.cache_members=False',
-    pytest.param('compute.cache_members=True', marks=pytest.mark.slow)])
+    slow('compute.cache_members=True')])
 def test_cached_outputs_give_the_loss_of_a_live_teacher(tmp_path, override):
   """In every step, up to the rounding of float16, which the cache holds."""
   live, cached = (problem_of(tmp_path, override, f'compute.cache={name}')

@@ -147,12 +147,17 @@ def test_every_field_is_covered_by_a_test():
 def model_of(role, *overrides):
   """(the module of a run, random variables)."""
   built = blank(*overrides, shapes=True).built
-  shapes = getattr(built, f'{role}_variables')
+  shapes, rng = getattr(built, f'{role}_variables'), np.random.default_rng(0)
   return getattr(built, role), jax.tree.map(
-      lambda leaf: 0.5 * jnp.abs(jax.random.normal(jax.random.key(leaf.size), leaf.shape)), shapes)
+      lambda leaf: 0.5 * np.abs(rng.normal(size=leaf.shape)).astype(np.float32), shapes)
 
 
-IMAGES = jax.random.normal(jax.random.key(1), (4, 8, *SPEC.image_shape))
+IMAGES = np.random.default_rng(1).normal(size=(4, 8, *SPEC.image_shape)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model, variables):
+  return taps.observe(model, variables, IMAGES[0], ())[0].logits
 
 
 @pytest.mark.parametrize('role', ['teacher', 'student'])
@@ -194,8 +199,7 @@ def test_teacher_dtype_is_of_the_frozen_teacher_alone(settings, of_teacher, of_s
 
 
 def test_bfloat16_changes_logits_by_its_rounding():
-  exact, rounded = (np.asarray(taps.observe(
-      *model_of('student', f'dtype={dtype}'), IMAGES[0], ())[0].logits, np.float32)
+  exact, rounded = (np.asarray(logits(*model_of('student', f'dtype={dtype}')), np.float32)
                     for dtype in ('float32', 'bfloat16'))
   assert (exact != rounded).any()
   np.testing.assert_allclose(rounded, exact, rtol=0.05, atol=0.05 * np.abs(exact).max())
@@ -205,8 +209,9 @@ def test_bfloat16_changes_logits_by_its_rounding():
 @pytest.mark.parametrize('on', [True, False])
 def test_sync_batch_norm_takes_the_statistics_of_all_devices(role, on):
   model, variables = model_of(role, f'sync_batch_norm={on}')
-  _, changed = jax.vmap(lambda images: taps.observe(model, variables, images, (), train=True),
-                        axis_name=devices.AXIS)(IMAGES)
+  _, changed = jax.jit(jax.vmap(
+      lambda images: taps.observe(model, variables, images, (), train=True),
+      axis_name=devices.AXIS))(IMAGES)
   mean = changed['batch_stats']['BatchNorm_0']['mean']  # [devices, channels]
   assert np.allclose(mean, mean[:1], atol=1e-6) == on
 
@@ -261,9 +266,9 @@ def test_folding_leaves_no_batch_norm_and_the_same_logits():
     built = networks.build(config, SPEC)
     _, variables = model_of('teacher', 'teacher.name=resnet8')
     teacher = teacher_of(config, built, {'teacher': variables})
-    def teach(frozen):
-      return taps.observe(teacher.module, frozen['teacher'], IMAGES[0], ())[0].logits
-    return str(jax.make_jaxpr(teach)(teacher.frozen)).count('rsqrt'), teach(teacher.frozen)
+    of_teacher = teacher.module, teacher.frozen['teacher']
+    return str(jax.make_jaxpr(logits, static_argnums=0)(*of_teacher)).count('rsqrt'), logits(
+        *of_teacher)
 
   (norms, expected), (none, found) = signal('false'), signal('true')
   assert (norms, none) == (9, 0)

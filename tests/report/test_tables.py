@@ -271,6 +271,7 @@ def test_the_validation_split_chooses_among_variants():
       'split must not choose.']
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_19_times_in_20():
   """Simulated: gains of 3 seeds around a true gain of 0.5 points."""
   drawn = np.random.default_rng(0).normal(0.5, 1.3, (4000, 3))

@@ -82,6 +82,7 @@ def test_variants_together_are_one_program(tmp_path, capsys):
   assert list(by_phase(out)) == ['teacher', 'student/kd, 4 together']
 
 
+@pytest.mark.slow
 def test_chains_are_not_trained_together(tmp_path, capsys):
   alone, together = (
       rows(told(tmp_path, capsys, '--methods=takd', *TOGETHER, '--dry_run_seconds=0', *more))

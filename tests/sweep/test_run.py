@@ -14,6 +14,7 @@ import pytest
 
 from kdih import main
 from tests.helpers.runs import ROOT, exported, read_config, tiny_command
+from tests.helpers.slow import slow
 from tests.helpers.sweeps import MODEL, NETS, PAIR, results, run
 
 
@@ -131,7 +132,7 @@ def test_a_teacher_that_fails_takes_only_its_pupils_along(swept, copy, digits_di
 @pytest.mark.parametrize('overrides', [
     ('--methods=ce', '--seeds=1'),
     ('--methods=ce', '--seeds=3'),
-    ('--methods=ce', '--seeds=3', f'--students={NETS}:NoTaps'),
+    slow(('--methods=ce', '--seeds=3', f'--students={NETS}:NoTaps')),
     ('--methods=ce', '--seeds=3', f'--config.teacher.name={NETS}:Diverging'),
 ])
 def test_a_workdir_of_another_config_is_refused(swept, digits_dir, capsys, overrides):

@@ -24,6 +24,7 @@ from kdih.training.task import LiveSignals, Moment, Task, blank_batch
 from tests.helpers import lessons
 from tests.helpers.arrays import Arrays, compiled_step, fed
 from tests.helpers.runs import read_config
+from tests.helpers.slow import slow
 from tests.helpers.tiny_nets import NoTaps, TinyNet
 
 SHAPE, SPEC = (8, 8, 1), DataSpec('arrays', (8, 8, 1), 10)
@@ -65,7 +66,7 @@ def initial(model):
   return networks.initialise(model, jax.random.key(0), SHAPE)
 
 
-@pytest.mark.parametrize('parts', [1, 2, 8])
+@pytest.mark.parametrize('parts', [1, 2, slow(8)])
 def test_without_batch_norm_parts_give_the_update_of_the_whole(parts):
   loader = Arrays(BATCH)
   before, after, metrics = updated(
@@ -158,6 +159,7 @@ def kept(loss, params) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(left))
 
 
+@pytest.mark.slow
 def test_a_deep_model_keeps_less_where_it_computes_again():
   model = registry.create('resnet20', 10)
   variables = taps.abstract_variables(model, (32, 32, 3))
@@ -176,6 +178,7 @@ def test_a_deep_model_keeps_less_where_it_computes_again():
   assert products > 4 * 4 * (7 * 32 * 32 * 16 + 7 * 16 * 16 * 32 + 7 * 8 * 8 * 64)
 
 
+@pytest.mark.slow
 def test_computing_again_gives_the_same_gradients():
   model = TinyNet(10, axis_name=devices.AXIS)
   task, variables = teacher_task(model, PLAIN), initial(model)

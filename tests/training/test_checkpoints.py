@@ -21,6 +21,7 @@ from kdih.runtime import digests
 from kdih.training import checkpoints as checkpoints_lib, metric_log, optimizer, state
 from tests.helpers.damage import contents, empty, files, flip_a_bit, truncate
 from tests.helpers.runs import ROOT, read_config
+from tests.helpers.slow import slow
 
 TX = optax.sgd(0.1, momentum=0.9)
 STEPS = (1, 2, 3)
@@ -68,7 +69,7 @@ def test_the_last_two_and_the_best_are_kept_and_of_equal_ones_the_later(tmp_path
 
 
 @pytest.mark.parametrize('damage', [
-    flip_a_bit, *(pytest.param(damage, marks=pytest.mark.slow)
+    flip_a_bit, *(slow(damage)
                   for damage in (truncate, empty, os.remove))])
 def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(tmp_path, saved, capsys, damage):
   """Whichever file it is: the content is what was written, or the checkpoint before is taken."""

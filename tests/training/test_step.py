@@ -20,6 +20,7 @@ from kdih.training.task import Batch, LiveSignals, Moment, Task
 from tests.helpers import lessons
 from tests.helpers.arrays import PREPROCESS, Arrays, compiled_step, fed
 from tests.helpers.runs import read_config
+from tests.helpers.slow import slow
 from tests.helpers.tiny_nets import NoTaps
 
 SGD = optax.sgd(0.1, momentum=0.9)
@@ -120,7 +121,7 @@ def test_the_heads_loss_is_the_sum_of_their_cross_entropies_and_each_learns_alon
 
 
 @pytest.mark.parametrize('method', [
-    'dih', *(pytest.param(name, marks=pytest.mark.slow) for name in ('ce', 'kd'))])
+    'dih', *(slow(name) for name in ('ce', 'kd'))])
 def test_a_student_learns_and_its_teachers_do_not(built, frozen, method):
   before = jax.tree.map(np.array, frozen)
   variables = fresh_student(built)
@@ -144,7 +145,7 @@ def test_the_buffers_of_the_state_are_donated(built, frozen):
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
 
 
-@pytest.mark.parametrize('sync', [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('sync', [True, slow(False)])
 def test_every_device_ends_with_the_same_state_and_metrics(built, frozen, sync):
   """`out_axes=None` returns the first device's results; here those of all devices are compared."""
   student = built.student.clone(axis_name=devices.AXIS if sync else None)

@@ -16,6 +16,7 @@ from kdih.runtime import devices, preemption
 from kdih.training import metric_log, state, steps_per_call
 from tests.helpers.arrays import PREPROCESS, Arrays, compiled_step, fed
 from tests.helpers.runs import exported, read_config
+from tests.helpers.slow import slow
 from tests.helpers.tiny_nets import NoTaps, TinyNet
 
 
@@ -110,7 +111,7 @@ def trained(model, sizes, count=96):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('model', [
-    NoTaps(10), pytest.param(TinyNet(10, axis_name=devices.AXIS), marks=pytest.mark.slow)])
+    NoTaps(10), slow(TinyNet(10, axis_name=devices.AXIS))])
 def test_several_updates_in_a_call_are_those_of_as_many_calls(monkeypatch, model):
   """Unrolled, as on a CPU, and in a loop."""
   alone, losses = trained(model, [1] * 4)

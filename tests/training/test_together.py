@@ -22,6 +22,7 @@ from kdih.training.together import Students
 from tests.helpers import sweeps
 from tests.helpers.arrays import PREPROCESS, Arrays, fed
 from tests.helpers.runs import exported, read_config
+from tests.helpers.slow import slow
 from tests.helpers.sweeps import PAIR, results
 from tests.helpers.tiny_nets import NoTaps, TinyNet
 
@@ -56,8 +57,8 @@ def trained(model, seeds, way, rates=None):
 
 
 @pytest.mark.parametrize('model', [
-    NoTaps(10), pytest.param(TinyNet(10, axis_name=devices.AXIS), marks=pytest.mark.slow)])
-@pytest.mark.parametrize('way', ['unrolled', pytest.param('vmap', marks=pytest.mark.slow)])
+    NoTaps(10), slow(TinyNet(10, axis_name=devices.AXIS))])
+@pytest.mark.parametrize('way', ['unrolled', slow('vmap')])
 def test_students_that_learn_together_are_those_that_learn_alone(model, way):
   together, metrics = trained(model, SEEDS, way)
   assert len(metrics) == 3
