@@ -1,4 +1,5 @@
 """Settings of every test: four CPU devices, strict shapes, warnings as errors."""
+import gc
 import os
 import pathlib
 import signal
@@ -49,6 +50,11 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     if item.get_closest_marker('slow'):
       item.add_marker(pytest.mark.skip(reason='slow; run with --slow'))
+
+
+def pytest_collection_finish(session):
+  del session
+  gc.freeze()  # What is imported lives as long as the tests; no collection has to look through it.
 
 
 @pytest.fixture(scope='session')

@@ -81,7 +81,7 @@ def change_of(paths):
 
 
 @pytest.mark.slow
-@times(150, 2000)
+@times(60, 2000)
 @given(st.lists(change_of(PATHS), min_size=1, max_size=4))
 def test_a_changed_config_is_checked_without_a_traceback(changes):
   outcome(checks.check, changed(BASE, changes))
@@ -112,7 +112,7 @@ def test_changed_models_and_taps_build_or_are_refused(changes):
   outcome(build, config)
 
 
-@times(100, 2000)
+@times(50, 2000)
 @given(st.sampled_from(PATHS + ['no.such', 'seed.x', 'methods[0]', 'data.mean[0]', '']), TEXTS)
 def test_any_text_behind_a_flag_is_read_or_refused(path, text):
   command = ['kdih', f'--config={CONFIG}', '--workdir=w',
@@ -120,14 +120,14 @@ def test_any_text_behind_a_flag_is_read_or_refused(path, text):
   outcome(lambda: checks.check(flags.read(command)[0]))
 
 
-@times(100, 2000)
+@times(50, 2000)
 @given(st.lists(st.one_of(TEXTS, TEXTS.map('--config='.__add__), TEXTS.map('--workdir='.__add__),
                           TEXTS.map('--'.__add__), TEXTS.map('--config.seed='.__add__))))
 def test_any_command_line_is_read_or_refused(arguments):
   outcome(flags.read, ['kdih', *arguments])
 
 
-@times(100, 2000)
+@times(50, 2000)
 @given(st.one_of(TEXTS, st.lists(st.tuples(
     st.sampled_from(['steps', 'rate', 'flag', 'name', 'stpes', '']), TEXTS)).map(
         lambda pairs: ','.join('='.join(pair) for pair in pairs))))

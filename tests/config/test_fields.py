@@ -60,14 +60,14 @@ def refusal(check, *arguments) -> str:
   return message
 
 
-@times(50, 1000)
+@times(25, 1000)
 @given(valid_values())
 def test_any_valid_values_of_all_fields_pass(found):
   checks.check(changed(found))
 
 
 @pytest.mark.parametrize('name', FIELDS)
-@times(6, 60)
+@times(3, 60)
 @given(st.data())
 def test_a_broken_value_of_any_field_is_refused(name, data):
   """Whether the run would use it or not."""
@@ -76,7 +76,7 @@ def test_a_broken_value_of_any_field_is_refused(name, data):
   assert message.startswith(f'config.{name}: ') or message.startswith(f'config.{name}.')
 
 
-@times(30, 500)
+@times(15, 500)
 @given(valid_values(), st.sampled_from(sorted(FIELDS)), st.data())
 def test_one_broken_value_among_others_is_named(found, name, data):
   value = data.draw(broken(FIELDS[name].kind))
@@ -87,7 +87,7 @@ def test_one_broken_value_among_others_is_named(found, name, data):
     pytest.param(entry, option, kind, id=f'{entry}.{option}',
                  marks=() if entry in FIRST.values() else pytest.mark.slow)
     for entry, option, kind in OPTIONS])
-@times(3, 30)
+@times(2, 30)
 @given(st.data())
 def test_an_option_takes_what_its_kind_says_and_nothing_else(entry, option, kind, data):
   setting = f'config.methods.{entry}.{option}'
@@ -99,7 +99,7 @@ def test_an_option_takes_what_its_kind_says_and_nothing_else(entry, option, kind
   assert message.startswith(f'{setting}: ')
 
 
-@times(60, 500)
+@times(30, 500)
 @given(st.sampled_from(OPTIONS), st.booleans(), st.data())
 def test_a_broken_option_is_refused_before_networks_are_built(place, used, data):
   """Of the method that the run uses, or of another."""
@@ -111,7 +111,7 @@ def test_a_broken_option_is_refused_before_networks_are_built(place, used, data)
 
 
 @pytest.mark.parametrize('entry', ENTRIES)
-@times(3, 30)
+@times(2, 30)
 @given(st.data())
 def test_a_learning_rate_of_an_entry_is_one(entry, data):
   def given_rate(rate):

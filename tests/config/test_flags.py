@@ -31,7 +31,7 @@ def found(config, name: str):
   return config
 
 
-@times(150, 1000)
+@times(60, 1000)
 @given(st.sampled_from(sorted(name for name in FIELDS
                               if not isinstance(FIELDS[name].kind, Group))), st.data())
 def test_the_text_of_a_value_is_read_back_as_that_value(name, data):

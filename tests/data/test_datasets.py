@@ -38,6 +38,7 @@ def test_names_of_classes_are_known_where_the_data_set_has_some(tmp_path, given,
   assert datasets.describe(builder, make_config(name='small')).classes == known
 
 
+@pytest.mark.slow
 def test_names_that_are_known_once_data_are_prepared_are_those_of_the_splits(
     tmp_path, monkeypatch):
   generators = Small._split_generators

@@ -63,7 +63,7 @@ def test_a_comparison_of_changed_files_ends_without_a_traceback(sweep, name):
   path = sweep / name
   text = path.read_text()
 
-  @times(40, 300)
+  @times(20, 300)
   @given(WHERE, JSON, CUT)
   def try_it(where, value, cut):
     path.write_text(changed_file(text, where, value, cut))
@@ -101,7 +101,7 @@ def test_a_whole_report_of_changed_files_ends_without_a_traceback(sweep, tmp_pat
 RESULTS = {'teacher': result(0.8), 'heads': heads('stage1'), 'student': {'ce': result(0.6, 0.7)}}
 
 
-@times(300, 3000)
+@times(100, 3000)
 @given(WHERE, JSON, CUT)
 def test_a_changed_results_file_is_printed_or_refused(tmp_path_factory, where, value, cut):
   path = tmp_path_factory.getbasetemp() / 'results.json'
@@ -184,7 +184,7 @@ def test_a_made_up_description_is_refused_or_fits(finished, tmp_path, loads):
   meta = json.loads(file.read_text())
   expected = digests_lib.of(checkpoints.restore(path))
 
-  @times(60, 400)
+  @times(30, 400)
   @given(WHERE, JSON)
   def try_it(where, value):
     described = {name: value for name, value in meta.items() if name != 'digests'}

@@ -13,7 +13,6 @@ from kdih.distillation.method import Context
 from kdih.methods import crd
 from kdih.runtime import devices
 from tests.helpers import lessons
-from tests.helpers.slow import slow
 
 OPTIONS = dict(kind='crd', width=6, negatives=10, temperature=0.5, momentum=0.3,
                cross_entropy=1.0, weight=0.8)
@@ -271,8 +270,8 @@ def in_logarithms(variables, batch: Lesson, temperature: float, number: int):
   return total, used
 
 
-@pytest.mark.parametrize('temperature', [
-    0.001, *(slow(temperature) for temperature in (0.01, 0.07))])
+@pytest.mark.slow
+@pytest.mark.parametrize('temperature', [0.001, 0.01, 0.07])
 def test_low_temperatures_give_the_term_of_the_formula(variables, temperature):
   """At 0.01 and below its exponentials leave float32."""
   method = lessons.make(OPTIONS, temperature=temperature)

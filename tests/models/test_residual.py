@@ -30,6 +30,7 @@ def test_taps_are_after_the_relu_but_before_it_in_wide_resnets(name, fields, rec
   assert (updates['intermediates']['stage1'].min() >= 0) == rectified
 
 
+@pytest.mark.slow
 def test_synchronised_statistics_are_those_of_the_whole_batch():
   images = random_images(4, 6)
   variables = random_variables(smaller('resnet8'), images)

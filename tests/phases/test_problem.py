@@ -85,10 +85,10 @@ def nothing_kept():
   cache.forget()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('overrides', [
-    (), *(slow(overrides) for overrides in (
-        ('compute.cache=all_views',), ('compute.cache=all_views', 'compute.cache_place=host'),
-        ('compute.cache=all_views', 'compute.cache_members=True')))])
+    (), ('compute.cache=all_views',), ('compute.cache=all_views', 'compute.cache_place=host'),
+    ('compute.cache=all_views', 'compute.cache_members=True')])
 def test_parts_of_a_batch_make_the_update_of_the_whole(tmp_path, overrides):
   """The student has no batch norm. Each part has the teacher signal of its images."""
   whole, parts = (updated(problem_of(experiment(

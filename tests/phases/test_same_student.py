@@ -22,7 +22,6 @@ from kdih.runtime.workdir import Workdir
 from kdih.training import state as state_lib
 from kdih.training.together import Students
 from tests.helpers.runs import read_config
-from tests.helpers.slow import slow
 
 SPEC = DataSpec('digits', (8, 8, 1), 10)
 SPLITS = made_splits(SPEC, 64)
@@ -146,9 +145,9 @@ def test_one_device_and_four_have_the_same_loss_in_float32(tmp_path):
   assert_same(one, four, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('override', [
-    'compute.cache_members=False',
-    slow('compute.cache_members=True')])
+    'compute.cache_members=False', 'compute.cache_members=True'])
 def test_cached_outputs_give_the_loss_of_a_live_teacher(tmp_path, override):
   """In every step, up to the rounding of float16, which the cache holds."""
   live, cached = (problem_of(tmp_path, override, f'compute.cache={name}')

@@ -80,7 +80,7 @@ def test_a_file_with_any_value_dropped_or_replaced_is_read_or_refused(tmp_path, 
   kind, content = FILES[name]
   paths = list(places(content))[1:]
 
-  @times(60, 1000)
+  @times(30, 1000)
   @given(st.sampled_from(paths), st.sampled_from([drop, replace]), JSON)
   def try_it(path, change, value):
     changed = copy.deepcopy(content)

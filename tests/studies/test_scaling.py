@@ -100,6 +100,7 @@ def test_ratios_are_taken_within_a_turn():
   assert two['ms'] == 1e3 * statistics.median([2.0, 9.0, 8.0]) and two['head_parameters'] == 7
 
 
+@pytest.mark.slow
 def test_without_heads_the_step_is_that_of_kd():
   training = problem.Training(
       teacher='resnet8', student='resnet8', batch_size=8, image_size=8, taps=())

@@ -76,6 +76,7 @@ def test_the_same_command_changes_no_file_and_another_adds_to_them(copy, digits_
   assert [first] == json.loads(before['sweep.json'][1]) and second['seeds'] == [3]
 
 
+@pytest.mark.slow
 def test_a_job_is_logged_with_its_position_and_a_finished_sweep_in_one_line(
     copy, digits_dir, capsys):
   shutil.rmtree(copy / PAIR / 'seed2/student/ce')

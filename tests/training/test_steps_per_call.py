@@ -73,6 +73,7 @@ def once(seed, order_seed):
   return np.asarray(after.params['Dense_0']['kernel'])
 
 
+@pytest.mark.slow
 def test_the_seed_of_the_order_alone_augments():
   np.testing.assert_array_equal(once(1, 7), once(2, 7))
   np.testing.assert_array_equal(once(7, -1), once(2, 7))

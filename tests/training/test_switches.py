@@ -96,6 +96,7 @@ def test_several_updates_in_a_call_change_no_bit(usual):
   jax.tree.map(np.testing.assert_array_equal, together, usual)
 
 
+@pytest.mark.slow
 def test_the_seed_alone_drops_out():
   """With one order seed, two seeds see the same images."""
   first, same, other = (trained(Dropping(10), f'seed={seed}', 'data.order_seed=3')
@@ -134,6 +135,7 @@ def test_batch_norms_are_synchronised_if_the_config_says_it(flag):
   assert all(method.context.axis_name == axis for method in built.methods.values())
 
 
+@pytest.mark.slow
 def test_synchronised_batch_norms_see_the_batches_of_all_devices(usual_with_batch_norm):
   apart = trained(TinyNet(10))
   assert difference(usual_with_batch_norm['batch_stats'], apart['batch_stats']) > 1e-3
