@@ -33,24 +33,22 @@ class Progress:
                             dynamic_ncols=True)
 
   def update(self, step: int, metrics: dict[str, float], examples_per_second: float) -> None:
-    """Shows the state after `step` updates."""
+    """Shows the state after `step` updates, and the speed unless it is 0, which means unknown."""
     values = ' '.join(f'{name} {value:.4f}' for name, value in metrics.items())
     done = step / self._steps_per_epoch
     total = self._total / self._steps_per_epoch
     epochs = f'epoch {done:.1f}/{total:.1f}'
-    speed = f'{examples_per_second:,.0f} examples/s'
+    text = f'{epochs} {values}'
+    if examples_per_second:
+      text += f' {examples_per_second:,.0f} examples/s'
     if self._bar:
       self._bar.n = step
-      self._bar.set_postfix_str(f'{epochs} {values} {speed}')
-    else:
-      time_to_go = self._time_to_go(step, examples_per_second)
-      logger.info(f'{self._phase}: {epochs} {values} {speed} ETA {time_to_go}')
-
-  def _time_to_go(self, step: int, examples_per_second: float) -> str:
-    if not examples_per_second:
-      return '?'
-    rest = (self._total - step) * self._batch_size / examples_per_second
-    return str(datetime.timedelta(seconds=round(rest)))
+      self._bar.set_postfix_str(text)
+      return
+    if examples_per_second:
+      seconds = (self._total - step) * self._batch_size / examples_per_second
+      text += f' ETA {datetime.timedelta(seconds=round(seconds))}'
+    logger.info(f'{self._phase}: {text}')
 
   def close(self) -> None:
     """Closes the bar."""

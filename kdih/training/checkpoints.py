@@ -100,10 +100,7 @@ class Checkpoints:
   def restore_last(self) -> tuple[TrainState, dict] | None:
     """Returns the last checkpoint as (state in numpy, meta), or None if there is none."""
     step = self._manager.latest_step()
-    if step is None:
-      return None
-    logger.debug(f'{self._directory}: resumes from the checkpoint of step {step}')
-    return self._read(step)
+    return None if step is None else self._read(step)
 
   def drop(self, step: int) -> None:
     """Removes the checkpoint of a step, if it exists."""

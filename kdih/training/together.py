@@ -151,11 +151,12 @@ def train(
     logger.warning(f'{phase}: the checkpoints are of different steps; each student trains alone')
     return None
   states, metas = zip(*begun, strict=True)
-  if int(states[0].step):
-    logger.info(f'{phase}: resumes from step {int(states[0].step)}')
+  program, start = make_program(), int(states[0].step)
+  if 0 < start < program.schedule.total_steps:
+    logger.info(f'{phase}: resumes from step {start}')
   try:
-    last, _ = loop.train_from(make_program(), _Learners(students, learners),
-                              students.join(states), list(metas), int(states[0].step))
+    last, _ = loop.train_from(
+        program, _Learners(students, learners), students.join(states), list(metas), start)
   except errors.NotFiniteError as error:
     logger.warning(f'{error}; each student trains alone')
     return None

@@ -107,7 +107,7 @@ class Terminal(io.StringIO):
 def show_progress() -> None:
   progress = Progress(phase='teacher', total_steps=10, start_step=0, steps_per_epoch=5,
                       batch_size=4)
-  progress.update(2, {'loss': 1.5}, 100.0)
+  progress.update(2, {'loss': 1.5}, 0.0)  # No step has been timed.
   logger.info('a line of the log')
   progress.update(4, {'loss': 1.0}, 100.0)
   progress.close()
@@ -134,7 +134,7 @@ def test_without_a_terminal_progress_is_a_line(capsys):
   logs.configure(logging.INFO)
   show_progress()
   assert capsys.readouterr().err.splitlines() == [
-      'teacher: epoch 0.4/2.0 loss 1.5000 100 examples/s ETA 0:00:00', 'a line of the log',
+      'teacher: epoch 0.4/2.0 loss 1.5000', 'a line of the log',
       'teacher: epoch 0.8/2.0 loss 1.0000 100 examples/s ETA 0:00:00']
 
 
