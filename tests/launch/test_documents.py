@@ -48,8 +48,11 @@ def tracked(pattern: str = '') -> list[pathlib.Path]:
 
 
 DOCUMENTS = tracked('*.md *.ipynb')
-every_document = pytest.mark.parametrize(
-    'path', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+MARKDOWN = [path for path in DOCUMENTS if path.suffix == '.md']  # Links of notebooks are absolute.
+
+
+def each(paths: list[pathlib.Path]):
+  return pytest.mark.parametrize('path', paths, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def anchors(text: str) -> set[str]:
@@ -58,10 +61,8 @@ def anchors(text: str) -> set[str]:
   return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
 
 
-@every_document
+@each(MARKDOWN)
 def test_every_relative_link_points_to_a_tracked_file_and_a_heading(path):
-  if path.suffix != '.md':
-    pytest.skip('links of a notebook are absolute')
   files = set(tracked())
   folders = {folder for file in files for folder in file.parents}
   for target in LINK.findall(path.read_text(encoding='utf-8')):
@@ -74,7 +75,7 @@ def test_every_relative_link_points_to_a_tracked_file_and_a_heading(path):
       assert anchor in anchors(file.read_text(encoding='utf-8')), target
 
 
-@every_document
+@each(DOCUMENTS)
 def test_every_setting_that_is_named_is_a_field(path):
   groups = {name[:i] for name in fields.FIELDS for i, char in enumerate(name) if char == '.'}
   for name in SETTING.findall(path.read_text(encoding='utf-8')):
@@ -86,7 +87,7 @@ def test_every_setting_that_is_named_is_a_field(path):
       assert entry[2] in {**options, 'learning_rate': 0}, name
 
 
-@every_document
+@each(DOCUMENTS)
 def test_every_module_config_and_script_that_a_command_names_exists(path):
   text = path.read_text(encoding='utf-8')
   for name in re.findall(r'python3? -m ((?:kdih|launch)[\w.]*)', text):
@@ -108,10 +109,8 @@ def command_lines(path: pathlib.Path) -> list[list[str]]:
   return found
 
 
-@every_document
+@each([path for path in MARKDOWN if command_lines(path)])
 def test_every_command_passes_the_checks_of_its_settings(path):
-  if path.suffix != '.md' or 'fixtures' in path.parts:
-    pytest.skip('no commands to paste')
   for name, *given in command_lines(path):
     short = main._SHORT if name == 'kdih.main' else sweep._SHORT
     given = [word.replace('=configs/', f'={ROOT}/configs/') for word in given]
