@@ -98,9 +98,10 @@ def _check_positions(name: str, train: ml_collections.ConfigDict) -> None:
   """Raises ConfigError unless the warmup, and the milestones if used, are within the phase."""
   for field in ('milestones', 'warmup') if train.schedule == 'piecewise' else ('warmup',):
     value = train[field]
+    other = f', or config.{name}.schedule=cosine' if field == 'milestones' else ''
     for position in value if isinstance(value, tuple | list) else (value,):
       if position >= train.length:
         raise errors.ConfigError(
             f'config.{name}.{field}: {position:g} is not before the end of the phase, which lasts '
             f'{train.length:g} {train.unit}; choose a smaller number, or a larger '
-            f'config.{name}.length')
+            f'config.{name}.length{other}')

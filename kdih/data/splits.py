@@ -75,9 +75,8 @@ class Splits:
                 f'{self.size("test"):,} to test with; {self._loader} loader')
     if 0 < validation < _FEW:
       logger.warning(
-          f'data: {validation} validation images choose the checkpoint that is kept almost by '
-          'chance; set config.data.validation_fraction=0 to keep the last one, or to a larger '
-          'number')
+          f'data: {validation} validation images are too few to choose a checkpoint by; set '
+          'config.data.validation_fraction=0 to keep the last one, or to a larger number')
     if self.classes and len(labels['test']) == self.size('test') and (
         missing := sorted(set(range(len(self.classes))) - set(labels['test'].tolist()))):
       logger.warning('data: there are no test images of the class '

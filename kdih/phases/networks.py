@@ -1,6 +1,8 @@
 """Builds the networks of a run from the config, and checks by their shapes that they fit."""
 import dataclasses
 import functools
+import pathlib
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -234,10 +236,18 @@ def _check_pair(
     reason = errors.first_line(error)
     raise errors.UnfitError(
         f'config.methods.{name}: does not fit the teacher {config.teacher.name} and the student '
-        f'{config.student.name}: {reason}', name) from error
+        f'{config.student.name}: {reason}{_place(error)}', name) from error
   except Exception as error:  # Flax raises many kinds of errors for options of a wrong type.
     raise errors.ConfigError(f'config.methods.{name}: cannot be built with these options: '
-                             f'{errors.first_line(error)}') from error
+                             f'{errors.first_line(error)}{_place(error)}') from error
+
+
+def _place(error: Exception) -> str:
+  """Returns ' (FILE, line N)' for the last line of a method that led to an error, or ''."""
+  lines = [f' ({pathlib.Path(frame.f_code.co_filename).name}, line {line})'
+           for frame, line in traceback.walk_tb(error.__traceback__)
+           if frame.f_globals.get('__name__', '').startswith(f'{methods.__name__}.')]
+  return lines[-1] if lines else ''
 
 
 def prepare_teacher(

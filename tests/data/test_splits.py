@@ -35,7 +35,7 @@ class Labelled(MadeImages):
 
 
 @pytest.mark.parametrize(('train', 'fraction', 'warning'), [
-    (400, 0.1, 'data: 40 validation images choose the checkpoint that is kept almost by chance'),
+    (400, 0.1, 'data: 40 validation images are too few to choose a checkpoint by; set '),
     (400, 0.25, ''), (400, 0, '')])
 def test_few_validation_images_are_reported(train, fraction, warning, capsys):
   splits.Splits({'train': Labelled([0, 1] * (train // 2)), 'test': Labelled([0, 1])},

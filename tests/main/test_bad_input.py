@@ -32,7 +32,7 @@ OVERRIDES = [
     ('student.train.schedule=linear', 'config.student.train.schedule: ', 'cosine'),
     ('heads.train.optimizer=adam', 'config.heads.train.optimizer: ', "did you mean 'adamw'"),
     ('teacher.train.unit=hours', 'config.teacher.train.unit: ', 'epochs, steps'),
-    ('teacher.train.milestones=4,6', 'config.teacher.train.milestones: ', 'length'),
+    ('teacher.train.milestones=4,6', 'config.teacher.train.milestones: ', 'schedule=cosine'),
     ('teacher.train.global_batch_size=30', 'config.teacher.train.global_batch_size: ', '4 devices'),
     ('teacher.train.length=0', 'config.teacher.train.length: ', 'above 0'),
     ('methods.dih.alpha=1.5', 'config.methods.dih.alpha: ', 'from 0 to 1'),

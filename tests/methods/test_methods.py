@@ -8,12 +8,15 @@ import pytest
 
 from kdih import errors, methods
 from kdih.config import fields, recipes
+from kdih.data.spec import DataSpec
 from kdih.distillation import losses
 from kdih.distillation.lesson import Lesson
 from kdih.distillation.method import Context
 from kdih.distillation.signal import TeacherSignal
 from kdih.models.taps import Output
+from kdih.phases import networks
 from tests.helpers import lessons
+from tests.helpers.runs import read_config
 
 KD = dict(kind='kd', alpha=0.1, temperature=5.0, scale='one', gain=1.0, standardise=False)
 DIH = dict(kind='dih', alpha=0.1, temperature=5.0, reduction='sum', cross_entropy='per_branch',
@@ -220,6 +223,10 @@ def test_a_method_does_not_change_its_options():
   assert options == DIH
 
 
+def test_every_kind_has_an_entry_and_so_the_tests_of_every_entry():
+  assert {entry.kind for entry in fields.base().methods.values()} == set(methods.names())
+
+
 def test_a_new_method_is_one_new_file(folder_of_methods):
   (folder_of_methods / 'squared_gap.py').write_text(NEW_METHOD)
   assert 'squared_gap' in methods.names()
@@ -234,3 +241,21 @@ def test_the_checks_of_a_new_method_name_its_setting(folder_of_methods):
       'config.methods.mine.weight: -1.0 is below 0')
   assert message({'kind': 'squared_gap', 'wieght': 1.0}).startswith(
       "config.methods.mine.wieght: unknown 'wieght'; did you mean 'weight'? ")
+
+
+@pytest.mark.parametrize('code, error', [
+    ('losses.tempered_lk(lesson.student.logits)', 'cannot be built with these options: module '
+     "'kdih.distillation.losses' has no attribute 'tempered_lk' (squared_gap.py, line "),
+    ('jnp.log(lesson.teacher.members)', 'does not fit the teacher '),
+])
+def test_an_error_in_the_code_of_a_method_names_file_and_line(folder_of_methods, code, error):
+  path = folder_of_methods / 'squared_gap.py'
+  path.write_text('from jax import numpy as jnp\nfrom kdih.distillation import losses\n'
+                  + NEW_METHOD.replace('lesson.student.logits - lesson.teacher.logits', code))
+  config = read_config(folder_of_methods, 'unused', '--config.student.methods=mine',
+                       '--config.methods.mine.kind=squared_gap', '--config.methods.mine.weight=1')
+  with pytest.raises(errors.ConfigError) as caught:
+    networks.build(config, DataSpec('arrays', (8, 8, 1), 10))
+  line = path.read_text().splitlines().index(f'    gap = {code}') + 1
+  assert str(caught.value).startswith(f'config.methods.mine: {error}')
+  assert str(caught.value).endswith(f'(squared_gap.py, line {line})')
