@@ -52,8 +52,7 @@ def pytest_collection_modifyitems(config, items):
       item.add_marker(pytest.mark.skip(reason='slow; run with --slow'))
 
 
-def pytest_collection_finish(session):
-  del session
+def pytest_collection_finish():
   gc.freeze()  # What is imported lives as long as the tests; no collection has to look through it.
 
 
