@@ -66,6 +66,7 @@ def test_a_crop_is_cut_from_the_padded_image_and_mirrored():
   close(found.permute(0, 2, 3, 1).numpy(), (cut / 255 - mean) / std)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_cohort():
   rng = np.random.default_rng(0)
   student, *members = (rng.normal(size=(6, 5)).astype(np.float32) for _ in range(4))

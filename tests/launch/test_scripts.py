@@ -185,6 +185,7 @@ def test_multihost_stops_the_others_when_one_fails(tmp_path, hosts, code):
   assert f'me@127.0.0.1 ended with exit code {code}' in stderr and 'stopping the others' in stderr
 
 
+@pytest.mark.slow
 def test_multihost_does_not_blame_what_it_has_stopped(tmp_path, hosts):
   """SIGTERM ends a process that has not begun to train with 143."""
   program = ('case $3 in *0) until [ -e up ]; do sleep .02; done; exit 75;; esac; touch up; '

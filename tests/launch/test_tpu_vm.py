@@ -245,6 +245,7 @@ def test_babysit_waits_twice_as_long_each_time_and_no_longer_than_the_bound(clou
   assert naps.read_text().split() == ['30', '60', '100', '100', '100']
 
 
+@pytest.mark.slow
 def test_babysit_stays_with_the_run_that_goes_on_and_starts_no_other(ready):
   ready.script(outcomes=['wait', 0])
   ready.vm('run', *FLAGS)

@@ -103,6 +103,7 @@ def test_what_is_finished_is_left_out(finished, digits_dir, capsys):
   assert 'Every phase is finished' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('clock')
 def test_chains_preparations_and_caches_have_lines_of_their_own(tmp_path, capsys):
   assert run(tmp_path / 'w', tmp_path / 'none', '--config.student.methods=kd,dih,takd,fitnets',
@@ -136,6 +137,7 @@ def test_bad_input_is_one_line_all_the_same(tmp_path, capsys, overrides, expecte
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.__version_info__ >= (0, 12), reason='there the process dies within the FFT')
 def test_running_out_while_it_is_measured_is_said(tmp_path, capsys):
   assert run(tmp_path / 'w', tmp_path / 'none', '--config.phases=teacher',

@@ -166,6 +166,7 @@ def test_it_is_0_where_the_features_differ_by_a_factor(name):
   np.testing.assert_allclose(terms, np.zeros(4), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_maps_need_not_be_square(name):
   """Means over windows that are as large as the maps of the other side are small."""

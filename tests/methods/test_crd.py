@@ -125,6 +125,7 @@ def test_of_an_image_that_comes_twice_the_first_counts():
   np.testing.assert_allclose(found, expectation, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_starts_uniform_and_unset(method):
   big = method.init(jax.random.key(2), lesson(train_labels=jnp.zeros(4000, jnp.int32)))['memory']
   bound = 1 / np.sqrt(6 / 3)

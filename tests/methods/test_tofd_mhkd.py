@@ -123,6 +123,7 @@ def test_tofd_is_its_formula(tofd):
                 lambda params, student: tofd_loss(params, student, constants))
 
 
+@pytest.mark.slow
 def test_tofd_prepares_the_teachers_branches_by_the_labels(tofd):
   def reference(params, student):
     del student

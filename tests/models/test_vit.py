@@ -121,6 +121,7 @@ def test_images_that_do_not_fit_the_patches_are_refused(height, width):
       f'width {width} are not both multiples of patch_size, 4')
 
 
+@pytest.mark.slow
 def test_an_image_need_not_be_square():
   model = registry.create('vit_tiny', 10)
   assert taps.sown(model, (8, 16, 1))['stage12'] == (2, 4, 192)

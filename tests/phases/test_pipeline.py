@@ -239,6 +239,7 @@ def test_a_teacher_whose_accuracy_is_not_the_stored_one_is_refused(tmp_path, fin
                  tmp_path / 'w')
 
 
+@pytest.mark.slow
 def test_heads_of_another_teacher_are_refused(tmp_path, finished, digits_dir):
   path = finished / 'heads' / 'variables'
   with pytest.raises(errors.ConfigError, match='config.heads.variables: .* another teacher'):

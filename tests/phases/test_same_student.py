@@ -135,6 +135,7 @@ def test_one_device_and_four_train_the_same_student_in_float64(tmp_path, float64
   assert_same(by_number[1], by_number[4], 1e-9)
 
 
+@pytest.mark.slow
 def test_one_device_and_four_have_the_same_loss_in_float32(tmp_path):
   """In every step that both begin with the same student."""
   with on_devices(1):

@@ -60,6 +60,7 @@ def test_the_most_telling_steps_of_each_pair_come_first(tmp_path, capsys):
   assert total and float(total[1]) > 6 * 0.5 * (1 + 1 + 2 + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('clock')
 def test_seeds_together_ask_the_teacher_once(tmp_path, capsys):
   options = ('--methods=kd', *TOGETHER, '--config.compute.fold_batch_norm=False')

@@ -62,6 +62,7 @@ def test_a_run_of_a_sweep_is_the_run_of_the_same_seed_alone(swept, tmp_path, dig
   assert any((array != other[path]).any() for path, array in alone.items())
 
 
+@pytest.mark.slow
 def test_the_same_command_changes_no_file_and_another_adds_to_them(copy, digits_dir):
   before = files(copy)
   assert run(copy, digits_dir, '--methods=ce,dih', '--seeds=1,2') == 0
@@ -134,7 +135,7 @@ def test_a_teacher_that_fails_takes_only_its_pupils_along(swept, copy, digits_di
     ('--methods=ce', '--seeds=1'),
     ('--methods=ce', '--seeds=3'),
     slow(('--methods=ce', '--seeds=3', f'--students={NETS}:NoTaps')),
-    ('--methods=ce', '--seeds=3', f'--config.teacher.name={NETS}:Diverging'),
+    slow(('--methods=ce', '--seeds=3', f'--config.teacher.name={NETS}:Diverging')),
 ])
 def test_a_workdir_of_another_config_is_refused(swept, digits_dir, capsys, overrides):
   before = results(swept)

@@ -205,6 +205,7 @@ def task_of(parts, seen):
               signals=LiveSignals(teach, parts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loops', [False, True])
 def test_live_teachers_see_one_part_of_a_batch_after_the_other(monkeypatch, loops):
   monkeypatch.setattr(devices, 'on_cpu', lambda: not loops)

@@ -134,6 +134,7 @@ def test_a_student_learns_and_its_teachers_do_not(built, frozen, method):
   assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_the_buffers_of_the_state_are_donated(built, frozen):
   task, loader = student_task(built, frozen), Arrays(64)
   step = compiled_step(task, SGD, loader)
