@@ -281,8 +281,7 @@ def test_methods_with_heads_of_their_own(name, case):
   """What the models' own logits add to the loss of logits that are all 0."""
   student, teacher = CASES[case]
   method, entry = lessons.make(ENTRIES[name]), ENTRIES[name]
-  variables = jax.jit(lambda: method.init(jax.random.key(0), lesson_of(student, teacher)),
-                      compiler_options={'xla_backend_optimization_level': 0})()
+  variables = lessons.initial(method, lesson_of(student, teacher))
   (value, gradient), (nothing, _) = (
       evaluate(method, variables, lesson_of(*pair))
       for pair in ((student, teacher), np.zeros((2, *student.shape))))

@@ -52,6 +52,7 @@ MARKDOWN = [path for path in DOCUMENTS if path.suffix == '.md']  # Links of note
 
 
 def each(paths: list[pathlib.Path]):
+  """A decorator: runs a test for each of these documents."""
   return pytest.mark.parametrize('path', paths, ids=lambda path: str(path.relative_to(ROOT)))
 
 
