@@ -2,7 +2,7 @@
 
     python -m kdih.main --config=configs/digits.py --workdir=runs/digits
 
-This takes about two minutes on two CPU cores. Every classifier has a test accuracy of 97 to
+This takes one to two minutes on two CPU cores. Every classifier has a test accuracy of 97 to
 99 % (launch/results/digits.json); with 359 test images, a difference of one point is noise.
 """
 from kdih.config import arguments, fields, recipes
