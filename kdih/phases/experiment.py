@@ -37,11 +37,12 @@ class PhaseOutcome:
 
   Attributes:
     last: variables after the last step.
-    best: variables of the checkpoint with the best validation accuracy, which are exported.
+    best: variables with the best validation accuracy, which are exported.
     steps: number of updates.
     seconds: wall time.
     examples_per_second: throughput of the training loop.
     rewinds: how often a loss that was not finite halved the learning rate.
+    best_lost: {'step', 'top1'} of better variables whose files were damaged, or None.
   """
 
   last: Any
@@ -50,6 +51,7 @@ class PhaseOutcome:
   seconds: float = 0.0
   examples_per_second: float = 0.0
   rewinds: int = 0
+  best_lost: dict[str, Any] | None = None
 
 
 class Experiment:
@@ -130,9 +132,9 @@ class Experiment:
     """Trains the variables of a problem, or resumes from the last checkpoint if there is one."""
     learner = self.learner(phase, problem, problem.variables)
     outcome = loop.train(self.program(phase, problem), learner)
-    best, _ = learner.checkpoints.restore_best()
+    best = learner.checkpoints.restore_best()
     return PhaseOutcome(
-        last=devices.to_host(outcome.state.variables), best=best.variables,
+        last=devices.to_host(outcome.state.variables), best=best.variables, best_lost=best.lost,
         steps=int(outcome.state.step), seconds=outcome.seconds,
         examples_per_second=outcome.examples_per_second, rewinds=outcome.rewinds)
 
@@ -254,5 +256,6 @@ def finish(
       'seconds': outcome.seconds,
       'examples_per_second': outcome.examples_per_second,
       'rewinds': outcome.rewinds,
+      **({'best_lost': outcome.best_lost} if outcome.best_lost else {}),
       **made_of,
   })

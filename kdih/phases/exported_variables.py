@@ -2,7 +2,6 @@
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax
 import msgspec
 import numpy as np
 from etils import epath
@@ -12,7 +11,7 @@ from kdih.models import registry, taps
 from kdih.phases import networks
 from kdih.phases.networks import Networks
 from kdih.runtime import devices, digests as digests_lib, run_files
-from kdih.training import checkpoints
+from kdih.training import orbax_files
 
 if TYPE_CHECKING:
   import ml_collections
@@ -46,7 +45,7 @@ def save(path: epath.PathLike, variables: Variables, meta: dict) -> str:
   variables = devices.to_host(taps.without_input(variables))
   meta = {name: value for name, value in meta.items() if name != 'digests'}
   digests = {'meta': digests_lib.of_json(meta), 'variables': digests_lib.of(variables)}
-  checkpoints.export(path, variables, {**meta, 'digests': digests})
+  orbax_files.export(path, variables, {**meta, 'digests': digests})
   return digests['variables']
 
 
@@ -182,30 +181,38 @@ def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
 
 def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variables:
   """Returns what `load` does, given the description."""
+  wanted = {name: tuple(leaf.shape) for name, leaf in orbax_files.named_leaves(like).items()}
   try:
-    variables = checkpoints.restore(path)
+    # Compared before anything is read: a small file can hold arrays that fill the memory.
+    if orbax_files.shapes(path, 'variables') != wanted:
+      raise errors.ConfigError(
+          f'{setting}: the variables at {str(path)!r} are not of this model; name the model and '
+          'the classes that they were trained with')
+    variables = orbax_files.restore(path)
+  except errors.ConfigError:
+    raise
   except Exception as error:  # orbax and tensorstore raise many kinds.
-    raise _damaged(setting, path, errors.first_line(error)) from error
+    raise _damaged(setting, path, orbax_files.damage(error)) from error
   if digests_lib.of(variables) != meta['digests']['variables']:
     raise _damaged(setting, path, 'they are not those that were written')
-  if _shapes(variables) != _shapes(like):
-    raise errors.ConfigError(
-        f'{setting}: the variables at {str(path)!r} are not of this model; name the model and '
-        'the classes that they were trained with')
   return variables
 
 
 def _read_meta(path: epath.PathLike, setting: str) -> dict:
   """Returns the description after a check. Raises ConfigError if it is missing or damaged."""
+  if not (epath.Path(path) / 'meta').exists():
+    raise errors.ConfigError(
+        f'{setting}: no exported variables at {str(path)!r}; give the `variables` folder of a '
+        'finished phase, such as runs/x/teacher/variables')
   try:
-    stored = checkpoints.read_meta(path, setting)
+    stored = orbax_files.read_meta(path)
     msgspec.convert(stored, run_files.ExportedMeta)
     meta = {name: value for name, value in stored.items() if name != 'digests'}
     unchanged = stored['digests']['meta'] == digests_lib.of_json(meta)
   except errors.ConfigError:
     raise
   except Exception as error:  # orbax raises many kinds.
-    raise _damaged(setting, path, errors.first_line(error)) from error
+    raise _damaged(setting, path, orbax_files.damage(error)) from error
   if not unchanged:
     raise _damaged(setting, path, 'their description is not the one that was written')
   return stored
@@ -267,11 +274,6 @@ def _damaged(setting: str, path: epath.PathLike, reason: str) -> errors.ConfigEr
   return errors.ConfigError(
       f'{setting}: the variables at {str(path)!r} are damaged, or an early version of kdih wrote '
       f'them ({errors.in_line(reason)}); restore the folder from a copy, or train them again')
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  return {jax.tree_util.keystr(path): tuple(leaf.shape)
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _compare(setting: str, path: epath.PathLike, stored: dict, wanted: dict) -> None:

@@ -121,6 +121,13 @@ class _ResultIdentity(Struct):
   versions: Fields | None = None
 
 
+class _Lost(Struct):
+  """The step and the validation accuracy of best variables whose files were damaged."""
+
+  step: Count
+  top1: Fraction
+
+
 class TeacherResult(_Measured, kw_only=True):
   """`teacher/result.json`: the scores of a finished phase, and its cost in wall-clock seconds."""
 
@@ -131,6 +138,7 @@ class TeacherResult(_Measured, kw_only=True):
   seconds: Amount
   examples_per_second: Amount
   flops: Count | None = None
+  best_lost: _Lost | None = None
   protocol: Fields | None = None
   identity: _ResultIdentity | None = None
   accepted: list[str] | None = None
@@ -224,6 +232,36 @@ class Results(Struct):
   heads: HeadsResult | None = None
   student: dict[str, StudentResult] | None = None
   compression: _Compression | None = None
+
+
+class _Clock(Struct):
+  """What a phase took before a checkpoint, in wall-clock seconds and updates."""
+
+  seconds: Amount = 0.0
+  timed_steps: Count = 0
+  timed_seconds: Amount = 0.0
+
+
+class _Best(_Lost):
+  """The best variables before a checkpoint: `digest` is that of `kdih.runtime.digests.of`."""
+
+  digest: str
+
+
+class CheckpointMeta(Struct):
+  """The description of a checkpoint; one of an earlier version has no `best`."""
+
+  meta: _Clock
+  metrics: _Scores | None
+  best: _Best | None = None
+
+
+class Rewind(Struct):
+  """`checkpoints/rewind.json`: the step that training went back to, and its learning rate's factor.
+  """
+
+  step: Count
+  learning_rate_scale: Fraction
 
 
 class MetricsLine(Struct):

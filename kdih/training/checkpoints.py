@@ -1,36 +1,54 @@
-"""Every orbax call of the project: checkpoints to resume from, and exported variables.
+"""Checkpoints to resume from, and the best variables so far.
 
 `loop` and `loop_schedule` decide when checkpoints are written.
 """
+import dataclasses
 import logging
-import os
-import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from kdih import errors
-from kdih.runtime import devices, digests, processes
+from kdih.runtime import devices, digests, files, processes, run_files
 from kdih.runtime.files import is_remote
+from kdih.training import orbax_files
 from kdih.training.state import TrainState, from_stored, to_stored
 
 logger = logging.getLogger(__name__)
 
-_INCOMPLETE = 'it is incomplete'
-# How messages of tensorstore and jax begin if the arrays or the list of their names are missing.
-_MISSING = ('NOT_FOUND', 'pytree structure error')
-SELECTION = 'top1'  # The validation metric that chooses the best checkpoint.
+SELECTION = 'top1'  # The validation metric that chooses the best variables.
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+  """The best variables of a phase, and what is known of better ones that were lost.
+
+  Attributes:
+    variables: of the step with the best validation accuracy, in numpy.
+    lost: {'step', 'top1'} of better variables whose files are damaged; None if there are none.
+  """
+
+  variables: Any
+  lost: dict[str, Any] | None = None
 
 
 class Checkpoints:
-  """The checkpoints of a phase: the last two, and the one with the best validation accuracy.
+  """The last two checkpoints of a phase, and its best variables by validation accuracy.
 
-  Of two equally good checkpoints the later one counts. A checkpoint is complete or absent, whenever
-  the process dies. It contains digests of its content, because orbax does not notice a flipped bit
+  The folder holds
+
+      STEP/        a checkpoint: the state, and its description with digests of both
+      best/STEP/   the best variables before one of the checkpoints, which names their digest
+      rewind.json  the last rewind, see `rewind`
+
+  Of two equally good steps the later one counts. A checkpoint is complete or absent, whenever the
+  process dies. It contains digests of its content, because orbax does not notice a flipped bit
   in an array. Damaged checkpoints are moved to the folder `damaged` beside `directory`.
 
   Args:
@@ -38,15 +56,24 @@ class Checkpoints:
     like: a state of the same structure and shapes.
 
   Raises:
+    FileError: `rewind.json` is damaged.
+    OSError: a checkpoint cannot be read now, such as with too many open files; nothing has been
+      changed.
     TrainingError: all checkpoints are damaged, or have other arrays than `like`; nothing has been
       changed.
   """
 
   def __init__(self, directory: epath.PathLike, like: TrainState):
-    self._directory = _absolute(directory)
-    self._like = to_stored(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
+    self._directory = files.absolute(directory)
+    self._zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    self._rewind = run_files.read(self._directory / 'rewind.json', run_files.Rewind)
+    # Of every checkpoint, the fields of `run_files.CheckpointMeta`.
+    self._contents: dict[int, dict[str, Any]] = {}
     self._set_damaged_aside()
-    self._manager = _manager(self._directory)
+    self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.LatestN(2), enable_async_checkpointing=False))
+    self._give_up()
+    self._keep_best()
 
   def save(self, state: TrainState, meta: dict, metrics: dict[str, float] | None) -> None:
     """Writes a checkpoint.
@@ -54,24 +81,28 @@ class Checkpoints:
     Args:
       state: to restore.
       meta: JSON-able, to restore with the state.
-      metrics: of the validation, which decide whether this checkpoint is the best one; or None.
+      metrics: of the validation, which decide whether these variables are the best ones; or None.
 
     Raises:
       TrainingError: the checkpoint cannot be written; the earlier checkpoints are unchanged.
     """
-    step = int(state.step)
-    stored_state = to_stored(devices.to_host(state))
-    content = {'meta': meta, 'metrics': metrics}
-    stored = {**content, 'digests': [digests.of(stored_state), digests.of_json(content)]}
+    step, state = int(state.step), devices.to_host(state)
+    stored_state = to_stored(state)
+    content = {'meta': meta, 'metrics': metrics, 'best': self._best}
     try:
       self._require_there()
-      self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
+      if metrics and (not self._best or metrics[SELECTION] >= self._best[SELECTION]):
+        content['best'] = self._write_best(step, metrics, state.variables)
+      stored = {**content, 'digests': [digests.of(stored_state), digests.of_json(content)]}
+      self._manager.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(stored_state), meta=ocp.args.JsonSave(stored)))
     except (OSError, ValueError) as error:  # tensorstore raises ValueError.
       raise errors.TrainingError(
           f'the checkpoint of step {step} cannot be written to {self._directory} '
-          f'({_os_error(error)}); {self.last_good()}. Fix this and run the same command again to '
-          'resume') from error
+          f'({orbax_files.reason(error)}); {self.last_good()}. Fix this and run the same command '
+          'again to resume') from error
+    self._contents[step] = content
+    self._remove_unused()
     logger.debug(f'{self._directory}: wrote the checkpoint of step {step}')
 
   def _require_there(self) -> None:
@@ -97,40 +128,153 @@ class Checkpoints:
     return 'there is no checkpoint yet' if self.last_step is None else (
         f'the last good checkpoint is the one of step {self.last_step}')
 
-  def restore_last(self) -> tuple[TrainState, dict] | None:
-    """Returns the last checkpoint as (state in numpy, meta), or None if there is none."""
-    step = self._manager.latest_step()
-    return None if step is None else self._read(step)
+  def restore_last(self, initial: TrainState) -> tuple[TrainState, dict]:
+    """Returns the last checkpoint as (state in numpy, meta), or (`initial` in numpy, {}).
+
+    The learning rate of the state is that of the last rewind, if there has been one since.
+    """
+    state, meta = devices.to_host(initial), {}
+    if self.last_step is not None:
+      state, content = self._read(self.last_step)
+      meta = content['meta']
+    if self._rewind:
+      scale = np.float32(self._rewind['learning_rate_scale'])
+      state = dataclasses.replace(
+          state, learning_rate_scale=np.minimum(state.learning_rate_scale, scale))
+    return state, meta
+
+  def rewind(self, scale: float) -> None:
+    """Goes back to the last checkpoint that has not led to a loss that is not finite.
+
+    A checkpoint has done so if it was saved with a larger scale than the one that failed now:
+    training has been at it before. It is removed, and the one before it is the last one. This is
+    on the disk before anything is removed: a process that is killed resumes with it.
+
+    Args:
+      scale: the factor of the learning rate that failed; `restore_last` returns half of it.
+    """
+    last = self.last_step
+    if last is not None and self._scale(last) > scale:
+      last = max((step for step in self._manager.all_steps() if step < last), default=None)
+    self._rewind = {'step': last or 0, 'learning_rate_scale': scale / 2}
+    run_files.write(self._directory / 'rewind.json', self._rewind)
+    devices.wait_for_all('rewind recorded')
+    self._give_up()
+
+  def _give_up(self) -> None:
+    """Removes the checkpoints that the last rewind has gone behind."""
+    for step in self._manager.all_steps() if self._rewind else ():
+      if (step > self._rewind['step']
+          and self._scale(step) > self._rewind['learning_rate_scale']):
+        self.drop(step)
+
+  def _scale(self, step: int) -> float:
+    return float(self._read(step)[0].learning_rate_scale)
 
   def drop(self, step: int) -> None:
     """Removes the checkpoint of a step, if it exists."""
     if step in self._manager.all_steps():
       self._manager.delete(step)
 
-  def restore_best(self) -> tuple[TrainState, dict]:
-    """Returns the best checkpoint by validation, or the last one if there was no validation."""
-    step = self._manager.best_step()
-    return self._read(self._manager.latest_step() if step is None else step)
+  def restore_best(self) -> Best:
+    """Returns the best variables by validation, or the last ones if there was no validation."""
+    best, last = self._best, self.last_step
+    assert last is not None, 'a phase ends with a checkpoint'
+    if best is None:
+      return Best(self._read(last)[0].variables)
+    try:
+      return Best(self._read_best(best))
+    except Exception as error:  # orbax and tensorstore raise many kinds.
+      orbax_files.damage(error)  # Raises what is no damage.
+    left = _best_step(self._contents, self._manager.all_steps())
+    variables = self._read(last if left is None else left)[0].variables
+    return Best(variables, None if left == best['step'] else {
+        name: best[name] for name in ('step', SELECTION)})
+
+  @property
+  def _best(self) -> dict[str, Any] | None:
+    """Returns {'step', 'top1', 'digest'} of the best variables up to the last checkpoint."""
+    return None if self.last_step is None else self._contents[self.last_step]['best']
+
+  def _best_path(self, step: int) -> epath.Path:
+    return self._directory / 'best' / str(step)
+
+  def _write_best(
+      self, step: int, metrics: dict[str, float], variables: Any
+  ) -> dict[str, Any]:
+    """Writes the best variables, and returns the entry of the checkpoints that names them."""
+    orbax_files.export(self._best_path(step), variables, {})
+    return {'step': step, SELECTION: metrics[SELECTION], 'digest': digests.of(variables)}
+
+  def _read_best(self, best: dict[str, Any]) -> Any:
+    """Returns the best variables. Raises as `_read`."""
+    variables = orbax_files.read(
+        self._best_path(best['step']),
+        variables=ocp.args.StandardRestore(self._zeros.variables))['variables']
+    if digests.of(variables) != best['digest']:
+      raise ValueError('they are not those that were written')
+    return variables
+
+  def _keep_best(self) -> None:
+    """Writes damaged best variables again from the checkpoint of their step, if there is one.
+
+    In a run of an earlier version the best checkpoint was kept, and no best variables.
+    """
+    steps = self._manager.all_steps()
+    for step in steps:
+      content = self._contents[step]
+      if 'best' not in content:
+        found = _best_step(self._contents, [other for other in steps if other <= step])
+        content['best'] = None if found is None else self._write_best(
+            found, self._contents[found]['metrics'], self._read(found)[0].variables)
+    named = [content['best'] for content in self._contents.values() if content['best']]
+    for best in {best['step']: best for best in named}.values():
+      try:
+        self._read_best(best)
+      except Exception as error:  # orbax and tensorstore raise many kinds.
+        reason = orbax_files.damage(error)
+        if best['step'] in steps:
+          orbax_files.export(
+              self._best_path(best['step']), self._read(best['step'])[0].variables, {})
+        else:
+          logger.warning(
+              f'{self._directory}: the best variables, of step {best["step"]}, are damaged '
+              f'({reason}); the next best ones will be exported, unless training finds better ones')
+    self._remove_unused()
+
+  def _remove_unused(self) -> None:
+    """Removes best variables that no checkpoint names, and what a killed process has left."""
+    steps = self._manager.all_steps()
+    self._contents = {step: self._contents[step] for step in steps}
+    used = {str(content['best']['step']) for content in self._contents.values() if content['best']}
+    folder = self._directory / 'best'
+    for path in folder.iterdir() if processes.is_first() and folder.exists() else ():
+      if path.name not in used:
+        path.rmtree()
+    devices.wait_for_all('best variables kept')
 
   def _read(self, step: int) -> tuple[TrainState, dict]:
-    """Returns a checkpoint. Raises any error of orbax, and ValueError if a digest differs."""
-    path = self._directory / str(step)
-    with _checkpointer() as checkpointer:
-      found = checkpointer.restore(path, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(self._like), meta=ocp.args.JsonRestore()))
-      content = {name: found['meta'][name] for name in ('meta', 'metrics')}
-      if [digests.of(found['state']), digests.of_json(content)] != found['meta']['digests']:
-        raise ValueError('it does not hold what was written')
-      if content['metrics'] is not None:
-        metrics = checkpointer.restore(path, args=ocp.args.Composite(
-            metrics=ocp.args.JsonRestore()))['metrics']
-        if metrics != content['metrics']:
-          raise ValueError('its metrics are not the ones that were written')
-    return from_stored(found['state']), content['meta']
+    """Returns the state of a checkpoint and its description.
+
+    Raises as `orbax_files.read`, and an error if the description or a digest is wrong.
+    """
+    found = orbax_files.read(
+        self._directory / str(step), meta=ocp.args.JsonRestore(),
+        state=ocp.args.StandardRestore(to_stored(self._zeros)))
+    content = {name: value for name, value in found['meta'].items() if name != 'digests'}
+    msgspec.convert(content, run_files.CheckpointMeta)
+    if [digests.of(found['state']), digests.of_json(content)] != found['meta']['digests']:
+      raise ValueError('it does not hold what was written')
+    return from_stored(found['state']), content
 
   def _set_damaged_aside(self) -> None:
-    steps = sorted(ocp.utils.checkpoint_steps(self._directory))
-    damaged = {step: reason for step in steps if (reason := self._damage(step))}
+    """Reads every checkpoint, and moves the damaged ones."""
+    steps, damaged = sorted(ocp.utils.checkpoint_steps(self._directory)), {}
+    for step in steps:
+      try:
+        _, self._contents[step] = self._read(step)
+      except Exception as error:  # orbax and tensorstore raise many kinds.
+        damaged[step] = orbax_files.damage(error)
     if damaged and len(damaged) == len(steps):
       self._require_same_arrays(steps[-1])
       raise errors.TrainingError(
@@ -140,7 +284,7 @@ class Checkpoints:
     for step, reason in damaged.items():
       logger.warning(
           f'{self._directory}: the checkpoint of step {step} is damaged ({reason}) and is moved to '
-          f'{aside}; the last good one is of step {max(set(steps) - damaged.keys())}')
+          f'{aside}; the last good one is of step {max(self._contents)}')
       if processes.is_first():
         aside.mkdir(exist_ok=True)
         (self._directory / str(step)).rename(_unused(aside / str(step)))
@@ -149,11 +293,10 @@ class Checkpoints:
   def _require_same_arrays(self, step: int) -> None:
     """Raises TrainingError if a checkpoint, damaged or not, has arrays of other names."""
     try:
-      with _checkpointer() as checkpointer:
-        stored = _names(checkpointer.metadata(self._directory / str(step)).item_metadata['state'])
+      stored = set(orbax_files.shapes(self._directory / str(step), 'state'))
     except Exception:  # Its list of arrays is damaged, too; orbax raises many kinds.
       return
-    known = _names(self._like)
+    known = set(orbax_files.named_leaves(to_stored(self._zeros)))
     found = [f'{text} {", ".join(sorted(names))}' for text, names in (
         ('hold', stored - known), ('lack', known - stored)) if names]
     if found:
@@ -162,40 +305,11 @@ class Checkpoints:
           f'{" and ".join(found)}; nothing was changed. Resume with that version, or remove the '
           'folder to train the phase again')
 
-  def _damage(self, step: int) -> str:
-    """Returns why a checkpoint is damaged, or '' if it is not."""
-    try:
-      self._read(step)
-    except (KeyError, FileNotFoundError):  # An item or a file of an item is missing.
-      return _INCOMPLETE
-    except Exception as error:  # orbax and tensorstore raise many kinds.
-      reason = errors.first_line(error)
-      return _INCOMPLETE if reason.startswith(_MISSING) else reason
-    return ''
 
-
-def _manager(directory: epath.Path) -> ocp.CheckpointManager:
-  def selection(metrics):
-    return metrics[SELECTION]
-
-  policy = checkpoint_managers.AnyPreservationPolicy([
-      checkpoint_managers.LatestN(2),
-      checkpoint_managers.BestN(
-          get_metric_fn=selection, n=1, keep_checkpoints_without_metrics=False)])
-  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(
-      preservation_policy=policy, best_fn=selection, enable_async_checkpointing=False))
-
-
-def _names(state: Any) -> set[str]:
-  """Returns the paths of the arrays, which are their names in orbax, too."""
-  return {jax.tree_util.keystr(path, simple=True, separator='/')
-          for path, _ in jax.tree_util.tree_leaves_with_path(state)}
-
-
-def _os_error(error: Exception) -> str:
-  """Returns the message of the operating system; tensorstore's messages are long."""
-  code = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
-  return os.strerror(int(code[1] or code[2])) if code else errors.first_line(error)
+def _best_step(contents: dict[int, dict[str, Any]], steps: Iterable[int]) -> int | None:
+  """Returns the step with the best validation accuracy, the later one of equals; None if none."""
+  return max((step for step in steps if contents[step]['metrics']),
+             key=lambda step: (contents[step]['metrics'][SELECTION], step), default=None)
 
 
 def _unused(path: epath.Path) -> epath.Path:
@@ -205,50 +319,3 @@ def _unused(path: epath.Path) -> epath.Path:
     number += 1
     path = path.with_name(f'{path.name.partition("-")[0]}-{number}')
   return path
-
-
-def export(path: epath.PathLike, variables: Any, meta: dict) -> None:
-  """Writes variables and their JSON-able description; replaces the folder `path`."""
-  with _checkpointer() as checkpointer:
-    checkpointer.save(_absolute(path), force=True, args=ocp.args.Composite(
-        variables=ocp.args.StandardSave(devices.to_host(variables)),
-        meta=ocp.args.JsonSave(meta)))
-
-
-def read_meta(path: epath.PathLike, setting: str) -> dict:
-  """Returns the description of exported variables.
-
-  Args:
-    path: a `variables` folder that `export` wrote.
-    setting: the config field that names it, for the error.
-
-  Raises:
-    ConfigError: there are no exported variables at `path`.
-  """
-  if not (epath.Path(path) / 'meta').exists():
-    raise errors.ConfigError(
-        f'{setting}: no exported variables at {str(path)!r}; give the `variables` folder of a '
-        'finished phase, such as runs/x/teacher/variables')
-  with _checkpointer() as checkpointer:
-    return checkpointer.restore(_absolute(path), args=ocp.args.Composite(
-        meta=ocp.args.JsonRestore()))['meta']
-
-
-def restore(path: epath.PathLike) -> Any:
-  """Returns exported variables of any structure, as numpy arrays."""
-  with _checkpointer() as checkpointer:
-    variables = checkpointer.restore(_absolute(path), args=ocp.args.Composite(
-        variables=ocp.args.StandardRestore()))['variables']
-  return jax.tree.map(np.asarray, variables)
-
-
-def _absolute(path: epath.PathLike) -> epath.Path:
-  """Returns an absolute path, as orbax requires; gs://bucket/run is absolute."""
-  return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
-
-
-def _checkpointer() -> ocp.Checkpointer:
-  return ocp.Checkpointer(ocp.CompositeCheckpointHandler(
-      state=ocp.StandardCheckpointHandler(), variables=ocp.StandardCheckpointHandler(),
-      meta=ocp.JsonCheckpointHandler(),
-      metrics=ocp.JsonCheckpointHandler(filename='metrics')))  # As the manager names it.

@@ -58,7 +58,7 @@ class Learner:
 
   def begin(self) -> tuple[TrainState, dict]:
     """Returns (state in numpy, meta) of the last checkpoint, or (initial state, {}) without one."""
-    return self.checkpoints.restore_last() or (devices.to_host(self.state), {})
+    return self.checkpoints.restore_last(self.state)
 
   def monitor(self, schedule: LoopSchedule, meta: dict, start: int) -> Monitor:
     """Returns the monitor of the metrics from step `start` on."""
@@ -104,8 +104,7 @@ def train(program: TrainProgram, learner: Learner) -> Outcome:
   """Trains from the last checkpoint, or from the learner's state, to the end of the schedule.
 
   When the loss is not finite, training rewinds to the last checkpoint with half the learning rate,
-  at most `schedule.max_rewinds` times. A checkpoint that has led to such a loss before is removed,
-  and the one before it is used.
+  at most `schedule.max_rewinds` times; see `Checkpoints.rewind`.
 
   Raises:
     NotFiniteError: the loss is not finite, and no rewind is left; the message names phase and step.
@@ -125,13 +124,10 @@ def train(program: TrainProgram, learner: Learner) -> Outcome:
         raise errors.NotFiniteError(
             f'{error}; {checkpoints.last_good()}. Lower the learning rate, look at the data, or '
             'set config.on_nan=rewind and config.max_rewinds') from None
-      scale, start = state.learning_rate_scale / 2, int(state.step)
-      if checkpoints.last_step == start:  # This checkpoint led to the same loss.
-        checkpoints.drop(start)
+      checkpoints.rewind(float(state.learning_rate_scale))
       state, meta = learner.begin()
-      state = dataclasses.replace(state, learning_rate_scale=scale)
-      logger.warning(
-          f'{error}; back to step {int(state.step)} with the learning rate x {float(scale):g}')
+      logger.warning(f'{error}; back to step {int(state.step)} with the learning rate x '
+                     f'{float(state.learning_rate_scale):g}')
 
 
 def train_from(

@@ -1,5 +1,6 @@
 """Where metrics go: `metrics.jsonl`, one line of JSON each time, and TensorBoard events."""
 import contextlib
+import io
 import logging
 import sys
 
@@ -7,7 +8,7 @@ import msgspec
 from etils import epath
 
 from kdih import errors
-from kdih.runtime import processes, run_files
+from kdih.runtime import files, processes, run_files
 from kdih.runtime.files import is_remote
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ class MetricWriter:
 
   Args:
     directory: the folder of the phase.
-    start_step: lines of later steps are removed, because the resumed run writes them again.
+    start_step: what was written of later steps is removed, because the resumed run writes it again.
     events: whether to write TensorBoard events.
   """
 
@@ -31,8 +32,8 @@ class MetricWriter:
     if self._first:
       self._lines = [_encoded(line) for line in read_metrics(self._path)
                      if line['step'] <= start_step]
-      self._path.write_bytes(b''.join(self._lines))
-      self._events = _summary_writer(directory) if events else None
+      files.write_atomically(self._path, b''.join(self._lines))
+      self._events = _summary_writer(self._path.parent, start_step) if events else None
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes the scalars after `step` updates; a name may contain '/'."""
@@ -84,14 +85,37 @@ def read_metrics(path: epath.PathLike) -> list[Line]:
   return found
 
 
-def _summary_writer(directory: epath.PathLike):
+def _summary_writer(directory: epath.Path, start_step: int):
   try:
     from clu import metric_writers  # Imports TensorFlow, which takes seconds.
   except ImportError as error:
     logger.warning(f'no TensorBoard events: {error}')
     return None
   with _os_errors():
+    for path in directory.glob('events.out.tfevents.*'):
+      _cut_events(path, start_step)
     return metric_writers.SummaryWriter(str(directory))
+
+
+def _cut_events(path: epath.Path, start_step: int) -> None:
+  """Removes the events of later steps from a file, and an event that does not end."""
+  import tensorflow as tf  # Already imported by the summary writer.
+  from tensorboard.compat.proto import event_pb2
+  from tensorboard.summary.writer import record_writer
+
+  found: list[bytes] = []
+  with contextlib.suppress(tf.errors.DataLossError):  # The process was killed while it wrote.
+    found.extend(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+  events = [event_pb2.Event.FromString(record) for record in found]
+  content = io.BytesIO()
+  writer = record_writer.RecordWriter(content)
+  for record, event in zip(found, events, strict=True):
+    if event.step <= start_step:
+      writer.write(record)
+  if any(event.summary.value and event.step <= start_step for event in events):
+    files.write_atomically(path, content.getvalue())
+  else:
+    path.unlink()
 
 
 @contextlib.contextmanager

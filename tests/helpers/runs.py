@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 
 from kdih.config import flags
-from kdih.training import checkpoints
+from kdih.training import orbax_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / 'tests/helpers/tiny_config.py'
@@ -26,5 +26,5 @@ def read_config(workdir, data_dir: str, *overrides: str) -> ml_collections.Confi
 def exported(workdir: pathlib.Path, phase: str) -> dict[str, np.ndarray]:
   """The exported variables of a phase, by their path."""
   leaves = jax.tree_util.tree_leaves_with_path(
-      checkpoints.restore(workdir / phase / 'variables'))
+      orbax_files.restore(workdir / phase / 'variables'))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

@@ -12,7 +12,7 @@ from kdih.data.spec import DataSpec
 from kdih.phases import exported_variables, networks
 from kdih.report import __main__ as report, aggregate, collect, findings, tables
 from kdih.runtime import digests as digests_lib
-from kdih.training import checkpoints
+from kdih.training import orbax_files
 from tests.helpers.damage import contents, empty, files, flip_a_bit, places, truncate
 from tests.helpers.fuzzing import JSON, times
 from tests.helpers.made_pairs import heads as analysed_heads
@@ -118,7 +118,7 @@ def built():
 @pytest.fixture(scope='module')
 def loads(finished, built):
   """{phase: loads its exported variables from a folder}."""
-  teacher = digests_lib.of(checkpoints.restore(finished / 'teacher' / 'variables'))
+  teacher = digests_lib.of(orbax_files.restore(finished / 'teacher' / 'variables'))
   return {'teacher': lambda path: exported_variables.load_teacher(path, *built)[0],
           'heads': lambda path: exported_variables.load_heads(path, built[1], teacher)[0],
           'student/dih': lambda path: exported_variables.load_model(path, MODEL)[1]}
@@ -141,7 +141,7 @@ def refused_or_whole(load, path, expected):
 @pytest.mark.parametrize('phase', ['teacher', 'heads', 'student/dih'])
 def test_damaged_variables_are_refused_or_whole(finished, tmp_path, loads, phase, damage):
   whole = finished / phase / 'variables'
-  expected = digests_lib.of(checkpoints.restore(whole))
+  expected = digests_lib.of(orbax_files.restore(whole))
   names = [path.relative_to(whole) for path in files(whole)]
   refused = set()
   for number, name in enumerate(names):
@@ -158,7 +158,7 @@ def test_damaged_variables_are_refused_or_whole(finished, tmp_path, loads, phase
 @pytest.mark.slow
 def test_variables_with_any_bit_flipped_are_refused_or_whole(finished, tmp_path, loads):
   whole = finished / 'teacher' / 'variables'
-  expected, rng = digests_lib.of(checkpoints.restore(whole)), random.Random(0)
+  expected, rng = digests_lib.of(orbax_files.restore(whole)), random.Random(0)
   refused = 0
   for number in range(400):
     path = shutil.copytree(whole, tmp_path / str(number))
@@ -182,7 +182,7 @@ def test_a_made_up_description_is_refused_or_fits(finished, tmp_path, loads):
   path = shutil.copytree(finished / 'student' / 'dih' / 'variables', tmp_path / 'variables')
   file = path / 'meta' / 'metadata'
   meta = json.loads(file.read_text())
-  expected = digests_lib.of(checkpoints.restore(path))
+  expected = digests_lib.of(orbax_files.restore(path))
 
   @times(30, 400)
   @given(WHERE, JSON)

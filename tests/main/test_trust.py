@@ -11,7 +11,7 @@ from kdih import errors, main
 from kdih.config import checks
 from kdih.phases import exported_variables
 from kdih.report import __main__ as report, collect
-from kdih.training import checkpoints
+from kdih.training import orbax_files
 from tests.helpers.made_workdirs import swept, write
 from tests.helpers.runs import ROOT, read_config, tiny_command
 
@@ -49,9 +49,9 @@ def student(finished, tmp_path):
 
 def described(path, **fields):
   """Changes what variables say of their model, as whoever made the file might have."""
-  meta = checkpoints.read_meta(path, '')
+  meta = orbax_files.read_meta(path)
   exported_variables.save(
-      path, checkpoints.restore(path), {**meta, 'model': {**meta['model'], **fields}})
+      path, orbax_files.restore(path), {**meta, 'model': {**meta['model'], **fields}})
 
 
 def test_a_file_does_not_choose_what_is_imported(student, tmp_path, monkeypatch):

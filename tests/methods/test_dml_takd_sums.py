@@ -15,7 +15,7 @@ from kdih.distillation.signal import TeacherSignal
 from kdih.models import taps as taps_lib
 from kdih.phases import student as student_lib
 from kdih.phases.exported_variables import load_model
-from kdih.training import checkpoints, optimizer, state
+from kdih.training import optimizer, orbax_files, state
 from kdih.training.task import NO_TEACHER, Batch, Moment
 from tests.helpers import float64, lessons, tiny_nets
 from tests.helpers.arrays import PREPROCESS
@@ -174,7 +174,7 @@ def test_every_link_of_a_chain_is_taught_by_the_one_before(
   assert [width for width, _ in taught_by] == [4, 2, 2]
   for phase, (_, variables) in zip(phases, taught_by, strict=True):
     jax.tree.map(np.testing.assert_array_equal, variables,
-                 checkpoints.restore(tmp_path / phase / 'variables'))
+                 orbax_files.restore(tmp_path / phase / 'variables'))
   ends = [exported(tmp_path, phase) for phase in (*phases[1:], 'student/takd')]
   assert all(not np.array_equal(ends[1][path], ends[2][path]) for path in ends[2]
              if 'kernel' in path)

@@ -19,7 +19,7 @@ from kdih.phases import networks, student as student_lib
 from kdih.phases.experiment import Experiment
 from kdih.phases.student import run_student
 from kdih.runtime.workdir import Workdir
-from kdih.training import checkpoints
+from kdih.training import checkpoints, orbax_files
 from tests.helpers import method_terms
 from tests.helpers.runs import ROOT, exported, read_config, tiny_command
 
@@ -116,7 +116,7 @@ def test_the_loss_itself_goes_on_from_what_was_prepared(experiment, monkeypatch)
 def test_the_teacher_returns_the_same_for_an_image_whatever_else_is_in_the_batch(
     experiment, taught_by):
   built, path = experiment.networks, experiment.workdir.path
-  frozen = {name: checkpoints.restore(path / name / 'variables') for name in ('teacher', 'heads')}
+  frozen = {name: orbax_files.restore(path / name / 'variables') for name in ('teacher', 'heads')}
   teach = jax.jit(lambda images: make_teach(
       taught_by, built.teacher, tuple(built.teacher_taps), built.heads, tuple(built.taps))(
           frozen, images))

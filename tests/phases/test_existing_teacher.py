@@ -19,7 +19,7 @@ from kdih.phases.teacher import load_teacher, predict_as, run_teacher, teacher_t
 from kdih.report import explore
 from kdih.runtime import digests
 from kdih.runtime.workdir import Workdir
-from kdih.training import checkpoints
+from kdih.training import orbax_files
 from tests.helpers.runs import exported, read_config
 
 pytestmark = pytest.mark.slow
@@ -41,14 +41,14 @@ def prepared(workdir, digits_dir, *overrides, teacher=None):
 def copied(finished, folder, change=lambda meta: None, phase='teacher'):
   """A copy of exported variables, with another description."""
   path = finished / phase / 'variables'
-  meta = checkpoints.read_meta(path, '')
+  meta = orbax_files.read_meta(path)
   change(meta)
-  exported_variables.save(folder, checkpoints.restore(path), meta)
+  exported_variables.save(folder, orbax_files.restore(path), meta)
   return folder
 
 
 def described(folder):
-  return checkpoints.read_meta(folder, '')
+  return orbax_files.read_meta(folder)
 
 
 def refused(call, *args):
@@ -318,7 +318,7 @@ def test_a_folder_with_other_variables_is_refused(finished, copy, phase, other):
 
 @pytest.mark.parametrize('phase', ['teacher', 'heads'])
 def test_variables_that_differ_in_a_number_are_refused(finished, copy, tmp_path, phase):
-  variables = checkpoints.restore(finished / phase / 'variables')
+  variables = orbax_files.restore(finished / phase / 'variables')
   changed = jax.tree.map(lambda x: x + 1, variables)
   exported_variables.save(copy.workdir.path / phase / 'variables', changed,
                           described(finished / phase / 'variables'))

@@ -13,7 +13,7 @@ from kdih import errors, main
 from kdih.config import flags
 from kdih.phases import exported_variables, resume
 from kdih.runtime import workdir as workdir_lib
-from kdih.training import checkpoints, metric_log
+from kdih.training import metric_log, orbax_files
 from tests.helpers.runs import ROOT, exported, read_config, tiny_command
 
 PHASES = ('teacher', 'heads', 'student/ce', 'student/kd', 'student/dih')
@@ -92,7 +92,7 @@ def test_a_result_tells_who_taught(finished):
 
 def test_the_backbone_is_bit_identical_after_the_heads_were_trained(finished):
   before = json.loads((finished / 'teacher' / 'result.json').read_text())['fingerprint']
-  meta = checkpoints.read_meta(finished / 'heads' / 'variables', 'config.heads.variables')
+  meta = orbax_files.read_meta(finished / 'heads' / 'variables')
   assert meta['teacher'] == before
   assert set(exported(finished, 'heads')) == {
       f"['params']['{tap}']['{leaf}']"
@@ -231,9 +231,9 @@ def test_a_run_in_memory_needs_no_tensorflow(tmp_path, digits_dir):
 
 def test_a_teacher_whose_accuracy_is_not_the_stored_one_is_refused(tmp_path, finished, digits_dir):
   path = tmp_path / 'variables'
-  meta = checkpoints.read_meta(finished / 'teacher' / 'variables', '')
+  meta = orbax_files.read_meta(finished / 'teacher' / 'variables')
   meta['val']['top1'] += 0.1
-  exported_variables.save(path, checkpoints.restore(finished / 'teacher' / 'variables'), meta)
+  exported_variables.save(path, orbax_files.restore(finished / 'teacher' / 'variables'), meta)
   with pytest.raises(errors.ConfigError, match='config.teacher.variables: .* its files or'):
     main.run(read_config(tmp_path / 'w', digits_dir, f'--config.teacher.variables={path}'),
                  tmp_path / 'w')

@@ -9,7 +9,6 @@ from hypothesis import given, strategies as st
 
 from kdih import errors
 from kdih.runtime import run_files
-from kdih.training import metric_log
 from tests.helpers.damage import places
 from tests.helpers.fuzzing import JSON, times
 from tests.helpers.made_pairs import heads as analysed_heads
@@ -185,28 +184,3 @@ def test_the_folders_of_an_earlier_version_are_read(tmp_path, name):
 
 
 # metrics.jsonl
-
-
-def test_damaged_lines_of_metrics_are_left_out_with_one_warning(tmp_path, caplog):
-  lines = [b'{"step": 2, "loss": 1.5}', b'{"step": 3, "lo', b'[' * 20_000, b'\xff', b'[1]',
-           b'{"loss": 1.0}', b'{"step": -1}', b'{"step": 4, "loss": "x"}', b'{"step": 4, "a": NaN}',
-           b'{"step": 2.5}', b'{"step": 4, "a": 1' + b'0' * 400 + b'}',
-           b'{"step": 5, "loss": null}', b'{"step": 6, "loss": 2}']
-  (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join(lines) + b'\n{"step": 7, "lo')
-  with caplog.at_level('WARNING', 'kdih'):
-    found = metric_log.read_metrics(tmp_path / 'metrics.jsonl')
-  assert found == [{'step': 2, 'loss': 1.5}, {'step': 5}, {'step': 6, 'loss': 2}]
-  assert all(type(line['step']) is int for line in found)
-  message, = [record.message for record in caplog.records]
-  assert message == f'{tmp_path / "metrics.jsonl"}: 10 of its lines are damaged and left out'
-
-
-def test_metrics_are_continued_after_a_resume(tmp_path):
-  for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):
-    writer = metric_log.MetricWriter(tmp_path, start, events=False)
-    for step in steps:
-      writer.write(step, {'loss': np.float64(step), 'start': float('nan') if step == 8 else start})
-    writer.close()
-  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-  assert [(line['step'], line['loss'], line['start']) for line in lines] == [
-      (2, 2.0, 0), (4, 4.0, 0), (6, 6.0, 4), (8, 8.0, None)]

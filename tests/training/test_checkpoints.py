@@ -1,9 +1,11 @@
 """Checkpoints that are damaged, and disks that are full."""
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import tarfile
@@ -18,7 +20,7 @@ from kdih import errors
 from kdih.data.spec import DataSpec
 from kdih.phases import networks
 from kdih.runtime import digests
-from kdih.training import checkpoints as checkpoints_lib, metric_log, optimizer, state
+from kdih.training import checkpoints as checkpoints_lib, metric_log, optimizer, orbax_files, state
 from tests.helpers.damage import contents, empty, files, flip_a_bit, truncate
 from tests.helpers.runs import ROOT, read_config
 from tests.helpers.slow import slow
@@ -53,19 +55,55 @@ def copied(saved, tmp_path) -> pathlib.Path:
   return pathlib.Path(shutil.copytree(saved, tmp_path / 'checkpoints'))
 
 
+def opened(folder) -> checkpoints_lib.Checkpoints:
+  return checkpoints_lib.Checkpoints(folder, state_at(0))
+
+
+def last(checkpoints):
+  """(state, meta) of the last checkpoint."""
+  return checkpoints.restore_last(state_at(0))
+
+
+def assert_best(checkpoints, step, lost=None):
+  best = checkpoints.restore_best()
+  assert digests.of(best.variables) == digests.of(state_at(step).variables)
+  assert best.lost == lost
+
+
 def assert_holds(checkpoints, step):
-  restored, meta = checkpoints.restore_last()
+  restored, meta = last(checkpoints)
   assert int(restored.step) == step
   assert digests.of(restored) == digests.of(state_at(step))
   assert meta == {'seconds': float(step)}
 
 
-def test_the_last_two_and_the_best_are_kept_and_of_equal_ones_the_later(tmp_path):
+def test_the_last_two_are_kept_and_the_best_variables_and_of_equal_ones_the_later(tmp_path):
   top1 = {1: .1, 2: .9, 3: .9, 4: .2, 5: .3}
   checkpoints = save(tmp_path / 'checkpoints', (1, 2, 3, 4, 5), top1.get)
-  assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'3', '4', '5'}
+  assert {path.name for path in (tmp_path / 'checkpoints').iterdir()} == {'4', '5', 'best'}
+  assert [path.name for path in (tmp_path / 'checkpoints' / 'best').iterdir()] == ['3']
   assert_holds(checkpoints, 5)
-  assert int(checkpoints.restore_best()[0].step) == 3
+  assert_best(checkpoints, 3)
+  assert_best(opened(tmp_path / 'checkpoints'), 3)
+
+
+def test_the_best_variables_before_each_checkpoint_are_kept(tmp_path):
+  """Without the last checkpoint, those are the best that were the best before it."""
+  folder = tmp_path / 'checkpoints'
+  checkpoints = save(folder, (1, 2, 3, 4), {1: .5, 2: .1, 3: .2, 4: .6}.get)
+  assert_best(checkpoints, 4)
+  checkpoints.drop(4)
+  assert_best(checkpoints, 1)
+  shutil.rmtree(folder / 'best' / '4')  # A process that is killed before may leave it or not.
+  assert_best(opened(folder), 1)
+
+
+def test_what_a_killed_process_has_left_among_the_best_variables_is_removed(tmp_path, saved):
+  folder = copied(saved, tmp_path)
+  shutil.copytree(folder / 'best' / '3', folder / 'best' / '9')
+  shutil.copytree(folder / 'best' / '3', folder / 'best' / '9.orbax-checkpoint-tmp')
+  opened(folder)
+  assert sorted(path.name for path in (folder / 'best').iterdir()) == ['2', '3']
 
 
 @pytest.mark.parametrize('damage', [
@@ -78,8 +116,8 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(tmp_path, saved, cap
   for number, name in enumerate(names):
     folder = copied(saved, tmp_path / str(number))
     damage(folder / name)
-    step = int(checkpoints_lib.Checkpoints(folder, state_at(0)).restore_last()[0].step)
-    assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), step)
+    step = int(last(opened(folder))[0].step)
+    assert_holds(opened(folder), step)
     message = capsys.readouterr().err
     assert ('the checkpoint of step 3 is damaged' in message) == (step == 2)
     if step == 2:
@@ -94,40 +132,102 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(tmp_path, saved, cap
 def test_a_half_deleted_checkpoint_falls_back_and_its_step_can_be_saved_again(tmp_path, saved):
   folder = copied(saved, tmp_path)
   shutil.rmtree(folder / '3' / 'state' / 'ocdbt.process_0')
-  checkpoints = checkpoints_lib.Checkpoints(folder, state_at(0))
+  checkpoints = opened(folder)
   assert_holds(checkpoints, 2)
   checkpoints.save(state_at(3), {'seconds': 3.0}, {'top1': 0.3, 'loss': 1.0})
-  assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), 3)
+  assert_holds(opened(folder), 3)
 
 
 @pytest.mark.parametrize('missing', [
-    'meta', 'meta/metadata', 'metrics', 'state', 'state/_METADATA', 'state/d',
+    'meta', 'meta/metadata', 'state', 'state/_METADATA', 'state/d',
     'state/manifest.ocdbt'])
 def test_a_checkpoint_without_a_part_is_reported_as_incomplete(tmp_path, saved, capsys, missing):
   folder = copied(saved, tmp_path)
   path = folder / '2' / missing
   shutil.rmtree(path) if path.is_dir() else path.unlink()
-  assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), 3)
+  assert_holds(opened(folder), 3)
   assert (f'{folder}: the checkpoint of step 2 is damaged (it is incomplete) and is moved to '
           in capsys.readouterr().err)
 
 
-def test_the_best_one_that_is_left_is_taken_where_the_best_is_damaged(tmp_path, capsys):
+@pytest.mark.parametrize('damage', [shutil.rmtree, lambda folder: empty(
+    folder / 'variables' / 'manifest.ocdbt'), lambda folder: [
+        flip_a_bit(path) for path in files(folder) if path.parent.name == 'd']],
+                         ids=['removed', 'no list of arrays', 'another bit'])
+def test_best_variables_that_are_lost_are_named_and_the_next_best_are_taken(
+    tmp_path, capsys, damage):
   folder = tmp_path / 'checkpoints'
-  save(folder, top1={1: .9, 2: .1, 3: .2}.get)
-  empty(folder / '1' / 'meta' / 'metadata')
-  checkpoints = checkpoints_lib.Checkpoints(folder, state_at(0))
-  assert 'step 1 is damaged' in capsys.readouterr().err
-  assert_holds(checkpoints, 3)
-  assert int(checkpoints.restore_best()[0].step) == 3
+  save(folder, (1, 2, 3, 4), {1: .9, 2: .1, 3: .3, 4: .2}.get)
+  damage(folder / 'best' / '1')
+  checkpoints = opened(folder)
+  message = capsys.readouterr().err
+  assert 'the best variables, of step 1, are damaged (' in message and len(message) < 400
+  assert_best(checkpoints, 3, lost={'step': 1, 'top1': 0.9})
+  checkpoints.save(state_at(5), {}, {'top1': 0.95, 'loss': 1.0})
+  assert_best(checkpoints, 5)
+
+
+def test_damaged_best_variables_are_written_again_from_the_checkpoint_of_their_step(
+    tmp_path, saved, capsys):
+  folder = copied(saved, tmp_path)
+  empty(folder / 'best' / '3' / 'variables' / 'manifest.ocdbt')
+  assert_best(opened(folder), 3)
+  assert not capsys.readouterr().err
+  shutil.rmtree(folder / '3')
+  shutil.rmtree(folder / '2')
+  shutil.copytree(saved / '2', folder / '2')
+  assert_best(opened(folder), 2)
 
 
 def test_accuracies_that_were_changed_do_not_choose_the_best(tmp_path, saved):
   folder = copied(saved, tmp_path)
-  path = folder / '2' / 'metrics' / 'metrics'
-  path.write_text(json.dumps({'top1': 0.9, 'loss': 1.0}))
-  assert int(checkpoints_lib.Checkpoints(folder, state_at(0)).restore_best()[0].step) == 3
-  assert (tmp_path / 'damaged' / '2').is_dir()
+  path = folder / '3' / 'meta' / 'metadata'
+  stored = json.loads(path.read_text())
+  stored['best'] = {**stored['best'], 'step': 2}
+  path.write_text(json.dumps(stored))
+  assert_best(opened(folder), 2)
+  assert (tmp_path / 'damaged' / '3').is_dir()
+
+
+@contextlib.contextmanager
+def no_file_can_be_opened():
+  """As with too many open files, which tensorstore meets, too."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_read_later_and_never_moved(
+    tmp_path, saved, monkeypatch, capsys):
+  folder = copied(saved, tmp_path)
+  before = contents(tmp_path)
+  monkeypatch.setattr(orbax_files, '_PAUSES', (0.0,))
+  with no_file_can_be_opened(), pytest.raises(OSError, match='Too many open files'):
+    opened(folder)
+  assert contents(tmp_path) == before
+  assert_holds(opened(folder), 3)
+  assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize('failure', [
+    OSError(errno.EIO, 'Input/output error'), OSError(errno.ESTALE, 'Stale file handle'),
+    MemoryError(), ValueError('UNAVAILABLE: Error reading local file "x" [os_error_code=\'24\']')])
+def test_a_read_that_fails_once_is_tried_again(tmp_path, saved, monkeypatch, capsys, failure):
+  folder = copied(saved, tmp_path)
+  restore, failures = ocp.Checkpointer.restore, [failure] * 2
+
+  def fail_first(*args, **kwargs):
+    if failures:
+      raise failures.pop()
+    return restore(*args, **kwargs)
+
+  monkeypatch.setattr(ocp.Checkpointer, 'restore', fail_first)
+  assert_holds(opened(folder), 3)
+  assert not failures and not capsys.readouterr().err
+  assert not (tmp_path / 'damaged').exists()
 
 
 def test_checkpoints_of_arrays_with_other_names_are_another_versions(tmp_path, saved):
@@ -147,13 +247,13 @@ def test_the_scale_of_the_learning_rate_is_stored_as_pace(tmp_path):
   """Checkpoints of earlier versions have the same names, in the same order of their digests."""
   folder = tmp_path / 'checkpoints'
   halved = dataclasses.replace(state_at(1), learning_rate_scale=np.asarray(0.5, np.float32))
-  checkpoints_lib.Checkpoints(folder, state_at(0)).save(halved, {}, None)
+  opened(folder).save(halved, {}, None)
   with ocp.CheckpointManager(folder) as manager:
     stored = manager.restore(1, args=ocp.args.Composite(state=ocp.args.StandardRestore()))['state']
   assert stored.keys() - {'collections'} == {
       'step', 'seed', 'order_seed', 'pace', 'params', 'opt_state'}
   assert stored['pace'] == 0.5
-  restored, _ = checkpoints_lib.Checkpoints(folder, state_at(0)).restore_last()
+  restored, _ = last(opened(folder))
   assert restored.learning_rate_scale == 0.5
   assert [path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(
       state.to_stored(state_at(0)))][:4] == ['step', 'seed', 'order_seed', 'pace']
@@ -171,13 +271,16 @@ def test_a_checkpoint_of_an_earlier_version_is_restored(tmp_path):
   like = state.create(networks.initialise_heads(built, jax.random.key(0)), tx, 0)
   folder = tmp_path / 'run/heads/checkpoints'
   before = contents(folder)
-  restored, meta = checkpoints_lib.Checkpoints(folder, like).restore_last()
+  restored, meta = checkpoints_lib.Checkpoints(folder, like).restore_last(like)
   assert (int(restored.step), float(restored.learning_rate_scale)) == (40, 1.0)
   assert meta['seconds'] > 0
-  exported = checkpoints_lib.restore(tmp_path / 'run/heads/variables')['params']
+  exported = orbax_files.restore(tmp_path / 'run/heads/variables')['params']
   assert jax.tree.map(np.shape, restored.params) == jax.tree.map(np.shape, exported)
   assert all(np.any(leaf) for leaf in jax.tree.leaves(restored.params))
-  assert contents(folder) == before
+  after = contents(folder)
+  assert {name: after[name] for name in before} == before
+  best = checkpoints_lib.Checkpoints(folder, like).restore_best()  # That version kept none apart.
+  assert digests.of(best.variables) == digests.of({'params': exported})
 
 
 def test_where_all_are_damaged_nothing_is_touched(tmp_path, saved):
@@ -186,7 +289,7 @@ def test_where_all_are_damaged_nothing_is_touched(tmp_path, saved):
     empty(folder / step / 'state' / 'manifest.ocdbt')
   before = contents(tmp_path)
   with pytest.raises(errors.TrainingError, match='every checkpoint is damaged .* nothing was'):
-    checkpoints_lib.Checkpoints(folder, state_at(0))
+    opened(folder)
   assert contents(tmp_path) == before
 
 
@@ -212,7 +315,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_readable(tmp_path):
     step = int(
         message.partition('the last good checkpoint is the one of step ')[2].partition('.')[0])
     assert step >= 1
-    assert_holds(checkpoints_lib.Checkpoints(folder, state_at(0)), step)
+    assert_holds(opened(folder), step)
 
 
 def test_events_that_find_no_room_are_an_error_of_the_system(tmp_path):

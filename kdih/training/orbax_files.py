@@ -1,0 +1,114 @@
+"""What orbax reads and writes: items of a folder, such as variables and their description."""
+import os
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from kdih import errors
+from kdih.runtime import devices, files
+
+# How messages of tensorstore and jax begin if the arrays or the list of their names are missing.
+_MISSING = ('NOT_FOUND', 'pytree structure error')
+_PAUSES = (0.0, 0.5, 2.0)  # Seconds before each new attempt to read.
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def export(path: epath.PathLike, variables: Any, meta: dict) -> None:
+  """Writes variables and their JSON-able description; replaces the folder `path`."""
+  with _checkpointer() as checkpointer:
+    checkpointer.save(files.absolute(path), force=True, args=ocp.args.Composite(
+        variables=ocp.args.StandardSave(devices.to_host(variables)),
+        meta=ocp.args.JsonSave(meta)))
+
+
+def read_meta(path: epath.PathLike) -> dict:
+  """Returns the description of exported variables. Raises as `read`."""
+  return read(path, meta=ocp.args.JsonRestore())['meta']
+
+
+def restore(path: epath.PathLike) -> Any:
+  """Returns exported variables of any structure, as numpy arrays. Raises as `read`."""
+  variables = read(path, variables=ocp.args.StandardRestore())['variables']
+  return jax.tree.map(np.asarray, variables)
+
+
+def shapes(path: epath.PathLike, item: str) -> Shapes:
+  """Returns the shapes of the arrays of an item by their names, which contain '/'; reads no array.
+
+  Raises:
+    Exception: of many kinds, if the list of the arrays is damaged.
+    ValueError: the parts in which an array is stored are larger than the array.
+  """
+  with _checkpointer() as checkpointer:
+    stored = checkpointer.metadata(files.absolute(path)).item_metadata[item]
+  found = named_leaves(stored.tree)
+  for name, array in found.items():
+    chunk = array.storage.chunk_shape if array.storage else array.shape
+    if any(part > max(size, 1) for part, size in zip(chunk, array.shape, strict=True)):
+      raise ValueError(f'{name} of the shape {array.shape} is stored in parts of {chunk}')
+  return {name: tuple(array.shape) for name, array in found.items()}
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree by their paths, which are the names of arrays in orbax, too."""
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def read(path: epath.PathLike, **items: ocp.args.CheckpointArgs) -> Any:
+  """Returns items of a folder; tries again before it fails.
+
+  Args:
+    path: the folder.
+    **items: how to restore each item.
+
+  Raises:
+    OSError: the system cannot read now, such as with too many open files. A file that is missing
+      raises FileNotFoundError.
+    Exception: of many kinds, if a file is damaged; see `damage`.
+  """
+  for pause in (*_PAUSES, None):
+    try:
+      with _checkpointer() as checkpointer:
+        return checkpointer.restore(files.absolute(path), args=ocp.args.Composite(**items))
+    except Exception as error:  # orbax and tensorstore raise many kinds.
+      number = files.system_error(error)
+      if pause is None:
+        if number:
+          raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+      if number:
+        time.sleep(pause)
+  raise AssertionError('the last attempt returns or raises')
+
+
+def damage(error: Exception) -> str:
+  """Returns in a few words what is damaged, by an error of `read`.
+
+  Raises:
+    OSError: `error` itself, if nothing is known to be damaged, because the system cannot read now.
+  """
+  if files.system_error(error):
+    raise error
+  # An item or a file of an item is missing.
+  if isinstance(error, KeyError | FileNotFoundError) or str(error).startswith(_MISSING):
+    return 'it is incomplete'
+  return reason(error)
+
+
+def reason(error: Exception) -> str:
+  """Returns the message of an error in a few words; tensorstore's messages are long."""
+  if number := files.system_error(error):
+    return os.strerror(number)
+  return errors.first_line(error).partition(' [tensorstore_spec')[0].rpartition(': Error ')[2]
+
+
+def _checkpointer() -> ocp.Checkpointer:
+  return ocp.Checkpointer(ocp.CompositeCheckpointHandler(
+      state=ocp.StandardCheckpointHandler(), variables=ocp.StandardCheckpointHandler(),
+      meta=ocp.JsonCheckpointHandler()))

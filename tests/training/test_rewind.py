@@ -1,0 +1,113 @@
+"""Rewinds: where training goes back to, and that a run killed during one ends the same."""
+import json
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from kdih import errors
+from kdih.runtime import digests, files
+from kdih.training import checkpoints as checkpoints_lib, loop, state
+from kdih.training.loop_schedule import LoopSchedule
+from tests.helpers.slow import slow
+
+# The largest scale of the learning rate with which a step has a finite loss: seven rewinds.
+LIMITS = {3: 1 / 2, 4: 1 / 2, 7: 1 / 16, 11: 1 / 32, 14: 1 / 128}
+STEPS, EVERY = 16, 2
+
+
+class Killed(BaseException):
+  """Ends a run as SIGKILL does: nothing of the loop runs after it."""
+
+
+def step(train_state, frozen, resident, feed):
+  """Moves the parameter by an amount that depends on the scale and the step."""
+  number, scale = int(train_state.step) + 1, float(train_state.learning_rate_scale)
+  params = jax.tree.map(lambda x: x + scale * number, train_state.params)
+  loss = np.inf if scale > LIMITS.get(number, 1) else 1.0
+  return (train_state.replace(step=np.int32(number), params=params), {'loss': np.array([loss])})
+
+
+def train(folder, max_rewinds=10) -> tuple[str, dict]:
+  """The digest of the last state, and the metrics by step, without speeds."""
+  initial = state.create({'params': {'w': np.zeros(3, np.float32)}}, optax.sgd(0.1), 0)
+  program = loop.TrainProgram(
+      step=step, frozen={}, resident={}, feeds=lambda start, sizes: iter(sizes),
+      evaluate=lambda variables, frozen: {'top1': float(variables['params']['w'][0]) % 1,
+                                          'loss': 1.0},
+      schedule=LoopSchedule(phase='p', total_steps=STEPS, evaluate_every=EVERY, log_every=1,
+                            batch_size=1, steps_per_epoch=1.0, max_rewinds=max_rewinds))
+  saved = checkpoints_lib.Checkpoints(folder / 'checkpoints', initial)
+  outcome = loop.train(program, loop.Learner(
+      state=initial, checkpoints=saved, directory=folder, phase='p', events=False))
+  best = saved.restore_best()
+  lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  return digests.of([outcome.state, best.variables]), {
+      'rewinds': outcome.rewinds, 'files': sorted(
+          path.name for path in (folder / 'checkpoints').glob('*')),
+      'lines': [{name: x for name, x in line.items() if name != 'examples_per_second'}
+                for line in lines]}
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  return train(tmp_path_factory.mktemp('whole'))
+
+
+def test_training_goes_back_to_the_last_checkpoint_that_has_not_failed_before(tmp_path, capsys):
+  train(tmp_path)
+  said = [line.partition('back to step ')[2] for line in capsys.readouterr().err.splitlines()
+          if 'back to step' in line]
+  # The checkpoint of step 6 is given up, and written again on the way from step 4.
+  assert said == [f'{back} with the learning rate x {scale:g}' for back, scale in [
+      (2, 1 / 2), (6, 1 / 4), (4, 1 / 8), (6, 1 / 16), (10, 1 / 32), (12, 1 / 64), (10, 1 / 128)]]
+
+
+@pytest.mark.parametrize(('operation', 'when'), [
+    ('removal', 'before'),  # Right after a rewind was recorded.
+    *(slow(operation, when) for operation in ('record', 'removal', 'save', 'metrics')
+      for when in ('before', 'after') if (operation, when) != ('removal', 'before'))])
+def test_a_run_killed_at_any_moment_of_its_rewinds_ends_bit_identical(
+    tmp_path, monkeypatch, whole, operation, when):
+  holder, name = {'record': (files, 'write_atomically'), 'metrics': (files, 'write_atomically'),
+                  'removal': (ocp.CheckpointManager, 'delete'),
+                  'save': (ocp.CheckpointManager, 'save')}[operation]
+  real = getattr(holder, name)
+  wanted = {'record': 'rewind.json', 'metrics': 'metrics.jsonl'}.get(operation)
+  seen, kill_at = 0, 0
+
+  def killing(*args, **kwargs):
+    nonlocal seen
+    if wanted and args[0].name != wanted:
+      return real(*args, **kwargs)
+    seen += 1
+    if seen == kill_at and when == 'before':
+      raise Killed
+    result = real(*args, **kwargs)
+    if seen == kill_at and when == 'after':
+      raise Killed
+    return result
+
+  monkeypatch.setattr(holder, name, killing)
+  for kill_at in range(1, 100):
+    seen = 0
+    folder = tmp_path / str(kill_at)
+    folder.mkdir()
+    try:
+      assert train(folder) == whole
+      break
+    except Killed:
+      monkeypatch.setattr(holder, name, real)
+      assert train(folder) == whole, kill_at
+      monkeypatch.setattr(holder, name, killing)
+  assert kill_at > {'record': 7, 'removal': 2, 'save': 10, 'metrics': 7}[operation]
+
+
+def test_no_rewind_is_left_after_as_many_as_are_allowed_of_several_commands(tmp_path):
+  for _ in range(2):
+    with pytest.raises(errors.NotFiniteError, match='at step 7; the last good checkpoint is the '):
+      train(tmp_path, max_rewinds=3)
+  assert json.loads((tmp_path / 'checkpoints' / 'rewind.json').read_text()) == {
+      'step': 4, 'learning_rate_scale': 0.125}
