@@ -129,6 +129,9 @@ class _Collection:
     home = _home(workdir)
     if result.get('accepted'):
       self.note(f'{folder}: was resumed although {"; ".join(result["accepted"])}')
+    if lost := result.get('best_lost'):
+      self.note(f'{folder}: its best variables, of step {lost["step"]} with val top-1 '
+                f'{100 * lost["top1"]:.2f} %, were damaged; the best ones that were left count')
     known = teacher_fingerprints(result)
     return Run(
         path=errors.printable(str(workdir)), data=config['data']['name'],

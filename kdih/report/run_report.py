@@ -222,6 +222,13 @@ def _markdown(
               'These parts of the run had changed when it was resumed, before the phase ended:',
               '\n'.join(changed)]
 
+  if lost := [f'- {phase}: those of step {best["step"]:,}, with a validation accuracy of '
+              f'{_percent(best["top1"])} %' for phase, result in phases.items()
+              if (best := result.get('best_lost'))]:
+    parts += ['## Lost variables',
+              'The files of the best variables of these phases were damaged. The best ones that '
+              'were left were exported and measured:', '\n'.join(lost)]
+
   for title, picture in pictures.items():
     parts += [f'## {title}', f'![{title}]({picture})']
     if picture == 'training_curves.png':

@@ -186,10 +186,14 @@ class Checkpoints:
       return Best(self._read_best(best))
     except Exception as error:  # orbax and tensorstore raise many kinds.
       orbax_files.damage(error)  # Raises what is no damage.
-    left = _best_step(self._contents, self._manager.all_steps())
-    variables = self._read(last if left is None else left)[0].variables
-    return Best(variables, None if left == best['step'] else {
-        name: best[name] for name in ('step', SELECTION)})
+    validated = _best_step(self._contents, self._manager.all_steps())
+    step = last if validated is None else validated
+    lost = None
+    if step != best['step']:
+      lost = {name: best[name] for name in ('step', SELECTION)}
+      logger.warning(f'{self._directory}: the best variables, of step {best["step"]}, are lost; '
+                     f'those of step {step} take their place')
+    return Best(self._read(step)[0].variables, lost)
 
   @property
   def _best(self) -> dict[str, Any] | None:
@@ -239,7 +243,7 @@ class Checkpoints:
         else:
           logger.warning(
               f'{self._directory}: the best variables, of step {best["step"]}, are damaged '
-              f'({reason}); the next best ones will be exported, unless training finds better ones')
+              f'({reason}); the next best ones take their place, unless training finds better ones')
     self._remove_unused()
 
   def _remove_unused(self) -> None:

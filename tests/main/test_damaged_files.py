@@ -7,7 +7,7 @@ import shutil
 import pytest
 from hypothesis import given, strategies as st
 
-from kdih import errors
+from kdih import errors, main
 from kdih.data.spec import DataSpec
 from kdih.phases import exported_variables, networks
 from kdih.report import __main__ as report, aggregate, collect, findings, tables
@@ -175,6 +175,21 @@ def test_variables_that_are_half_deleted_are_refused(finished, tmp_path, loads):
   path = shutil.copytree(finished / 'teacher' / 'variables', tmp_path / 'variables')
   shutil.rmtree(path / 'variables')
   assert refused_or_whole(loads['teacher'], path, '')
+
+
+def test_lost_best_variables_are_named_by_log_result_and_report(tmp_path, digits_dir, capsys):
+  config = read_config(tmp_path, digits_dir, '--config.phases=teacher',
+                       '--config.teacher.train.learning_rate=30')  # The accuracy falls.
+  whole, phase = main.run(config, tmp_path)['teacher'], tmp_path / 'teacher'
+  (phase / 'result.json').unlink()
+  assert [path.name for path in (phase / 'checkpoints' / 'best').iterdir()] == ['2']
+  shutil.rmtree(phase / 'checkpoints' / 'best' / '2' / 'variables')
+  result = main.run(config, tmp_path)['teacher']
+  assert 'the best variables, of step 2, are lost' in capsys.readouterr().err
+  assert result['best_lost'] == {'step': 2, 'top1': whole['val']['top1']}
+  assert result['val']['top1'] < whole['val']['top1']
+  assert (f'- teacher: those of step 2, with a validation accuracy of '
+          f'{100 * whole["val"]["top1"]:.2f} %') in (tmp_path / 'report.md').read_text()
 
 
 def test_a_made_up_description_is_refused_or_fits(finished, tmp_path, loads):

@@ -136,6 +136,15 @@ def test_an_accepted_change_is_reported_and_is_another_protocol(tmp_path):
   assert 'they differ in accepted' in compare(runs)[1][0]
 
 
+def test_best_variables_that_were_lost_are_reported(tmp_path):
+  single(tmp_path)
+  student(tmp_path, 'ce', seed=4, best_lost={'step': 40, 'top1': 0.196})
+  runs, problems = collect([tmp_path])
+  assert len(runs) == 1
+  assert problems == [f'{tmp_path}/student/ce: its best variables, of step 40 with val top-1 '
+                      '19.60 %, were damaged; the best ones that were left count']
+
+
 def test_the_protocol_comes_from_the_result_and_not_from_a_later_manifest(tmp_path):
   manifest(tmp_path, **{'student.train.length': 9.0, 'student.name': 'resnet20'})
   one = {'student.train.length': 5.0, 'student.name': 'resnet8', 'sync_batch_norm': False}
