@@ -5,7 +5,6 @@ import logging
 import sys
 from typing import Any, TypeAlias
 
-import filelock
 import ml_collections
 import numpy as np
 import requests
@@ -15,7 +14,7 @@ from kdih import errors
 from kdih.data import digits, image_folder, images, staging, tiny_imagenet
 from kdih.data.image_folder import ImageFolder
 from kdih.data.spec import DataSpec
-from kdih.runtime.files import is_remote
+from kdih.runtime.files import is_remote, locked
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +177,7 @@ def _alone_in(folder: Any) -> contextlib.AbstractContextManager:
   if is_remote(folder):  # TFDS's default may be on an object store, which has no locks.
     return contextlib.nullcontext()
   folder.mkdir(parents=True, exist_ok=True)
-  return filelock.FileLock(folder / '.kdih.lock')
+  return locked(folder / '.kdih.lock', waiting='data: waits for another process that prepares data')
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:

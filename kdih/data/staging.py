@@ -5,10 +5,10 @@ import pathlib
 import shutil
 import tempfile
 
-import filelock
 import fsspec
 
 from kdih import errors
+from kdih.runtime.files import locked
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def stage(data_dir: str, name: str) -> str:
   content = sorted((file, sorted(map(str, found.items()))) for file, found in listed.items())
   target = copies / hashlib.sha256(repr(content).encode()).hexdigest()[:12]
   copies.mkdir(parents=True, exist_ok=True)
-  with filelock.FileLock(copies.with_suffix('.lock')):
+  with locked(copies.with_suffix('.lock'), waiting=f'data: waits for another copy of {source}'):
     for other in copies.iterdir():  # Copies of earlier versions, or left by a killed process.
       if other != target:
         shutil.rmtree(other)

@@ -1,11 +1,23 @@
-"""Files, local or on an object store: atomic writes, names of folders, errors of the system."""
+"""Files, local or on an object store: atomic writes, locks, errors of the system, names."""
+import contextlib
 import errno
+import logging
 import re
 import uuid
+from collections.abc import Iterator
 
+import filelock
 from etils import epath
 
 from kdih.runtime import processes
+
+logger = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+class InUseError(RuntimeError):
+  """Another process holds a lock."""
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -26,6 +38,38 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
   temporary.write_bytes(content)
   temporary.replace(path)
+
+
+@contextlib.contextmanager
+def locked(path: epath.PathLike, *, waiting: str | None = None) -> Iterator[None]:
+  """Holds the lock that a file stands for; the lock ends with its process.
+
+  On a file system without locks nothing is held, and a warning says so.
+
+  Args:
+    path: the file, whose folder exists.
+    waiting: what to log if another process holds the lock; None raises an error then.
+
+  Raises:
+    InUseError: another process holds the lock, and `waiting` is None.
+  """
+  lock = filelock.FileLock(path)
+  try:
+    try:
+      lock.acquire(blocking=False)
+    except filelock.Timeout:
+      if waiting is None:
+        raise InUseError(f'another process uses {path}') from None
+      logger.info(waiting)
+      lock.acquire()
+  except (NotImplementedError, OSError) as error:
+    if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+      raise
+    logger.warning(f'{path}: this file system has no locks; start no second process here')
+  try:
+    yield
+  finally:
+    lock.release()
 
 
 def folder_name(model: str) -> str:

@@ -4,16 +4,18 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import msgspec
 from etils import epath
 
 from kdih import errors
-from kdih.runtime import devices, processes, provenance, run_files
+from kdih.runtime import devices, files, processes, provenance, run_files
 from kdih.runtime.files import is_remote
 
 if TYPE_CHECKING:
   import ml_collections
+
+
+_PATTERN = '*?[\\'  # Orbax takes a path with one of these for a pattern of several paths.
 
 
 class Workdir:
@@ -45,19 +47,33 @@ class Workdir:
     An object store has no locks: a second process would not be noticed there.
 
     Raises:
-      ConfigError: another process runs in this folder.
+      ConfigError: another process runs in this folder, or a sweep does one of its phases.
     """
     self._make()
-    if is_remote(self.path) or not processes.is_first():
+    with contextlib.ExitStack() as stack:
+      if processes.is_first() and not is_remote(self.path):
+        try:
+          stack.enter_context(files.locked(self.path / '.lock'))
+          for lock in self.path.glob('.locks/*'):
+            _require_free(lock)
+        except files.InUseError:
+          raise errors.ConfigError(
+              f'--workdir: another process is running in {self.path}; wait for it, or choose '
+              'another folder') from None
       yield
-      return
-    try:
-      with filelock.FileLock(self.path / '.lock', blocking=False):
-        yield
-    except filelock.Timeout:
-      raise errors.ConfigError(
-          f'--workdir: another process is running in {self.path}; wait for it, or choose another '
-          'folder') from None
+
+  @contextlib.contextmanager
+  def locked_phase(self, name: str) -> Iterator[None]:
+    """Keeps other processes from this phase; other phases of the folder can run meanwhile.
+
+    Raises:
+      InUseError: another process does this phase, or runs in the whole folder.
+    """
+    folder = self.path / '.locks'
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder / name.replace('/', '.')):
+      _require_free(self.path / '.lock')
+      yield
 
   def _make(self) -> None:
     try:
@@ -137,9 +153,19 @@ def check_shared(path: epath.PathLike) -> None:
                              'cannot share it safely; choose a local or mounted folder')
 
 
+def _require_free(lock: epath.Path) -> None:
+  """Raises InUseError if another process holds the lock."""
+  with files.locked(lock):
+    pass
+
+
 def _check_writable(path: epath.Path) -> None:
   if is_remote(path):  # Only an attempt to write shows whether it is possible.
     return
+  if set(_PATTERN) & set(str(path.absolute())):
+    raise errors.ConfigError(
+        f'--workdir: {path} has one of the characters {" ".join(_PATTERN)} in its path, with which '
+        'no checkpoint is found; choose another folder')
   existing = next(p for p in (path, *path.absolute().parents) if p.exists())
   if not existing.is_dir():
     raise errors.ConfigError(f'--workdir: {existing} is a file; choose a folder')

@@ -2,7 +2,6 @@
 import dataclasses
 import itertools
 
-import filelock
 import ml_collections
 from etils import epath
 
@@ -12,7 +11,6 @@ from kdih.data import datasets
 from kdih.data.spec import DataSpec
 from kdih.phases import networks
 from kdih.phases.networks import Networks
-from kdih.runtime.files import folder_name
 from kdih.runtime.workdir import Workdir, check_shared
 from kdih.sweep import plan
 
@@ -22,7 +20,7 @@ class Job:
   """A phase that has to be done once.
 
   Attributes:
-    name: for messages and locks.
+    name: for messages.
     pair: the pair that needs the phase, or the first of several.
     config: of the phase's run.
     workdir: of the phase's run.
@@ -144,12 +142,6 @@ class Sweep:
     return Job(name=run.name, pair=run.pair, config=run.config,
                workdir=Workdir(run.folder(self.path)), phase=f'student/{run.method}', after=after,
                needs=() if taught_by == 'labels' else after)
-
-  def lock(self, name: str) -> filelock.BaseFileLock:
-    """Returns the lock of a job, which all processes that share the workdir respect."""
-    folder = self.path / 'locks'
-    folder.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(folder / f'{folder_name(name)}.lock')
 
 
 def _teaching_names(pair: plan.Pair) -> tuple[str, str]:

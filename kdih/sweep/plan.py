@@ -49,7 +49,7 @@ class Run:
 
   @property
   def name(self) -> str:
-    """Returns the name for messages and locks."""
+    """Returns the name for messages."""
     return f'{self.pair.teacher}/{self.pair.student}/{self.method}/seed{self.seed}'
 
   @property

@@ -12,7 +12,7 @@ from kdih.data.splits import Splits
 from kdih.phases import cache_plan, identity, memory, pipeline, resume
 from kdih.phases.experiment import Experiment
 from kdih.phases.identity import Identity
-from kdih.runtime import run_files
+from kdih.runtime import files, run_files
 from kdih.runtime.workdir import Workdir, resolved
 from kdih.sweep import plan
 from kdih.sweep.jobs import Job, Sweep
@@ -122,7 +122,7 @@ class Checks:
     except OSError as error:
       raise errors.ConfigError(f'--workdir: {sweep.path} cannot be made ({error.strerror}); '
                                'choose another folder') from error
-    with sweep.lock('sweep'):
+    with files.locked(sweep.path / '.sweep.lock', waiting='sweep: waits for another process'):
       before = self._commands()
       self._check_commands(before)  # Another command may have begun since the first check.
       command = {

@@ -4,7 +4,6 @@ import logging
 import time
 import traceback
 
-import filelock
 import jax
 import ml_collections
 from etils import epath
@@ -16,6 +15,7 @@ from kdih.phases import dry_run, memory, pipeline, resume
 from kdih.phases.experiment import Experiment
 from kdih.phases.student import train_together
 from kdih.runtime import environment, run_files
+from kdih.runtime.files import InUseError
 from kdih.runtime.workdir import resolved
 from kdih.sweep import plan
 from kdih.sweep.jobs import Job, Jobs, Sweep
@@ -106,13 +106,13 @@ class Worker:
     try:
       with contextlib.ExitStack() as stack:
         for job in jobs:
-          stack.enter_context(self._sweep.lock(job.name).acquire(blocking=False))
+          stack.enter_context(job.workdir.locked_phase(job.phase))
         left = [job for job in jobs if not (job.is_done or self._failed_meanwhile(job))]
         self._try_together(left)
         for job in left:
           self._try(job)
         return True
-    except filelock.Timeout:
+    except InUseError:
       return False
     finally:
       jax.clear_caches()

@@ -22,7 +22,7 @@ def files(workdir) -> dict[str, tuple[int, bytes]]:
   """{path: when it was written, and what}, of all files but locks."""
   return {str(path.relative_to(workdir)): (path.stat().st_mtime_ns, path.read_bytes())
           for path in pathlib.Path(workdir).rglob('*')
-          if path.is_file() and path.parent.name != 'locks'}
+          if path.is_file() and '.lock' not in str(path)}
 
 
 @pytest.fixture(scope='module')

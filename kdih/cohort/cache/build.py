@@ -203,7 +203,7 @@ def _on_disk(request: BuildRequest) -> list[np.ndarray]:
   folders = [request.table_folder(table) for table in request.tables]
   with contextlib.ExitStack() as stack:
     for folder in sorted(folders) if processes.is_first() else ():
-      stack.callback(store.lock(folder).release)
+      stack.enter_context(store.locked(folder))
     stores = [store.Store(folder, table.identity, table.shape, DTYPE, request.block)
               for folder, table in zip(folders, request.tables, strict=True)]
     # Tables that resume at the same image are built together.

@@ -1,15 +1,15 @@
 """A table of teacher signals on disk, written block by block, each with its digest."""
+import contextlib
 import hashlib
 import logging
 import pathlib
 from typing import Any
 
-import filelock
 import numpy as np
 from etils import epath
 
 from kdih import errors
-from kdih.runtime import run_files
+from kdih.runtime import files, run_files
 
 logger = logging.getLogger(__name__)
 
@@ -105,13 +105,8 @@ class Store:
     return np.memmap(self.folder / 'rows.bin', self._dtype, 'r', shape=self._shape)
 
 
-def lock(folder: epath.Path) -> filelock.BaseFileLock:
-  """Acquires and returns the folder's lock; logs if it has to wait for another process."""
+def locked(folder: epath.Path) -> contextlib.AbstractContextManager:
+  """Returns a context in which no other process builds the table in a folder."""
   folder.mkdir(parents=True, exist_ok=True)
-  held = filelock.FileLock(folder / '.lock')
-  try:
-    held.acquire(blocking=False)
-  except filelock.Timeout:
-    logger.info(f'cache: waiting for another process that builds {folder}')
-    held.acquire()
-  return held
+  return files.locked(folder / '.lock',
+                      waiting=f'cache: waiting for another process that builds {folder}')
