@@ -24,6 +24,14 @@ class FileError(ConfigError):
                              'to have it made again'))
 
 
+class UnreadableError(FileError):
+  """A file of a run folder cannot be read now, and is not known to be damaged."""
+
+  def __init__(self, path: object, reason: str):
+    ConfigError.__init__(self, in_line(
+        f'{path} cannot be read ({reason}); make it readable, or run the same command again'))
+
+
 class DataError(ConfigError):
   """A data set cannot be read. The message is one line that says how to get it."""
 

@@ -1,4 +1,7 @@
 """Exported variables and their description: the link from one phase, or run, to the next."""
+import contextlib
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -7,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from kdih import errors
-from kdih.models import registry, taps
+from kdih.models import cost, registry, taps
 from kdih.phases import networks
 from kdih.phases.networks import Networks
 from kdih.runtime import devices, digests as digests_lib, run_files
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
   import ml_collections
 
 Variables = dict[str, Any]
+
+# Bounds for files of others: what no model, and no training, comes near.
+_LAYERS_PER_ARRAY = 20
+_MAX_RATIO = 1000  # Bytes in memory for each byte on disk.
 
 
 def describe_model(config: 'ml_collections.ConfigDict', role: str, num_classes: int) -> dict:
@@ -90,13 +97,30 @@ def load_model(
   try:
     module = registry.create(name, described['num_classes'], setting=f'path: {str(path)!r}',
                              **described['kwargs'])
-    like = taps.abstract_variables(module, meta['data']['image_shape'])
+    with _at_most(_LAYERS_PER_ARRAY * len(orbax_files.shapes(path, 'variables'))):
+      like = taps.abstract_variables(module, meta['data']['image_shape'])
   except errors.ConfigError:
     raise
   except Exception as error:  # The description may hold any arguments.
     raise errors.ConfigError(f'path: {str(path)!r} does not describe its model '
                              f'({errors.first_line(error)}); export it again') from error
   return module, _load(path, like, 'path', meta), meta
+
+
+@contextlib.contextmanager
+def _at_most(layers: int) -> Iterator[None]:
+  """Raises ValueError if more layers are traced: a description can name any depth."""
+  count = 0
+
+  def counted(layer, args, kwargs, context):
+    nonlocal count
+    count += context.method_name == '__call__'
+    if count > layers:
+      raise ValueError('the model has far more layers than the variables have arrays')
+    return layer(*args, **kwargs)
+
+  with nn.intercept_methods(counted):
+    yield
 
 
 def describe(path: epath.PathLike) -> dict:
@@ -188,6 +212,9 @@ def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variable
       raise errors.ConfigError(
           f'{setting}: the variables at {str(path)!r} are not of this model; name the model and '
           'the classes that they were trained with')
+    stored, size = cost.bytes_on_disk(path), 4 * sum(map(math.prod, wanted.values()))
+    if size > _MAX_RATIO * stored:
+      raise ValueError(f'{size:,} bytes of arrays are compressed to {stored:,}')
     variables = orbax_files.restore(path)
   except errors.ConfigError:
     raise

@@ -21,7 +21,7 @@ from kdih import errors
 from kdih.report import aggregate, collect, findings, tables
 from kdih.report.aggregate import Pair, Run
 from kdih.runtime import program, run_files
-from kdih.runtime.files import write_atomically
+from kdih.runtime.files import require_no_links, write_atomically
 
 _TITLE = 'Comparison of distillation methods'
 
@@ -85,6 +85,10 @@ def _output(flag: str, paths: Sequence[str]) -> pathlib.Path:
   if not flag and not folder.parent.is_dir():
     raise errors.ConfigError(f'{paths[0]}: there is no such folder; give the folder of a run or '
                              'a sweep')
+  if not flag and folder.is_symlink():
+    raise errors.ConfigError(f'{folder} is a symbolic link, and what it points to would be written '
+                             'to; set --output to a folder')
+  require_no_links(folder, '--output')
   for path in (folder / 'report.md', folder / 'index.html'):
     if path.is_file() and _TITLE not in path.read_text(encoding='utf-8', errors='replace'):
       raise errors.ConfigError(f'--output: {path} is not part of a comparison and would be '

@@ -1,14 +1,17 @@
-"""Files, local or on an object store: atomic writes, locks, errors of the system, names."""
+"""Files, local or on an object store: atomic writes, locks, links, errors of the system, names."""
 import contextlib
 import errno
 import logging
+import os
+import platform
 import re
-import uuid
 from collections.abc import Iterator
 
 import filelock
+import psutil
 from etils import epath
 
+from kdih import errors
 from kdih.runtime import processes
 
 logger = logging.getLogger(__name__)
@@ -26,7 +29,10 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
-  """Writes a file so that it is either complete or unchanged; only the first process writes."""
+  """Writes a file so that it is either complete or unchanged; only the first process writes.
+
+  A process that is killed may leave a temporary file, which the next one that writes removes.
+  """
   if not processes.is_first():
     return
   path = epath.Path(path)
@@ -35,9 +41,35 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   if is_remote(path):  # An object appears as a whole.
     path.write_bytes(content)
     return
-  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
+  start = f'.{path.name}.{platform.node()}-'
+  for left in path.parent.iterdir():
+    pid = left.name.removeprefix(start).removesuffix('.tmp')
+    if left.name.startswith(start) and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+      left.unlink(missing_ok=True)
+  temporary = path.with_name(f'{start}{os.getpid()}.tmp')
   temporary.write_bytes(content)
   temporary.replace(path)
+
+
+def is_file(path: epath.Path) -> bool:
+  """Returns whether a path is a file, which ends: a pipe would keep its reader waiting."""
+  return path.is_file() if is_remote(path) else os.path.isfile(path)
+
+
+def require_no_links(folder: epath.PathLike, setting: str) -> None:
+  """Raises ConfigError if there is a symbolic link in a folder, through which others are written.
+
+  Args:
+    folder: local; it may not exist. It may itself be a link.
+    setting: the setting that names the folder, for the error.
+  """
+  for here, folders, names in os.walk(folder):
+    for name in sorted((*folders, *names)):
+      path = os.path.join(here, name)
+      if os.path.islink(path):
+        raise errors.ConfigError(errors.in_line(
+            f'{setting}: {path} is a symbolic link, and what it points to would be written to; '
+            'put a copy in its place, or choose another folder'))
 
 
 @contextlib.contextmanager

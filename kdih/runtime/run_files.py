@@ -347,20 +347,23 @@ def read(path: epath.PathLike, kind: Any) -> Any:
     Dicts and lists with all fields of the file, not only those of `kind`.
 
   Raises:
-    FileError: the file cannot be read, or its content is not of this kind.
+    FileError: the content of the file is not of this kind.
+    UnreadableError: the file cannot be read.
   """
   path = epath.Path(path)
   try:
     if not path.exists():
       return None
-    if not path.is_dir() and path.stat().length > _MAX_BYTES:
+    if not files.is_file(path):
+      raise errors.FileError(path, 'it is not a file')
+    if path.stat().length > _MAX_BYTES:
       raise errors.FileError(path, f'it is larger than {_MAX_BYTES >> 20} MiB')
     content = msgspec.json.decode(path.read_bytes())
     if _depth(content) > _MAX_DEPTH:
       raise RecursionError
     msgspec.convert(content, kind)
   except OSError as error:
-    raise errors.FileError(path, f'it cannot be read: {error.strerror or error}') from error
+    raise errors.UnreadableError(path, error.strerror or str(error)) from error
   except RecursionError as error:
     raise errors.FileError(path, f'its content is nested over {_MAX_DEPTH} deep') from error
   except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -132,7 +132,14 @@ class Workdir:
     return run_files.read(self.path / 'results.json', run_files.Results)
 
   def check(self) -> None:
-    """Raises FileError if a result or `results.json` is damaged, before anything is written."""
+    """Checks the folder before anything is written.
+
+    Raises:
+      ConfigError: there is a symbolic link in the folder.
+      FileError: a result or `results.json` is damaged.
+    """
+    if not is_remote(self.path):
+      files.require_no_links(self.path, '--workdir')
     self.results()
     self.reported()
 

@@ -72,7 +72,7 @@ def read_metrics(path: epath.PathLike) -> list[Line]:
   """
   path = epath.Path(path)
   found, damaged = [], 0
-  for text in path.read_bytes().split(b'\n')[:-1] if path.exists() else ():
+  for text in path.read_bytes().split(b'\n')[:-1] if files.is_file(path) else ():
     try:
       numbers = msgspec.json.decode(text, type=dict[str, run_files.Finite | None])
       step = msgspec.json.decode(text, type=run_files.MetricsLine).step

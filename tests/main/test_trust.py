@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import ml_collections
+import numpy as np
 import pytest
 
 from kdih import errors, main
@@ -12,6 +13,7 @@ from kdih.config import checks
 from kdih.phases import exported_variables
 from kdih.report import __main__ as report, collect
 from kdih.training import orbax_files
+from tests.helpers.damage import contents
 from tests.helpers.made_workdirs import swept, write
 from tests.helpers.runs import ROOT, read_config, tiny_command
 
@@ -81,6 +83,69 @@ def test_a_teacher_is_of_the_class_that_the_config_names(
                                 f'--config.teacher.variables={teacher}')) == 2
   assert f"name is 'evil:Net' there and {MODEL!r} here" in capsys.readouterr().err
   assert 'evil' not in sys.modules and not (tmp_path / 'w').exists()
+
+
+def zeros(path, shape):
+  """Replaces the last layer by zeros, which are small on the disk, with digests that are right."""
+  meta, variables = orbax_files.read_meta(path), orbax_files.restore(path)
+  variables['params']['Dense_0'] = {'kernel': np.zeros(shape, np.float32),
+                                    'bias': np.zeros(shape[-1:], np.float32)}
+  exported_variables.save(path, variables, meta)
+
+
+def test_arrays_of_other_shapes_are_refused_before_they_are_read(student, monkeypatch):
+  zeros(student, (1000, 3000))
+  monkeypatch.setattr(orbax_files, 'restore', pytest.fail)
+  with pytest.raises(errors.ConfigError, match='are not of this model'):
+    exported_variables.load_model(student, model=MODEL)
+
+
+def test_zeros_that_unfold_to_many_times_their_files_are_refused(student, monkeypatch):
+  zeros(student, (4, 4_000_000))
+  described(student, num_classes=4_000_000)
+  monkeypatch.setattr(orbax_files, 'restore', pytest.fail)
+  with pytest.raises(errors.ConfigError, match=r'bytes of arrays are compressed to [\d,]+\); rest'):
+    exported_variables.load_model(student, model=MODEL)
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('wrn_16_1', {'depth': 600_004}), ('resnet8', {'stage_sizes': [10**6] * 3}),
+    ('vit_tiny', {'depth': 10**6})])
+def test_a_description_of_a_model_of_any_depth_is_refused_at_once(student, name, kwargs):
+  described(student, name=name, kwargs=kwargs)
+  with pytest.raises(errors.ConfigError, match='has far more layers than the variables have arra'):
+    exported_variables.load_model(student)
+
+
+def test_links_in_a_run_from_elsewhere_are_not_written_through(
+    tmp_path, finished, digits_dir, capsys):
+  workdir, outside = shutil.copytree(finished, tmp_path / 'w'), tmp_path / 'outside'
+  outside.mkdir()
+  (outside / 'notes.txt').write_text('mine')
+  for name, target in (('comparison', outside), ('teacher/metrics.jsonl', outside / 'notes.txt'),
+                       ('heads/variables', outside), ('student/kd/checkpoints/best', outside)):
+    path = workdir / name
+    if path.exists():
+      path.rename(path.with_name('aside'))
+    path.symlink_to(target)
+    assert main.main(tiny_command(workdir, digits_dir)) == 2
+    assert f'{path} is a symbolic link' in capsys.readouterr().err
+    if name == 'comparison':
+      assert report.main(['report', str(workdir)]) == 2
+      assert f'{path} is a symbolic link' in capsys.readouterr().err
+    path.unlink()
+    if path.with_name('aside').exists():
+      path.with_name('aside').rename(path)
+  (workdir / 'comparison').mkdir()
+  (workdir / 'comparison' / 'pictures').symlink_to(outside)
+  assert report.main(['report', str(workdir)]) == 2
+  assert contents(outside) == {'notes.txt': b'mine'}
+
+
+def test_a_workdir_may_be_a_link(tmp_path, finished, digits_dir):
+  shutil.copytree(finished, tmp_path / 'w')
+  (tmp_path / 'link').symlink_to(tmp_path / 'w')
+  assert main.main(tiny_command(tmp_path / 'link', digits_dir)) == 0
 
 
 @pytest.mark.parametrize('name', ['../../x', '..', '.x', '/tmp/x', 'a/b', 'a\\b', '', 'x' * 101,

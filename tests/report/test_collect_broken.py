@@ -169,7 +169,7 @@ def test_a_result_that_is_a_folder_is_named(tmp_path):
   (tmp_path / 'student/kd/result.json').mkdir(parents=True)
   runs, (problem,) = found(tmp_path)
   assert runs == [('ce', 3)] and problem.startswith(
-      f'{tmp_path}/student/kd/result.json is damaged (it cannot be read: Is a directory)')
+      f'{tmp_path}/student/kd/result.json is damaged (it is not a file)')
 
 
 def test_a_broken_failure_is_named(tmp_path):

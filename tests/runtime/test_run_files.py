@@ -1,14 +1,20 @@
 """Every JSON file of a run folder is read in one way: complete, or refused in one line."""
 import copy
+import errno
 import json
+import os
+import platform
+import subprocess
 import tarfile
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, strategies as st
 
 from kdih import errors
 from kdih.runtime import run_files
+from kdih.training import metric_log
 from tests.helpers.damage import places
 from tests.helpers.fuzzing import JSON, times
 from tests.helpers.made_pairs import heads as analysed_heads
@@ -184,3 +190,41 @@ def test_the_folders_of_an_earlier_version_are_read(tmp_path, name):
 
 
 # metrics.jsonl
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
+  make(tmp_path / 'manifest.json')
+  assert refused(tmp_path / 'manifest.json', run_files.Manifest)
+  make(tmp_path / 'metrics.jsonl')
+  assert metric_log.read_metrics(tmp_path / 'metrics.jsonl') == []
+
+
+def test_a_temporary_file_of_a_killed_process_is_removed_by_the_next_that_writes(tmp_path):
+  ended = subprocess.Popen(['true'])
+  ended.wait()
+  left = [tmp_path / f'.a.json.{platform.node()}-{ended.pid}.tmp',
+          tmp_path / f'.a.json.{platform.node()}-{os.getppid()}.tmp',  # It still runs.
+          tmp_path / f'.b.json.{platform.node()}-{ended.pid}.tmp']
+  for path in left:
+    path.write_text('half')
+  run_files.write(tmp_path / 'a.json', {'x': 1})
+  assert {path.name for path in tmp_path.iterdir()} == {
+      'a.json', left[1].name, left[2].name}
+
+
+@pytest.mark.parametrize('number', [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, number):
+  path = tmp_path / 'result.json'
+  run_files.write(path, TEACHER)
+
+  def fail(_):
+    raise OSError(number, os.strerror(number))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(epath.Path(path)), 'read_bytes', fail)
+    with pytest.raises(errors.UnreadableError) as raised:
+      run_files.read(path, run_files.TeacherResult)
+  assert str(raised.value) == (f'{path} cannot be read ({os.strerror(number)}); make it readable, '
+                               'or run the same command again')
+  assert run_files.read(path, run_files.TeacherResult) == TEACHER
