@@ -3,6 +3,7 @@ import contextlib
 import io
 import logging
 import sys
+from collections.abc import Iterator
 
 import msgspec
 from etils import epath
@@ -12,6 +13,8 @@ from kdih.runtime import files, processes, run_files
 from kdih.runtime.files import is_remote
 
 logger = logging.getLogger(__name__)
+
+_MAX_LINE = 2**20  # Bytes; no line that kdih writes is longer.
 
 Line = dict[str, int | float]  # 'step', the number of updates, and metrics by name.
 
@@ -72,7 +75,7 @@ def read_metrics(path: epath.PathLike) -> list[Line]:
   """
   path = epath.Path(path)
   found, damaged = [], 0
-  for text in path.read_bytes().split(b'\n')[:-1] if files.is_file(path) else ():
+  for text in _lines(path) if files.is_file(path) else ():
     try:
       numbers = msgspec.json.decode(text, type=dict[str, run_files.Finite | None])
       step = msgspec.json.decode(text, type=run_files.MetricsLine).step
@@ -83,6 +86,13 @@ def read_metrics(path: epath.PathLike) -> list[Line]:
   if damaged:
     logger.warning(f'{errors.in_line(path)}: {damaged} of its lines are damaged and left out')
   return found
+
+
+def _lines(path: epath.Path) -> Iterator[bytes]:
+  """Yields the lines that end, in parts of at most `_MAX_LINE` bytes."""
+  with path.open('rb') as file:
+    while (line := file.readline(_MAX_LINE)).endswith(b'\n') or len(line) == _MAX_LINE:
+      yield line
 
 
 def _summary_writer(directory: epath.Path, start_step: int):

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import tracemalloc
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +23,21 @@ def test_damaged_lines_of_metrics_are_left_out_with_one_warning(tmp_path, caplog
   assert all(type(line['step']) is int for line in found)
   message, = [record.message for record in caplog.records]
   assert message == f'{tmp_path / "metrics.jsonl"}: 10 of its lines are damaged and left out'
+
+
+def test_a_file_of_any_size_is_read_in_little_memory(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"step": 2}\n')
+  with path.open('ab') as file:
+    file.truncate(2**28)  # A hole of zeros.
+  with path.open('ab') as file:
+    file.write(b'\n{"step": 3}\n')
+  tracemalloc.start()
+  try:
+    assert metric_log.read_metrics(path) == [{'step': 2}, {'step': 3}]
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+  finally:
+    tracemalloc.stop()
 
 
 def test_metrics_are_continued_after_a_resume(tmp_path):
