@@ -14,6 +14,7 @@ from kdih.runtime import devices, files
 # How messages of tensorstore and jax begin if the arrays or the list of their names are missing.
 _MISSING = ('NOT_FOUND', 'pytree structure error')
 _PAUSES = (0.0, 0.5, 2.0)  # Seconds before each new attempt to read.
+_MAX_DESCRIPTION = 2**26  # Bytes of a file that describes arrays.
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -44,6 +45,7 @@ def shapes(path: epath.PathLike, item: str) -> Shapes:
     Exception: of many kinds, if the list of the arrays is damaged.
     ValueError: the parts in which an array is stored are larger than the array.
   """
+  _require_sound(path)
   with _checkpointer() as checkpointer:
     stored = checkpointer.metadata(files.absolute(path)).item_metadata[item]
   found = named_leaves(stored.tree)
@@ -74,6 +76,7 @@ def read(path: epath.PathLike, **items: ocp.args.CheckpointArgs) -> Any:
   """
   for pause in (*_PAUSES, None):
     try:
+      _require_sound(path)
       with _checkpointer() as checkpointer:
         return checkpointer.restore(files.absolute(path), args=ocp.args.Composite(**items))
     except Exception as error:  # orbax and tensorstore raise many kinds.
@@ -85,6 +88,18 @@ def read(path: epath.PathLike, **items: ocp.args.CheckpointArgs) -> Any:
       if number:
         time.sleep(pause)
   raise AssertionError('the last attempt returns or raises')
+
+
+def _require_sound(path: epath.PathLike) -> None:
+  """Raises ValueError if a file would keep its reader waiting, or fill the memory."""
+  for folder, _, names in () if files.is_remote(path) else os.walk(path):
+    for name in names:
+      file = os.path.join(folder, name)
+      if not os.path.isfile(file):
+        raise ValueError(f'{name} is not a file')
+      holds_arrays = os.path.basename(folder) == 'd'
+      if not holds_arrays and os.path.getsize(file) > _MAX_DESCRIPTION:
+        raise ValueError(f'{name} is larger than {_MAX_DESCRIPTION >> 20} MiB')
 
 
 def damage(error: Exception) -> str:

@@ -171,6 +171,24 @@ def test_variables_with_any_bit_flipped_are_refused_or_whole(finished, tmp_path,
   assert refused > 100
 
 
+def grow(path):
+  os.truncate(path, 2**31)  # A hole, which takes no room on the disk.
+
+
+def replace_by_a_pipe(path):
+  path.unlink()
+  os.mkfifo(path)
+
+
+@pytest.mark.parametrize('damage', [grow, replace_by_a_pipe])
+@pytest.mark.parametrize('name', ['variables/_METADATA', 'meta/metadata', '_CHECKPOINT_METADATA'])
+def test_descriptions_of_any_size_and_pipes_are_refused_at_once(
+    finished, tmp_path, loads, damage, name):
+  path = shutil.copytree(finished / 'teacher' / 'variables', tmp_path / 'variables')
+  damage(path / name)
+  assert refused_or_whole(loads['teacher'], path, '')
+
+
 def test_variables_that_are_half_deleted_are_refused(finished, tmp_path, loads):
   path = shutil.copytree(finished / 'teacher' / 'variables', tmp_path / 'variables')
   shutil.rmtree(path / 'variables')
