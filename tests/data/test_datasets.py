@@ -23,10 +23,10 @@ def test_data_that_cannot_be_downloaded_are_described_but_refused_at_once(tmp_pa
   started = time.monotonic()
   found = message(datasets.prepare, builder, kind=errors.DataError)
   assert time.monotonic() - started < 10
-  assert found.startswith(f'config.data.name: cifar10 is not prepared in {tmp_path} and '
+  assert found.startswith(f'config.data.name: cifar10:3.0.2 is not prepared in {tmp_path} and '
                           f'http://127.0.0.1:9/x does not answer; put x.zip into {tmp_path}'
                           '/downloads/manual, or prepare it where there is a network with ')
-  assert "tfds.builder('cifar10', data_dir=" in found and 'download_and_prepare()' in found
+  assert 'tfds.builder("cifar10:3.0.2", data_dir=' in found and 'download_and_prepare()' in found
 
 
 @pytest.mark.parametrize('given, known', [
@@ -56,7 +56,7 @@ def test_names_that_are_known_once_data_are_prepared_are_those_of_the_splits(
 def test_data_that_cannot_be_prepared_are_refused_with_the_reason(tmp_path, monkeypatch):
   monkeypatch.setattr(Small, '_generate_examples', lambda *_: 1 / 0)
   found = message(datasets.prepare, Small(data_dir=str(tmp_path)), kind=errors.DataError)
-  assert found == ('config.data.name: TFDS could not prepare small (division by zero); '
+  assert found == ('config.data.name: TFDS could not prepare small:1.0.0 (division by zero); '
                    f'to write it to another folder than {tmp_path}, set config.data.data_dir')
 
 
