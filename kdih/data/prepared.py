@@ -5,6 +5,7 @@ type that it does not know. The files may come from anyone: they are checked bef
 """
 import contextlib
 import json
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from tensorflow_datasets.core import constants, naming
 
 from kdih import errors
 from kdih.runtime import run_files
+from kdih.runtime.files import is_remote
 
 # By version, by config; data sets without configs have the config ''.
 Found = dict[str, dict[tfds.core.Version, epath.Path]]
@@ -103,7 +105,7 @@ def folder_of(found: Found, config: str | None, version: str | None) -> epath.Pa
 def default_config(root: epath.PathLike, dataset: str) -> str | None:
   """Returns the default config that the files of a data set name, if they name one."""
   path = epath.Path(root).expanduser() / dataset / '.config' / constants.METADATA_FILENAME
-  return run_files.read(path, _Common).get('default_config_name') if path.is_file() else None
+  return run_files.read(path, _Common).get('default_config_name') if path.exists() else None
 
 
 def open_folder(folder: epath.PathLike) -> tfds.core.DatasetBuilder:
@@ -145,10 +147,11 @@ def damaged(what: str, folder: Any, error: Exception) -> errors.DataError:
 
 def _check_types(folder: epath.Path) -> None:
   """Raises an error if the files are none, or name a type of feature that is not TFDS's own."""
-  for path in folder.iterdir():
-    if not (path.is_file() or path.is_dir()):  # To open a FIFO might wait for ever.
-      raise ValueError(f'{path.name} is no file')
-  if not (folder / _FEATURES).is_file():
+  if not is_remote(folder):  # An object store has files alone.
+    for path in pathlib.Path(folder).iterdir():
+      if not (path.is_file() or path.is_dir()):  # To open a FIFO might wait for ever.
+        raise ValueError(f'{path.name} is no file')
+  if not (folder / _FEATURES).exists():
     raise ValueError(f'it lacks {_FEATURES}, which TFDS writes since 4.0')
   info, features = (run_files.read(folder / name, dict[str, Any]) for name in (_INFO, _FEATURES))
   for kind in _types([features, info.get('features')]):
