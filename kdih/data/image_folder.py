@@ -13,7 +13,7 @@ from tensorflow_datasets.core import hashing
 
 from kdih import errors
 from kdih.data import images
-from kdih.data.spec import DataSpec
+from kdih.data.spec import DataSpec, looks
 from kdih.runtime.files import is_remote
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -92,6 +92,16 @@ class ImageFolder:
   def all_files(self) -> list[ImageFile]:
     """Returns the files of all splits."""
     return [file for files in self._files.values() for file in files]
+
+  def faults(self) -> dict[pathlib.Path, str]:
+    """Reads all images, and returns what is wrong with those that cannot be read."""
+    found: dict[pathlib.Path, str] = {}
+    for file in self.all_files():
+      try:
+        self.pixels(file)
+      except images.UnreadableError as error:
+        found |= error.faults
+    return found
 
   def content(self, file: ImageFile, last: int = 0) -> bytes:
     """Reads a file, or its `last` bytes.
@@ -199,9 +209,12 @@ def open_folder(data: ml_collections.ConfigDict) -> ImageFolder:
                for split, found in files.items()}
   size = (None, None) if data.image_size else _common_size(
       [folder / file.name for found in images_of.values() for file in found], faults)
+  opened = ImageFolder(folder, images_of, classes, size)
   if faults:
-    raise images.UnreadableError(faults)
-  return ImageFolder(folder, images_of, classes, size)
+    # The in-memory loader would decode every image next: what that finds is named at once.
+    more = opened.faults() if data.loader == 'memory' else {}
+    raise images.UnreadableError({**faults, **more})
+  return opened
 
 
 def _splits(folder: pathlib.Path, field: str, split: str) -> list[str]:
@@ -239,8 +252,11 @@ def _check_classes(
   for split, labels in files.items():
     for label in labels:
       if label not in classes:
+        close = [ascii(name) for name in classes if looks(name) == looks(label)]
+        remedy = (f'; {ascii(label)} is not {" or ".join(close)}: give them one name' if close else
+                  '; add images to train with, or remove it')
         raise errors.ConfigError(f'config.data.folder: {folder / split / label} is a class that '
-                                 f'{folder / train} lacks; add images to train with, or remove it')
+                                 f'{folder / train} lacks{remedy}')
     if not labels:
       raise errors.ConfigError(f'config.data.folder: {folder / split} holds no classes; {_LAYOUT}')
   if len(classes) < 2:

@@ -1,6 +1,5 @@
 """The train and test splits as training reads them, and the validation set cut from train."""
 import logging
-import unicodedata
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from kdih import errors
 from kdih.data import images, loaders
 from kdih.data.loaders import Examples, Loader
+from kdih.data.spec import looks
 from kdih.runtime import devices
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _alike(names: Iterable[str]) -> list[list[str]]:
   """Returns the groups of names that a reader would take for the same."""
   groups: dict[str, list[str]] = {}
   for name in names:
-    groups.setdefault(unicodedata.normalize('NFC', name.casefold()).strip(), []).append(name)
+    groups.setdefault(looks(name), []).append(name)
   return [group for group in groups.values() if len(group) > 1]
 
 

@@ -1,6 +1,7 @@
 """Data sets that cannot be prepared: one line with the reason and what to do, at once."""
 import concurrent.futures
 import pathlib
+import shutil
 import time
 
 import pytest
@@ -84,3 +85,26 @@ def test_a_description_that_was_damaged_since_it_was_looked_for_is_named(tmp_pat
   found = message(source.open_splits, early, make_config(name='small'), kind=errors.DataError)
   assert found.startswith('config.data.name: the description of the data set in '
                           f'{early.data_dir} is damaged (')
+
+
+@pytest.mark.parametrize('lines, expected', [
+    ('ant\nbee\nfly\ncow\n', 4), ('ant\rbee\nfly\ncow\n', 4), ('ant\ncow\n', 2), ('', 3)])
+def test_as_many_names_as_classes_are_read(small, tmp_path, lines, expected):
+  folder = shutil.copytree(small().data_dir, tmp_path / 'tfds')
+  pathlib.Path(folder, 'small/1.0.0/label.labels.txt').write_text(lines)
+  config = make_config(name='small', data_dir=str(folder))
+  if expected == 3:
+    assert datasets.describe(datasets.open_builder(config), config).classes == ()
+  else:
+    found = message(lambda: datasets.describe(datasets.open_builder(config), config),
+                    kind=errors.DataError)
+    assert found == (f'config.data.label_key: the file label.labels.txt of small has {expected} '
+                     'lines for 3 classes; give each class one line')
+
+
+def test_names_of_classes_are_escaped(small, tmp_path):
+  folder = shutil.copytree(small().data_dir, tmp_path / 'tfds')
+  pathlib.Path(folder, 'small/1.0.0/label.labels.txt').write_text('a\x1b[2J\nb\u2028c\nd\n')
+  config = make_config(name='small', data_dir=str(folder))
+  found = datasets.describe(datasets.open_builder(config), config).classes
+  assert found == ('a\ufffd[2J', 'b c', 'd')
