@@ -70,17 +70,23 @@ def find(root: epath.PathLike, dataset: str) -> Found:
   """
   folder = epath.Path(root).expanduser() / dataset
   try:
-    folders = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
-    configs = {'': folder} | {
-        name: path for name, path in folders.items()
-        if not (name.startswith('.') or tfds.core.Version.is_valid(name)) and path.is_dir()}
-    found = {config: {tfds.core.Version(path.name): path for path in place.iterdir()
-                      if tfds.core.Version.is_valid(path.name) and (path / _INFO).exists()}
-             for config, place in configs.items() if folders}
+    inside = list(folder.iterdir()) if folder.is_dir() else []
   except OSError as error:
     raise errors.DataError(f'config.data.data_dir: {folder} cannot be read '
                            f'({errors.first_line(error)}); choose another folder') from error
-  return {config: found[config] for config in sorted(found) if found[config]}
+  places = {'': folder} | {path.name: path for path in inside if not path.name.startswith('.')
+                           and not tfds.core.Version.is_valid(path.name)}
+  found = {config: _prepared_in(place) for config, place in sorted(places.items())}
+  return {config: versions for config, versions in found.items() if versions}
+
+
+def _prepared_in(place: epath.Path) -> dict[tfds.core.Version, epath.Path]:
+  """Returns the folders of the prepared versions; {} if they are not for this user to read."""
+  try:
+    return {tfds.core.Version(path.name): path for path in place.iterdir()
+            if tfds.core.Version.is_valid(path.name) and (path / _INFO).exists()}
+  except OSError:
+    return {}
 
 
 def names(dataset: str, found: Found) -> list[str]:
