@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 class ConfigError(ValueError):
   """A setting is wrong. The message is one line that names it and the remedy."""
 
+  def __init__(self, message: str):
+    super().__init__(printable(message))  # Names of files and classes may hold control codes.
+
 
 class UnfitError(ConfigError):
   """A method cannot be used with a pair of teacher and student; `method` is its name."""
@@ -17,9 +20,10 @@ class UnfitError(ConfigError):
 
 
 class FileError(ConfigError):
-  """A file of a run folder is damaged. The message is one line: file, reason and remedy."""
+  """A file is damaged, for this `reason`. The message is one line: file, reason and remedy."""
 
   def __init__(self, path: object, reason: str):
+    self.reason = reason
     super().__init__(in_line(f'{path} is damaged ({reason}); restore it from a copy, or remove it '
                              'to have it made again'))
 
@@ -28,6 +32,7 @@ class UnreadableError(FileError):
   """A file of a run folder cannot be read now, and is not known to be damaged."""
 
   def __init__(self, path: object, reason: str):
+    self.reason = reason
     ConfigError.__init__(self, in_line(
         f'{path} cannot be read ({reason}); make it readable, or run the same command again'))
 

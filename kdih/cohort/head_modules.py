@@ -34,13 +34,13 @@ def check_names(names: Iterable[str], setting: str) -> None:
   for tap in names:
     reason = _RESERVED.get(tap)
     if not tap.isprintable() or param_name(tap).strip('. ') == '':
-      reason = 'cannot be the name of a head'
+      reason = 'cannot be the name of a head, which has a letter and no control codes'
     if not reason and param_name(tap) in by_param:
       reason = f'would share the parameters of {by_param[param_name(tap)]!r}'
     if reason:
       raise errors.ConfigError(
-          f'{setting}: the tap {tap!r} {reason}; sow it under another name, or leave it out of the '
-          'taps to use')
+          f'{setting}: the tap {tap!r} {reason}; sow it under another name than the reserved '
+          f'{", ".join(sorted(_RESERVED))}, or leave it out of the taps to use')
     by_param[param_name(tap)] = tap
 
 

@@ -231,8 +231,8 @@ FIELDS: dict[str, Field] = {
 
     'data.name': Field(
         default='digits', kind=NAME, caches=CACHES, described=True,
-        doc='A data set of TFDS, such as `cifar100` or `imagenet2012/5.1.0`, or of kdih: `digits`, '
-            '`tiny_imagenet`, `image_folder`.'),
+        doc='A data set of TFDS, such as `cifar100`, `emnist/letters` or `imagenet2012/5.1.0`, or '
+            'of kdih: `digits`, `tiny_imagenet`, `image_folder`.'),
     'data.folder': Field(
         default='', kind=Text(), **_ANY_TIME,
         doc='The folder of the images of `image_folder`, FOLDER/SPLIT/CLASS/*.jpg (.jpeg, .png). '

@@ -2,7 +2,8 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -12,7 +13,7 @@ from tensorflow_datasets.core import hashing
 
 from kdih import errors
 from kdih.data import images
-from kdih.data.spec import DataSpec
+from kdih.data.spec import DataSpec, looks
 from kdih.runtime.files import is_remote
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -53,26 +54,20 @@ class ImageFolder:
 
   Args:
     folder: absolute.
-    files: the names of the images of every split.
+    files: the images of every split, in order.
     classes: the names of all classes, sorted.
     image_size: height and width of all images; None where they differ.
 
   Attributes:
     info: features and splits, as of a TFDS builder.
-
-  Raises:
-    DataError: a file cannot be found.
   """
 
   name = 'image_folder'
 
-  def __init__(self, folder: pathlib.Path, files: dict[str, Classes], classes: Sequence[str],
-               image_size: tuple[int | None, int | None]):
-    labels = {name: label for label, name in enumerate(classes)}
+  def __init__(self, folder: pathlib.Path, files: dict[str, list[ImageFile]],
+               classes: Sequence[str], image_size: tuple[int | None, int | None]):
     self._folder = folder
-    self._files = {
-        split: [_stat(folder, name, labels[name.split('/')[1]]) for name in _mixed(split, found)]
-        for split, found in files.items()}
+    self._files = files
     self.info = Info(
         tfds.features.FeaturesDict({
             'image': tfds.features.Image(shape=(*image_size, 3)),
@@ -98,6 +93,16 @@ class ImageFolder:
     """Returns the files of all splits."""
     return [file for files in self._files.values() for file in files]
 
+  def faults(self) -> dict[pathlib.Path, str]:
+    """Reads all images, and returns what is wrong with those that cannot be read."""
+    found: dict[pathlib.Path, str] = {}
+    for file in self.all_files():
+      try:
+        self.pixels(file)
+      except images.UnreadableImagesError as error:
+        found |= error.faults
+    return found
+
   def content(self, file: ImageFile, last: int = 0) -> bytes:
     """Reads a file, or its `last` bytes.
 
@@ -122,13 +127,14 @@ class ImageFolder:
     """Reads an image, uint8 [height, width, 3].
 
     Raises:
-      DataError: the file was changed or removed, or is no image.
+      UnreadableImagesError: the file is no image.
+      DataError: it was changed or removed.
     """
     content = self.content(file)
     try:
       return images.decode_upright(content)
     except Exception as error:  # PIL raises many kinds.
-      raise _no_image(self._folder / file.name) from error
+      raise images.UnreadableImagesError({self._folder / file.name: images.fault(error)}) from error
 
 
 class FolderSplit:
@@ -150,10 +156,21 @@ class FolderSplit:
     return len(self._files)
 
   def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reads and resizes images. Raises DataError as `ImageFolder.pixels` does."""
+    """Reads and resizes images.
+
+    Raises:
+      UnreadableImagesError: some of the files are no images.
+      DataError: a file was changed or removed.
+    """
     batch = np.empty((len(indices), *self.spec.image_shape), np.uint8)
+    faults: dict[pathlib.Path, str] = {}
     for row, index in enumerate(indices):
-      batch[row] = images.fit(self._folder.pixels(self._files[index]), self.spec.image_shape)
+      try:
+        batch[row] = images.fit(self._folder.pixels(self._files[index]), self.spec.image_shape)
+      except images.UnreadableImagesError as error:
+        faults |= error.faults
+    if faults:
+      raise images.UnreadableImagesError(faults)
     return batch, self._labels[indices]
 
   def labels(self) -> np.ndarray:
@@ -169,7 +186,7 @@ def open_folder(data: ml_collections.ConfigDict) -> ImageFolder:
 
   Raises:
     ConfigError: there is no such folder or split, or their classes do not fit together.
-    DataError: a file is no image.
+    UnreadableImagesError: some of the files are no images.
   """
   if not data.folder:
     raise errors.ConfigError('config.data.folder: is not set; name the folder that holds your '
@@ -186,9 +203,18 @@ def open_folder(data: ml_collections.ConfigDict) -> ImageFolder:
         f'config.data.folder: {data.folder} cannot be read ({errors.first_line(error)})') from error
   classes = sorted({label for split in train for label in files[split]})
   _check_classes(folder, train[0], classes, files)
-  paths = (folder / name for found in files.values() for names in found.values() for name in names)
-  return ImageFolder(
-      folder, files, classes, (None, None) if data.image_size else _common_size(paths))
+  labels = {name: label for label, name in enumerate(classes)}
+  faults: dict[pathlib.Path, str] = {}
+  images_of = {split: list(_image_files(folder, _mixed(split, found), labels, faults))
+               for split, found in files.items()}
+  size = (None, None) if data.image_size else _common_size(
+      [folder / file.name for found in images_of.values() for file in found], faults)
+  opened = ImageFolder(folder, images_of, classes, size)
+  if faults:
+    # The in-memory loader would decode every image next: what that finds is named at once.
+    more = opened.faults() if data.loader == 'memory' else {}
+    raise images.UnreadableImagesError({**faults, **more})
+  return opened
 
 
 def _splits(folder: pathlib.Path, field: str, split: str) -> list[str]:
@@ -226,8 +252,11 @@ def _check_classes(
   for split, labels in files.items():
     for label in labels:
       if label not in classes:
+        close = [ascii(name) for name in classes if looks(name) == looks(label)]
+        remedy = (f'; {ascii(label)} is not {" or ".join(close)}: give them one name' if close else
+                  '; add images to train with, or remove it')
         raise errors.ConfigError(f'config.data.folder: {folder / split / label} is a class that '
-                                 f'{folder / train} lacks; add images to train with, or remove it')
+                                 f'{folder / train} lacks{remedy}')
     if not labels:
       raise errors.ConfigError(f'config.data.folder: {folder / split} holds no classes; {_LAYOUT}')
   if len(classes) < 2:
@@ -242,33 +271,39 @@ def _mixed(split: str, files: Classes) -> list[str]:
                 key=lambda name: hasher.hash_key(os.fsencode(name.partition('/')[2])))
 
 
-def _common_size(paths: Iterable[pathlib.Path]) -> tuple[int | None, int | None]:
-  """Returns height and width of all images, None if they differ; stops at the first that does."""
-  sizes = (_read_size(path) for path in paths)
-  first = next(sizes)
-  return first if all(size == first for size in sizes) else (None, None)
+def _image_files(
+    folder: pathlib.Path, names: Iterable[str], labels: dict[str, int],
+    faults: dict[pathlib.Path, str]) -> Iterator[ImageFile]:
+  """Yields the regular files; adds all others, which to open might wait for ever, to `faults`."""
+  for name in names:
+    try:
+      status = os.stat(folder / name)
+    except OSError:  # A link to nothing.
+      status = None
+    if status and stat.S_ISREG(status.st_mode):
+      yield ImageFile(name, labels[name.split('/')[1]], status.st_size, status.st_mtime_ns)
+    else:
+      faults[folder / name] = images.fault(ValueError())
 
 
-def _read_size(path: pathlib.Path) -> tuple[int, int]:
-  try:
-    return images.read_size(path)
-  except Exception as error:  # PIL raises many kinds.
-    raise _no_image(path) from error
+def _common_size(
+    paths: Iterable[pathlib.Path], faults: dict[pathlib.Path, str]
+) -> tuple[int | None, int | None]:
+  """Returns height and width of all images, None if they differ; adds what is none to `faults`.
 
-
-def _stat(folder: pathlib.Path, name: str, label: int) -> ImageFile:
-  try:
-    stat = os.stat(folder / name)
-  except OSError as error:
-    raise _no_image(folder / name) from error
-  return ImageFile(name, label, stat.st_size, stat.st_mtime_ns)
+  It stops at the first image that differs, unless there are faults, which are all looked for.
+  """
+  sizes = set()
+  for path in paths:
+    try:
+      sizes.add(images.read_size(path))
+    except Exception as error:  # PIL raises many kinds.
+      faults[path] = images.fault(error)
+    if len(sizes) > 1 and not faults:
+      break
+  return sizes.pop() if len(sizes) == 1 else (None, None)
 
 
 def _changed(path: pathlib.Path) -> errors.DataError:
   return errors.DataError(f'config.data.folder: {path} was changed or removed while the program '
                           'was running; run the same command again')
-
-
-def _no_image(path: pathlib.Path) -> errors.DataError:
-  return errors.DataError(
-      f'config.data.folder: {path} is damaged or no image; replace or remove it')

@@ -1,14 +1,45 @@
 """Decoding of image files of many kinds: upright, 8 bits in each channel, of one size."""
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
+from kdih import errors
+
 MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # PIL's modes by the number of channels.
+_NAMED = 10  # The number of files that a line names.
+
+
+class UnreadableImagesError(errors.DataError):
+  """Image files of a folder cannot be read; the message counts all and names the first ten.
+
+  Args:
+    faults: what is wrong with each file, from `fault`, by its path.
+  """
+
+  def __init__(self, faults: Mapping[pathlib.Path, str]):
+    self.faults = faults
+    by_fault: dict[str, list[str]] = {}
+    for path in sorted(faults):
+      by_fault.setdefault(faults[path], []).append(str(path))
+    parts = [names[0] + f' is {reason}' if len(names) == 1 else
+             f'{len(names):,} files are {reason}: ' + ', '.join(
+                 names[:_NAMED] + ['...'] * (len(names) > _NAMED))
+             for reason, names in by_fault.items()]
+    them = 'it' if len(faults) == 1 else 'them'
+    super().__init__(f'config.data.folder: {"; ".join(parts)}; replace or remove {them}')
+
+
+def fault(error: Exception) -> str:
+  """Returns what is wrong with an image file, by the error that was raised when it was decoded."""
+  if isinstance(error, PIL.Image.DecompressionBombError):
+    limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or 0)  # PIL warns above, and refuses above twice it.
+    return f'larger than {limit:,} pixels, the limit for an image'
+  return 'damaged or no image'
 
 
 def read_size(path: pathlib.Path) -> tuple[int, int]:

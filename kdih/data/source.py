@@ -8,10 +8,11 @@ from typing import Any
 import google_crc32c
 import ml_collections
 import numpy as np
+import PIL.Image
 import tensorflow_datasets as tfds
 
 from kdih import errors
-from kdih.data import datasets, images as images_lib, selection
+from kdih.data import datasets, images as images_lib, prepared, selection
 from kdih.data.datasets import DataSet
 from kdih.data.image_folder import FolderSplit, ImageFolder
 from kdih.data.spec import SPLITS, DataSpec
@@ -59,7 +60,7 @@ def open_split(
     if len(records) != size:
       raise ValueError(f'it holds {len(records)} records of {size}')
   except Exception as error:  # TFDS and its readers raise many kinds.
-    raise datasets.damaged(f'the split {split!r}', builder.data_dir, error) from error
+    raise prepared.damaged(f'the split {split!r}', builder.data_dir, error) from error
   return Source(records, builder.data_dir, spec, data)
 
 
@@ -122,6 +123,10 @@ class Source:
     record = self._record(index)
     try:
       image = images_lib.decode(record[self._image_key], self.spec.image_shape[-1])
+    except PIL.Image.DecompressionBombError as error:
+      raise errors.DataError(
+          f'config.data.name: example {index} of the data set in {self._folder} is '
+          f'{images_lib.fault(error)}; prepare the data set with smaller images') from error
     except Exception as error:  # PIL raises many kinds.
       raise self._damaged(index, error) from error
     if self._image_size:
@@ -132,7 +137,7 @@ class Source:
     return image, record[self._label_key]
 
   def _damaged(self, index: int, error: Exception) -> errors.DataError:
-    return datasets.damaged(f'example {index}', self._folder, error)
+    return prepared.damaged(f'example {index}', self._folder, error)
 
   def _checked(self, labels: np.ndarray) -> np.ndarray:
     if labels.min() < 0 or labels.max() >= self.spec.num_classes:

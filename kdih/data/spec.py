@@ -1,5 +1,6 @@
 """The shape of the images of a data set, and its classes."""
 import dataclasses
+import unicodedata
 
 SPLITS = ('train', 'test')  # The splits that `config.data.train_split` and `test_split` select.
 
@@ -19,3 +20,8 @@ class DataSpec:
   image_shape: tuple[int, int, int]
   num_classes: int
   classes: tuple[str, ...] = ()
+
+
+def looks(name: str) -> str:
+  """Returns what two names of classes share that a reader would take for the same."""
+  return unicodedata.normalize('NFC', name.casefold()).strip()

@@ -1,12 +1,13 @@
 """The train and test splits as training reads them, and the validation set cut from train."""
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from kdih import errors
-from kdih.data import loaders
+from kdih.data import images, loaders
 from kdih.data.loaders import Examples, Loader
+from kdih.data.spec import looks
 from kdih.runtime import devices
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Splits:
       DataError: an example is damaged, a label is outside the classes, or all train
         images are of one class.
     """
-    labels = {split: self._look_at(split) for split in self._sources}
+    labels = self._look_at_all()
     if _is_one(labels['train']) and _is_one(self.labels('train')):
       raise errors.DataError(
           f'config.data.train_split: all {self.size("train"):,} images are of one class, number '
@@ -77,10 +78,28 @@ class Splits:
       logger.warning(
           f'data: {validation} validation images are too few to choose a checkpoint by; set '
           'config.data.validation_fraction=0 to keep the last one, or to a larger number')
+    for names in _alike(self.classes):
+      logger.warning(f'data: the classes {" and ".join(map(ascii, names))} differ only in case, '
+                     'blanks or the form of a letter; if they are one class, give it one name')
     if self.classes and len(labels['test']) == self.size('test') and (
         missing := sorted(set(range(len(self.classes))) - set(labels['test'].tolist()))):
       logger.warning('data: there are no test images of the class '
                      + ', '.join(self.classes[label] for label in missing))
+
+  def _look_at_all(self) -> dict[str, np.ndarray]:
+    """Returns the labels of the examples that `check` reads, by split."""
+    try:
+      return {split: self._look_at(split) for split in self._sources}
+    except images.UnreadableImagesError as error:
+      # The other split may have such files, too. It is read without a loader: the loaders of all
+      # processes wait for each other.
+      faults = dict(error.faults)
+      for split in self._sources:
+        try:
+          self.sample(split, self.size(split) if self._loader == 'memory' else _LOOKED_AT)
+        except images.UnreadableImagesError as more:
+          faults |= more.faults
+      raise images.UnreadableImagesError(faults) from error
 
   def _look_at(self, split: str) -> np.ndarray:
     """Returns the labels of the examples that `check` reads."""
@@ -108,6 +127,14 @@ class Splits:
     if split in self._loaders and 'label' in self._loaders[split].resident:
       return devices.to_host(self._loaders[split].resident['label'])
     return self._sources[split].labels()
+
+
+def _alike(names: Iterable[str]) -> list[list[str]]:
+  """Returns the groups of names that a reader would take for the same."""
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    groups.setdefault(looks(name), []).append(name)
+  return [group for group in groups.values() if len(group) > 1]
 
 
 def _is_one(labels: np.ndarray) -> bool:

@@ -67,7 +67,7 @@ def accuracy_by_depth(results: dict[str, Any]) -> Figure:
   # The classifiers.
   names = [*depth, *students]
   long = any(len(name) > 7 for name in names)
-  axes.set_xticks(range(len(names)), names, rotation=40 if long else 0,
+  axes.set_xticks(range(len(names)), map(shown, names), rotation=40 if long else 0,
                   ha='right' if long else 'center', rotation_mode='anchor')
   axes.set_xlim(-0.7, len(names) - 0.4)
   if depth and students:

@@ -8,6 +8,7 @@ import sys
 
 import tqdm
 
+from kdih import errors
 from kdih.runtime import processes
 
 _KDIH = logging.getLogger('kdih')
@@ -43,5 +44,6 @@ class _Terminal(logging.Handler):
     if not processes.is_first():
       return
     # `sys.stderr` is looked up for each record because notebooks and tests replace it.
-    tqdm.tqdm.write(self.format(record), file=sys.stderr)
+    text = '\n'.join(map(errors.printable, self.format(record).split('\n')))
+    tqdm.tqdm.write(text, file=sys.stderr)
     sys.stderr.flush()

@@ -63,5 +63,5 @@ def _exit_code(error: BaseException) -> int:
 
 def _fail(code: int, error: BaseException, reason: object) -> int:
   logger.debug('traceback:', exc_info=error)
-  print(f'kdih: {" ".join(str(reason).split())}', file=sys.stderr)
+  print(f'kdih: {errors.in_line(reason)}', file=sys.stderr)
   return code

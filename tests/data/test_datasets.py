@@ -1,6 +1,7 @@
 """Data sets that cannot be prepared: one line with the reason and what to do, at once."""
 import concurrent.futures
 import pathlib
+import shutil
 import time
 
 import pytest
@@ -23,10 +24,10 @@ def test_data_that_cannot_be_downloaded_are_described_but_refused_at_once(tmp_pa
   started = time.monotonic()
   found = message(datasets.prepare, builder, kind=errors.DataError)
   assert time.monotonic() - started < 10
-  assert found.startswith(f'config.data.name: cifar10 is not prepared in {tmp_path} and '
+  assert found.startswith(f'config.data.name: cifar10:3.0.2 is not prepared in {tmp_path} and '
                           f'http://127.0.0.1:9/x does not answer; put x.zip into {tmp_path}'
                           '/downloads/manual, or prepare it where there is a network with ')
-  assert "tfds.builder('cifar10', data_dir=" in found and 'download_and_prepare()' in found
+  assert 'tfds.builder("cifar10:3.0.2", data_dir=' in found and 'download_and_prepare()' in found
 
 
 @pytest.mark.parametrize('given, known', [
@@ -56,7 +57,7 @@ def test_names_that_are_known_once_data_are_prepared_are_those_of_the_splits(
 def test_data_that_cannot_be_prepared_are_refused_with_the_reason(tmp_path, monkeypatch):
   monkeypatch.setattr(Small, '_generate_examples', lambda *_: 1 / 0)
   found = message(datasets.prepare, Small(data_dir=str(tmp_path)), kind=errors.DataError)
-  assert found == ('config.data.name: TFDS could not prepare small (division by zero); '
+  assert found == ('config.data.name: TFDS could not prepare small:1.0.0 (division by zero); '
                    f'to write it to another folder than {tmp_path}, set config.data.data_dir')
 
 
@@ -84,3 +85,26 @@ def test_a_description_that_was_damaged_since_it_was_looked_for_is_named(tmp_pat
   found = message(source.open_splits, early, make_config(name='small'), kind=errors.DataError)
   assert found.startswith('config.data.name: the description of the data set in '
                           f'{early.data_dir} is damaged (')
+
+
+@pytest.mark.parametrize('lines, expected', [
+    ('ant\nbee\nfly\ncow\n', 4), ('ant\rbee\nfly\ncow\n', 4), ('ant\ncow\n', 2), ('', 3)])
+def test_as_many_names_as_classes_are_read(small, tmp_path, lines, expected):
+  folder = shutil.copytree(small().data_dir, tmp_path / 'tfds')
+  pathlib.Path(folder, 'small/1.0.0/label.labels.txt').write_text(lines)
+  config = make_config(name='small', data_dir=str(folder))
+  if expected == 3:
+    assert datasets.describe(datasets.open_builder(config), config).classes == ()
+  else:
+    found = message(lambda: datasets.describe(datasets.open_builder(config), config),
+                    kind=errors.DataError)
+    assert found == (f'config.data.label_key: the file label.labels.txt of small has {expected} '
+                     'lines for 3 classes; give each class one line')
+
+
+def test_names_of_classes_are_escaped(small, tmp_path):
+  folder = shutil.copytree(small().data_dir, tmp_path / 'tfds')
+  pathlib.Path(folder, 'small/1.0.0/label.labels.txt').write_text('a\x1b[2J\nb\u2028c\nd\n')
+  config = make_config(name='small', data_dir=str(folder))
+  found = datasets.describe(datasets.open_builder(config), config).classes
+  assert found == ('a\ufffd[2J', 'b c', 'd')

@@ -1,12 +1,16 @@
 """A folder of image files as a data set: every kind of file, every mistake, its one line."""
+import json
 import os
+import re
+import shutil
+import socket
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from kdih import errors
-from kdih.data import datasets, loaders, sampling, source
+from kdih.data import datasets, identity, loaders, sampling, source
 from kdih.data.source import open_split
 from kdih.data.spec import DataSpec
 from kdih.runtime import digests
@@ -258,6 +262,8 @@ MISTAKES = [
     (leave, {'folder': '~nobody-of-that-name/x'}, 'folder: ~nobody-of-that-name/x cannot be read '),
     (rename('train/cow', 'train/dog'), {}, 'folder: {root}/test/cow is a class that {root}/train '
      'lacks; add images to train with, or remove it'),
+    (rename('test/cow', 'test/Cow '), {}, "folder: {root}/test/Cow  is a class that {root}/train "
+     "lacks; 'Cow ' is not 'cow': give them one name"),
     (empty('train/cow'), {}, 'folder: {root}/train/cow holds no image (.jpg, .jpeg, .png); add '
      'some, or remove it; images lie in '),
     (one_level_down('test/ant'), {}, 'folder: {root}/test/ant holds no image (.jpg, .jpeg, .png);'),
@@ -299,3 +305,116 @@ def test_a_file_that_was_cut_off_is_named(folder, suffix):
   assert found == f'config.data.folder: {path} is damaged or no image; replace or remove it'
   path.unlink()
   assert len(read(folder, 'test')) == 6
+
+
+def names_in(found, folder):
+  """The names of the files that a line names."""
+  return re.findall(rf'{re.escape(str(folder))}/(\S+?\.png)', found)
+
+
+def damage(*names):
+  def change(root):
+    for name in names:
+      path = root / name
+      path.write_bytes(path.read_bytes()[:-40] if path.exists() else b'no image')
+  return change
+
+
+SOME = ('test/cow/1.png', 'train/Bee/3.png', 'train/ant/0.png')
+MANY = tuple(f'train/cow/x{i}.png' for i in range(10, 23))
+
+
+@pytest.mark.parametrize('size', [0, 4])
+@pytest.mark.parametrize('loader', ['memory', 'streaming'])
+@pytest.mark.parametrize('names, named', [(SOME, SOME), (MANY, MANY[:10]), (SOME[:1], SOME[:1])])
+def test_all_damaged_images_are_counted_and_ten_are_named(folder, loader, size, names, named):
+  damage(*names)(folder)
+  config = config_for(folder, loader=loader, image_size=size)
+  found = message(lambda: source.open_splits(datasets.open_builder(config), config).check(0.1),
+                  kind=errors.DataError)
+  assert tuple(names_in(found, folder)) == named
+  if len(names) > 1:
+    assert found.startswith(f'config.data.folder: {len(names)} files are damaged or no image: ')
+  assert ', ...; ' in found if len(names) > 10 else ', ...' not in found
+  assert found.endswith(f'; replace or remove {"them" if len(names) > 1 else "it"}')
+
+
+def test_damage_behind_the_headers_is_counted_with_that_to_headers(folder):
+  noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+  damage(save(folder / 'test' / 'ant' / 'big.png', noise).relative_to(folder))(folder)
+  damage('train/cow/x.png')(folder)
+  found = message(datasets.open_builder, config_for(folder), kind=errors.DataError)
+  assert names_in(found, folder) == ['test/ant/big.png', 'train/cow/x.png']
+
+
+def socket_at(path):
+  with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(os.path.relpath(path))  # The path of a socket is at most 107 bytes long.
+
+
+@pytest.mark.parametrize('size', [0, 4])
+@pytest.mark.parametrize('make', [
+    os.mkfifo, os.mkdir, socket_at, lambda path: path.symlink_to('/no/such.png'),
+    lambda path: path.symlink_to('/dev/zero'), lambda path: path.symlink_to(path)])
+def test_only_files_are_images(folder, make, size):
+  path = folder / 'train' / 'cow' / '9.png'
+  make(path)
+  found = message(datasets.open_builder, config_for(folder, image_size=size),
+                  kind=errors.DataError)
+  assert found == f'config.data.folder: {path} is damaged or no image; replace or remove it'
+
+
+@pytest.mark.parametrize('size', [0, 4])
+def test_of_an_image_that_is_too_large_the_limit_is_said(folder, monkeypatch, size):
+  monkeypatch.setattr(PIL.Image, 'MAX_IMAGE_PIXELS', 100)
+  path = save(folder / 'train' / 'cow' / 'large.png', pixels(3, 20, 30))
+  damage('train/cow/0.png')(folder)
+  config = config_for(folder, image_size=size)
+  found = message(lambda: source.open_splits(datasets.open_builder(config), config).check(0.1),
+                  kind=errors.DataError)
+  large = f'{path} is larger than 200 pixels, the limit for an image'
+  assert found == (f'config.data.folder: {folder}/train/cow/0.png is damaged or no image; {large}; '
+                   'replace or remove them')
+
+
+@pytest.mark.parametrize('name, shown', [
+    (b'x\ny', 'x y'), (b'x\ry', 'x y'), (b'x\x1b[31my', 'x\ufffd[31my'), (b'x\xff', 'x\ufffd'),
+    (b'x\xc2\x85', 'x '), ('é'.encode(), 'é')])
+def test_odd_names_of_classes_and_files_are_read_and_escaped(folder, name, shown):
+  for split in ('train', 'test'):
+    os.rename(folder / split / 'cow', os.fsencode(folder / split) + b'/' + name)
+  odd = os.fsencode(folder) + b'/train/' + name + b'/' + name + b'.png'
+  os.rename(os.fsencode(folder) + b'/train/' + name + b'/0.png', odd)
+  config = config_for(folder)
+  builder, spec = opened(config)
+  assert spec.classes == ('Bee', 'ant', shown)
+  splits = source.open_splits(builder, config)
+  assert splits.classes == spec.classes
+  found = identity.identify(builder, config, splits)
+  assert json.dumps(found, ensure_ascii=False).encode() and found['classes'][2] == shown
+  with open(odd, 'wb') as file:
+    file.write(b'no image')
+  assert f'/{shown}/{shown}.png is damaged' in message(datasets.open_builder, config)
+
+
+@pytest.mark.parametrize('other', ['ANT', 'ant ', ' Ant'])
+def test_classes_whose_names_are_nearly_the_same_are_said(folder, caplog, other):
+  for split in ('train', 'test'):
+    shutil.copytree(folder / split / 'ant', folder / split / other)
+  config = config_for(folder)
+  builder, spec = opened(config)
+  assert {'ant', other} < set(spec.classes)
+  source.open_splits(builder, config).check(0)
+  line, = (text for text in caplog.messages if 'differ' in text)
+  first, second = sorted(['ant', other])
+  assert line == (f'data: the classes {first!r} and {second!r} differ only in case, blanks or the '
+                  'form of a letter; if they are one class, give it one name')
+
+
+def test_a_letter_in_two_forms_is_said(folder, caplog):
+  for split in ('train', 'test'):
+    (folder / split / 'ant').rename(folder / split / '\xe9')
+    (folder / split / 'cow').rename(folder / split / 'e\u0301')
+  config = config_for(folder)
+  source.open_splits(opened(config)[0], config).check(0)
+  assert "the classes 'e\\u0301' and '\\xe9' differ only in" in caplog.text

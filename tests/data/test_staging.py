@@ -46,7 +46,8 @@ def everything(tmp_path):
           if not name.endswith('.lock')}
 
 
-@pytest.mark.parametrize('name', ['small', 'small/more', 'small:1.0.0', 'small/more:2.0.0'])
+@pytest.mark.parametrize('name', ['small', 'small/more', 'small:1.0.0', 'small/1.0.0',
+                                  'small/more:2.0.0'])
 def test_a_data_set_is_copied_once_with_all_its_versions(store, tmp_path, copied, name):
   folder = pathlib.Path(staging.stage(store, name))
   assert contents(folder) == {f'small/{file}': content for file, content in FILES.items()}

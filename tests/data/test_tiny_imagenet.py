@@ -134,8 +134,9 @@ def test_without_a_network_the_zip_is_read_from_the_folder_in_the_error(
   found = message(datasets.prepare, datasets.open_builder(config), kind=errors.DataError)
   manual = tmp_path / 'downloads' / 'manual'
   assert found.startswith(
-      f'config.data.name: tiny_imagenet is not prepared in {tmp_path} and {url} does not answer; '
-      f'put tiny-imagenet-200.zip into {manual}, or prepare it where there is a network with ')
+      f'config.data.name: tiny_imagenet:1.0.0 is not prepared in {tmp_path} and {url} does '
+      f'not answer; put tiny-imagenet-200.zip into {manual}, or prepare it where there is a '
+      'network with ')
   manual.mkdir(parents=True)
   (manual / archive.name).write_bytes(archive.read_bytes())
   datasets.prepare(datasets.open_builder(config))
@@ -149,5 +150,5 @@ def test_a_damaged_zip_is_refused(tmp_path, recorded, archive):
   path.write_bytes(archive.read_bytes()[:-100])
   builder = datasets.open_builder(config_for(tmp_path))
   found = message(datasets.prepare, builder, kind=errors.DataError)
-  assert found.startswith('config.data.name: TFDS could not prepare tiny_imagenet (Artifact ')
+  assert found.startswith('config.data.name: TFDS could not prepare tiny_imagenet:1.0.0 (Artifact ')
   assert f'{path}, has wrong checksum); put tiny-imagenet-200.zip into ' in found

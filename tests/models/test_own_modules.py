@@ -209,6 +209,8 @@ def test_names_that_no_head_can_have_are_named(tap):
     head_modules.check_names(('stage1', tap), 'config.heads.taps')
   line = str(raised.value)
   assert line.startswith(f'config.heads.taps: the tap {tap!r} ')
+  assert line.endswith('; sow it under another name than the reserved count, final, mean, params, '
+                       'or leave it out of the taps to use')
   assert '\n' not in line
 
 

@@ -53,6 +53,13 @@ def test_accuracy_by_depth_draws_heads_teacher_mean_and_students():
   assert low < 50 and high > 80
 
 
+@pytest.mark.parametrize('tap', ['$x', r'$\foo$', '$$', '^_{'])
+def test_names_of_taps_are_no_formulas(tap, tmp_path):
+  figure = run_plots.accuracy_by_depth({'heads': heads(tap, 'stage2')})
+  style.save(figure, tmp_path / 'x.png')
+  assert texts(figure.axes[0].get_xticklabels())[0] == tap.replace('$', r'\$')
+
+
 def test_accuracy_by_depth_takes_the_teacher_from_the_cohort_if_it_was_loaded():
   (axes,) = run_plots.accuracy_by_depth({'heads': heads('stage1')}).axes
   assert points(axes.lines[0]) == [(0, 50), (1, 80)]

@@ -175,3 +175,14 @@ def test_a_handler_of_the_user_stays_the_only_one_with_its_level(tmp_path, digit
   logs.configure()
   logger.info('progress')
   assert text.getvalue() == 'a warning\nprogress\n' and len(KDIH.handlers) == 1
+
+
+def test_no_line_holds_control_codes(capsys):
+  def fail(_) -> int:
+    logger.warning('a name\x1b[2J\rof a class\nand\ta line')
+    raise errors.ConfigError('config.data.folder: /x/a\nb\x1b[31m is no image')
+
+  assert program.main([], '', fail) == 2
+  assert capsys.readouterr().err.split('\n') == [
+      'a name\ufffd[2J of a class', 'and a line',
+      'kdih: config.data.folder: /x/a b\ufffd[31m is no image', '']
