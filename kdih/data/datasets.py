@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 DataSet: TypeAlias = tfds.core.DatasetBuilder | ImageFolder
 
+_MAX_CLASSES = 10**6
 _NAMED = 8  # The number of data sets that a line names.
 
 
@@ -177,6 +178,10 @@ def describe(builder: DataSet, data: ml_collections.ConfigDict) -> DataSpec:
     raise errors.ConfigError(f'{setting} have {channels or "no fixed number of"} channels; '
                              f'one of {", ".join(map(str, images.MODES))} is needed; choose '
                              'another feature')
+  if label.num_classes and label.num_classes > _MAX_CLASSES:  # Each has a name, in memory.
+    raise errors.ConfigError(
+        f'config.data.label_key: {data.label_key!r} of {data.name} has {label.num_classes:,} '
+        f'classes; at most {_MAX_CLASSES:,} are possible; choose another feature')
   if (label.num_classes or 0) < 2:
     raise errors.ConfigError(
         f'config.data.label_key: {data.label_key!r} of {data.name} has {label.num_classes or "no"} '
@@ -275,6 +280,10 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
   verb = 'downloading and preparing' if builder.url_infos else 'preparing'
   name = _full_name(builder)
   logger.info(f'data: {verb} {name}, once, in {builder.data_dir_root}{_others(builder)}')
+  folder = builder.data_path
+  for path in folder.parent.iterdir() if folder.parent.exists() else ():
+    if path.name.startswith(constants.INCOMPLETE_PREFIX) and path.name.endswith(f'_{folder.name}'):
+      path.rmtree()  # A killed process has left it.
   try:
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS always prints that it downloads.
       builder.download_and_prepare(file_format='array_record')

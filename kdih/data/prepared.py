@@ -5,6 +5,7 @@ type that it does not know. The files may come from anyone: they are checked bef
 """
 import contextlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tensorflow_datasets.core import constants, naming
 
 from kdih import errors
 from kdih.runtime import run_files
-from kdih.runtime.files import is_remote
+from kdih.runtime.files import is_remote, system_error
 
 # By version, by config; data sets without configs have the config ''.
 Found = dict[str, dict[tfds.core.Version, epath.Path]]
@@ -129,7 +130,7 @@ def open_folder(folder: epath.PathLike) -> tfds.core.DatasetBuilder:
     if not isinstance(prepared.info.features, tfds.features.FeaturesDict):
       raise ValueError('its features have no names')
     return prepared
-  except errors.DataError:
+  except (errors.DataError, errors.UnreadableError):
     raise
   except errors.FileError as error:
     raise damaged('the description', folder, ValueError(error.reason)) from error
@@ -138,13 +139,17 @@ def open_folder(folder: epath.PathLike) -> tfds.core.DatasetBuilder:
 
 
 def damaged(what: str, folder: Any, error: Exception) -> errors.DataError:
-  """Returns the error for damage to a prepared data set.
+  """Returns the error for damage to a prepared data set, or for what cannot be read now.
 
   Args:
     what: the damaged part, such as 'the description'.
     folder: the folder of the data set.
     error: how the damage showed.
   """
+  if number := system_error(error):
+    return errors.DataError(
+        f'config.data.name: {what} of the data set in {folder} cannot be read '
+        f'({os.strerror(number)}); make it readable, or run the same command again')
   return errors.DataError(
       f'config.data.name: {what} of the data set in {folder} is damaged '
       f'({errors.first_line(error)}); put the folder back from a copy, or remove it to prepare the '

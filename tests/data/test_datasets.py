@@ -108,3 +108,25 @@ def test_names_of_classes_are_escaped(small, tmp_path):
   config = make_config(name='small', data_dir=str(folder))
   found = datasets.describe(datasets.open_builder(config), config).classes
   assert found == ('a\ufffd[2J', 'b c', 'd')
+
+
+def test_what_a_killed_process_has_left_is_removed_when_data_are_prepared(tmp_path):
+  builder = Small(data_dir=str(tmp_path))
+  left = tmp_path / 'small' / 'incomplete.ABC123_1.0.0'
+  other = tmp_path / 'small' / 'incomplete.ABC123_2.0.0'
+  for folder in (left, other):
+    folder.mkdir(parents=True)
+    (folder / 'half').write_bytes(b'x')
+  datasets.prepare(builder)
+  assert (tmp_path / 'small' / '1.0.0' / 'dataset_info.json').exists()
+  assert not left.exists() and other.exists()
+
+
+def test_more_classes_than_have_room_for_names_are_refused(small, tmp_path):
+  folder = pathlib.Path(shutil.copytree(small('array_record').data_dir, tmp_path / 'tfds'))
+  path, = folder.rglob('features.json')
+  path.write_text(path.read_text().replace('"numClasses": "3"', '"numClasses": "3000000000"'))
+  config = make_config(name='small', data_dir=str(folder))
+  assert message(lambda: datasets.describe(datasets.open_builder(config), config)) == (
+      "config.data.label_key: 'label' of small has 3,000,000,000 classes; at most 1,000,000 are "
+      'possible; choose another feature')

@@ -1,4 +1,5 @@
 """Prepared data sets: what is asked for is what is opened, and no file has code of others run."""
+import errno
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from kdih import errors
-from kdih.data import datasets, source
+from kdih.data import datasets, prepared, source
 from tests.helpers.damage import contents
 from tests.helpers.made_data import Small, make_config, message, open_source
 
@@ -245,3 +246,9 @@ def test_a_version_that_an_object_store_lacks_is_not_prepared_in_its_copy(
   found = message(datasets.open_builder, make_config(data_dir='remote'), kind=errors.DataError)
   assert found == ('config.data.data_dir: there is no digits in remote, which holds digits:0.9.0; '
                    'prepare it on a local disk and copy it there')
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path):
+  error = prepared.damaged('example 3', tmp_path, OSError(errno.EIO, 'Input/output error'))
+  assert str(error) == (f'config.data.name: example 3 of the data set in {tmp_path} cannot be read '
+                        '(Input/output error); make it readable, or run the same command again')
