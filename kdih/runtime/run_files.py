@@ -315,7 +315,7 @@ def read(path: epath.PathLike, kind: Any) -> Any:
   try:
     if not path.exists():
       return None
-    if not path.is_dir() and path.stat().length > _MAX_BYTES:
+    if not path.is_dir() and files.size(path) > _MAX_BYTES:
       raise errors.FileError(path, f'it is larger than {_MAX_BYTES >> 20} MiB')
     content = msgspec.json.decode(path.read_bytes())
     if _depth(content) > _MAX_DEPTH:

@@ -1,6 +1,5 @@
 """The folder of a run: its manifest, its lock, and the results of its phases."""
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from etils import epath
 
 from kdih import errors
 from kdih.runtime import devices, processes, provenance, run_files
-from kdih.runtime.files import is_remote
+from kdih.runtime.files import check_writable, is_remote
 
 if TYPE_CHECKING:
   import ml_collections
@@ -29,7 +28,7 @@ class Workdir:
       ConfigError: the folder cannot be written to.
       FileError: the manifest is damaged.
     """
-    _check_writable(self.path)
+    check_writable('--workdir', self.path)
     return run_files.read(self.path / 'manifest.json', run_files.Manifest)
 
   def open(self, config: dict[str, Any], **identity: Any) -> None:
@@ -135,13 +134,3 @@ def check_shared(path: epath.PathLike) -> None:
   if is_remote(path):
     raise errors.ConfigError(f'--workdir: {path} is not a folder of a file system, and processes '
                              'cannot share it safely; choose a local or mounted folder')
-
-
-def _check_writable(path: epath.Path) -> None:
-  if is_remote(path):  # Only an attempt to write shows whether it is possible.
-    return
-  existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-  if not existing.is_dir():
-    raise errors.ConfigError(f'--workdir: {existing} is a file; choose a folder')
-  if not os.access(existing, os.W_OK):
-    raise errors.ConfigError(f'--workdir: {existing} cannot be written to; choose another folder')
