@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,7 @@ def provide_home() -> None:
   Raises:
     ConfigError: there is no home folder, and this folder belongs to somebody else.
   """
-  if os.path.expanduser('~') != '~':
+  if sys.platform == 'win32' or os.path.expanduser('~') != '~':
     return
   user = os.getuid()
   home = pathlib.Path(tempfile.gettempdir(), f'kdih-home-{user}')
@@ -219,12 +220,12 @@ def keep_freed_memory() -> None:
   XLA allocates the arrays of a step at each call. They are large, and glibc returns them to the
   system at once; the page faults of the next allocation take a fifth of a step.
   """
-  if sys.platform != 'linux':  # Not every system can open the running program as a library.
+  if platform.libc_ver()[0] != 'glibc':
     return
   import jax  # After the flags are set.
 
   libc = ctypes.CDLL(None)
-  if jax.default_backend() == 'cpu' and hasattr(libc, 'mallopt'):
+  if jax.default_backend() == 'cpu':
     # Parameters of glibc's mallopt, from malloc.h.
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
     libc.mallopt(mmap_threshold, 2**30)

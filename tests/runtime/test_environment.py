@@ -4,6 +4,7 @@ import grp
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import pwd
 import subprocess
 import sys
@@ -48,8 +49,8 @@ def test_memory_that_a_step_has_freed_serves_the_next():
 
 
 def test_where_there_is_no_glibc_nothing_is_kept(monkeypatch):
-  """As on Windows, where the running program cannot be opened as a library."""
-  monkeypatch.setattr(sys, 'platform', 'win32')
+  """As on Windows, where the running program cannot be opened as a library, and with musl."""
+  monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
   monkeypatch.setattr(ctypes, 'CDLL', None)  # Calling it would fail.
   environment.keep_freed_memory()
 
