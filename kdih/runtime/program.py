@@ -26,7 +26,14 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
   """
   with surroundings.restored():
     try:
-      code = _run(argv, help_text, body)
+      if {'--help', '-h', '-help', '--helpfull'} & set(argv):
+        print(f'{help_text}\n{logs.USAGE}')
+        code = 0
+      else:
+        levels = [logs.FLAGS[argument] for argument in argv if argument in logs.FLAGS]
+        logs.configure(levels[-1] if levels else logging.INFO)
+        _check_current_folder()
+        code = body([argument for argument in argv if argument not in logs.FLAGS])
       sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
       code = _exit_code(error)
@@ -35,18 +42,13 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
     return code
 
 
-def _run(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> int:
-  if {'--help', '-h', '-help', '--helpfull'} & set(argv):
-    print(f'{help_text}\n{logs.USAGE}')
-    return 0
-  levels = [logs.FLAGS[argument] for argument in argv if argument in logs.FLAGS]
-  logs.configure(levels[-1] if levels else logging.INFO)
+def _check_current_folder() -> None:
+  """Raises ConfigError if the current folder has been removed, which libraries ask for."""
   try:
     os.getcwd()
   except OSError as error:
     raise errors.ConfigError('the current folder has been removed; change to another folder '
                              'and run the same command there') from error
-  return body([argument for argument in argv if argument not in logs.FLAGS])
 
 
 def _exit_code(error: BaseException) -> int:
