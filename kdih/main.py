@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from kdih.config import flags
-from kdih.runtime import environment, logs, processes, program
+from kdih.runtime import environment, files, logs, processes, program
 
 if TYPE_CHECKING:
   import ml_collections
@@ -46,7 +46,8 @@ def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[
   from kdih.report import run_report
 
   logs.configure()
-  experiment = pipeline.prepare_run(config, workdir)
+  environment.provide_home()
+  experiment = pipeline.prepare_run(config, files.given('workdir', workdir))
   with experiment.workdir.locked():
     pipeline.run(experiment)
     return run_report.write(experiment.workdir, experiment.networks, config)

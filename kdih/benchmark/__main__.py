@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-  environment.set_environment({'deterministic': True})  # As a run by default.
   settings = settings_lib.read(argv)
+  environment.set_environment({'deterministic': True})  # As a run by default.
   starts: dict[tuple[str, str, int], dict] = {}  # Every pair, with the first batch size.
   if 'start' in settings.measures:  # Measured before this process occupies a device.
     from kdih.benchmark import start_time

@@ -7,6 +7,7 @@ import ml_collections
 from kdih import errors
 from kdih.config.fields import FIELDS, TRAININGS, base
 from kdih.config.values import check_plain, shown
+from kdih.runtime import environment
 
 _SET_ELSEWHERE = {'num_classes': 'the data set', 'dtype': 'config.dtype', 'setting': 'kdih',
                   'axis_name': 'config.sync_batch_norm', 'parent': 'flax', 'name': 'flax'}
@@ -16,7 +17,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Checks every field of a config.
 
   Raises:
-    ConfigError: a field is unknown or missing, or has a wrong value.
+    ConfigError: a field is unknown or missing, or has a wrong value, or the folder of compiled
+      programs cannot be used.
   """
   _check_group(config, base(), '')
   for role in ('teacher', 'student'):
@@ -31,6 +33,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in config.student.methods:
     if name not in config.methods:
       raise errors.unknown('config.student.methods', name, config.methods)
+  environment.compiled_folder(config.compute.compilation_cache)
 
 
 def trainings(config: ml_collections.ConfigDict) -> list[tuple[str, ml_collections.ConfigDict]]:

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from kdih import errors
 from kdih.config.fields import FIELDS
 from kdih.config.values import Flag, Group, Text, read_plain, shown
+from kdih.runtime import files
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def read(
 
   Raises:
     ConfigError: a flag is missing or unknown, the config file cannot be read or raises an error, or
-      an override names no field or has a value of another type.
+      an override names no field or has a value of another type, or the workdir cannot be a path.
   """
   rest, overrides = _separated([_lengthened(argument, short) for argument in argv])
   config, workdir = _parsed(rest, short)
@@ -65,7 +66,7 @@ def read(
   logger.debug(f'command line: {shlex.join(argv[1:])}')
   for override in overrides:
     _set(config, override)
-  return config, workdir
+  return config, str(files.given('--workdir', workdir))
 
 
 def _lengthened(argument: str, short: Mapping[str, str]) -> str:

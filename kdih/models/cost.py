@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from kdih.models import taps
+from kdih.runtime import files
 
 
 def measure(
@@ -89,7 +90,7 @@ def _seconds(
 
 def bytes_on_disk(path: epath.PathLike) -> int:
   """Returns the sum of the sizes of all files in the folder `path` and its subfolders."""
-  return sum(bytes_on_disk(file) if file.is_dir() else file.stat().length
+  return sum(bytes_on_disk(file) if file.is_dir() else files.size(file)
              for file in epath.Path(path).iterdir())
 
 

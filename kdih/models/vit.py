@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
     del train  # Nothing differs in training.
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
     patches = self._patches(images)
-    tokens = self._tokens(patches.reshape(len(images), -1, patches.shape[-1]))
+    tokens = self._tokens(patches.reshape(images.shape[0], -1, patches.shape[-1]))
     for i in range(1, self.depth + 1):
       tokens = Block(self.num_heads, self.mlp_ratio, norm, self.dtype, name=f'block{i}')(tokens)
       layers.tap(self, f'stage{i}', tokens[:, 1:].reshape(*patches.shape[:-1], self.width))
@@ -85,7 +85,7 @@ class VisionTransformer(nn.Module):
     """Returns tokens [batch, 1 + patches, width] of patches [batch, patches, values]."""
     x = layers.dense(patches.shape[-1], self.width, dtype=self.dtype, name='patches')(patches)
     first = self.param('class_token', _SPREAD, (1, 1, self.width)).astype(x.dtype)
-    x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, self.width)), x], axis=1)
+    x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, self.width)), x], axis=1)
     return x + self.param('positions', _SPREAD, (1, *x.shape[1:])).astype(x.dtype)
 
 

@@ -20,8 +20,7 @@ from collections.abc import Iterator, Sequence
 from kdih import errors
 from kdih.report import aggregate, collect, findings, tables
 from kdih.report.aggregate import Pair, Run
-from kdih.runtime import program, run_files
-from kdih.runtime.files import require_no_links, write_atomically
+from kdih.runtime import environment, files, program, run_files
 
 _TITLE = 'Comparison of distillation methods'
 
@@ -70,7 +69,7 @@ def _run(argv: list[str]) -> int:
 def _print_results(path: str) -> None:
   from kdih.report import run_report  # Imports jax, which takes seconds.
 
-  results = run_files.read(path, run_files.Results)
+  results = run_files.read(files.given('WORKDIR', path), run_files.Results)
   if not (results and {'teacher', 'heads', 'student'} & results.keys()):
     raise errors.ConfigError(f'{path}: holds no results of a run; give its results.json, such as '
                              'runs/digits/results.json')
@@ -81,14 +80,15 @@ def _output(flag: str, paths: Sequence[str]) -> pathlib.Path:
   """Returns the folder for the report; raises ConfigError if files in it would be lost."""
   if not flag and len(paths) > 1:
     raise errors.ConfigError('--output: is not set; set the folder for the report of several runs')
-  folder = pathlib.Path(flag or pathlib.Path(paths[0]) / 'comparison')
+  folder = pathlib.Path(files.given('--output', flag) if flag
+                        else pathlib.Path(paths[0]) / 'comparison')
   if not flag and not folder.parent.is_dir():
     raise errors.ConfigError(f'{paths[0]}: there is no such folder; give the folder of a run or '
                              'a sweep')
   if not flag and folder.is_symlink():
     raise errors.ConfigError(f'{folder} is a symbolic link, and what it points to would be written '
                              'to; set --output to a folder')
-  require_no_links(folder, '--output')
+  files.require_no_links(folder, '--output')
   for path in (folder / 'report.md', folder / 'index.html'):
     if path.is_file() and _TITLE not in path.read_text(encoding='utf-8', errors='replace'):
       raise errors.ConfigError(f'--output: {path} is not part of a comparison and would be '
@@ -105,6 +105,7 @@ def write(
   each run), `tables.tex`, `index.html`, which contains all tables and pictures, and `pictures/`
   with PNG and SVG files.
   """
+  environment.import_library('matplotlib')
   from kdih.report import comparison_plots, page as page_lib  # These take seconds.
 
   pictures_folder = folder / 'pictures'
@@ -126,7 +127,7 @@ def write(
         tables.markdown_escaped, (picture.section, picture.title, picture.text))
     shown += [f'![{title}](pictures/{picture.name}.png)', f'{section}. **{title}.** {caption}']
 
-  files = {
+  contents = {
       'report.md': '\n\n'.join(
           [f'# {_TITLE}', text, *shown, *_section('Provenance', provenance)]) + '\n',
       'results.csv': tables.csv_of_pairs(pairs),
@@ -135,8 +136,8 @@ def write(
                      + '\n\n'.join(map(tables.latex, pairs)) + '\n'),
       'index.html': page_lib.page(
           _TITLE, pairs, pictures, pictures_folder, problems, provenance)}
-  for name, content in files.items():
-    write_atomically(folder / name, content)
+  for name, content in contents.items():
+    files.write_atomically(folder / name, content)
   return f'{text}\n\nthe page: {folder / "index.html"}'
 
 

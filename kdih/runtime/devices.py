@@ -2,6 +2,7 @@
 
 The devices may belong to several processes, all of which make the same calls in the same order.
 """
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +12,42 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kdih import errors
+from kdih.runtime import processes
+
 AXIS = 'batch'
 
 
 def num_processes() -> int:
-  """Returns the number of processes that run as one; see `kdih.runtime.processes`."""
-  return jax.process_count()
+  """Returns the number of processes that run as one; see `kdih.runtime.processes`.
+
+  Raises:
+    ConfigError: JAX finds no devices.
+  """
+  return _started(jax.process_count)
 
 
 def num_devices() -> int:
-  """Returns the number of devices of all processes, which share each global batch."""
-  return jax.device_count()
+  """Returns the number of devices of all processes, which share each global batch.
+
+  Raises:
+    ConfigError: JAX finds no devices.
+  """
+  return _started(jax.device_count)
+
+
+def _started(count: Callable[[], int]) -> int:
+  """Returns what `count` returns; the first call looks for the devices and may find none."""
+  try:
+    return count()
+  except (RuntimeError, AssertionError) as error:  # If a plugin is missing, JAX fails to assert.
+    if processes.joined():  # Another process may have ended.
+      raise
+    platforms = errors.in_line(os.environ.get('JAX_PLATFORMS', ''))
+    reason = errors.first_line(error) if str(error) else 'none of this platform'
+    raise errors.ConfigError(
+        f'JAX_PLATFORMS: is {platforms!r}, and JAX finds no devices ({reason}); correct the '
+        'environment variables, or install what JAX needs for these devices') from error
 
 
 def on_cpu() -> bool:

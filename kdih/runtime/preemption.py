@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from jax.experimental import multihost_utils
 
 from kdih import errors
-from kdih.runtime import devices, processes
+from kdih.runtime import devices, processes, surroundings
 
 _requested = threading.Event()
 _training = threading.Event()
@@ -21,11 +21,11 @@ _calls = itertools.count()  # Calls of `reached`, the same number in every proce
 def listen() -> None:
   """Turns SIGTERM into a PreemptedError; inside `training` it waits for the next step or the end.
 
-  A program calls this in its main thread. If several processes run as one, JAX handles the signal
-  in all of them instead.
+  Outside of the main thread, where Python handles no signals, it does nothing. If several processes
+  run as one, JAX handles the signal in all of them instead.
   """
   _requested.clear()
-  if not processes.joined():
+  if surroundings.in_main_thread() and not processes.joined():
     signal.signal(signal.SIGTERM, _request)
 
 

@@ -7,8 +7,10 @@ import glob
 import importlib.util
 import logging
 import os
+import queue
 import sys
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 from kdih import errors
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
   import ml_collections
 
 logger = logging.getLogger(__name__)
+
+_connecting = threading.Event()  # JAX waits for the other processes, or has waited in vain.
 
 
 def join(fields: 'ml_collections.ConfigDict') -> None:
@@ -26,8 +30,6 @@ def join(fields: 'ml_collections.ConfigDict') -> None:
   Raises:
     ConfigError: the settings are incomplete, or the other processes do not answer.
   """
-  import jax  # Takes a second, and this module must be light.
-
   if fields.coordinator:
     _check(fields)
     arguments = dict(coordinator_address=fields.coordinator, num_processes=fields.num_processes,
@@ -36,13 +38,41 @@ def join(fields: 'ml_collections.ConfigDict') -> None:
     arguments = {}
   else:
     return
-  # If the other processes do not come, JAX itself ends this one, with a stack trace.
   logger.info(f'distributed: waiting up to {fields.timeout} s for the other processes'
               + (f' at {fields.coordinator}' if fields.coordinator else ''))
+  _initialize(fields.timeout, arguments)
+
+
+def _initialize(timeout: int, arguments: dict[str, Any]) -> None:
+  """Connects JAX to the other processes, or raises ConfigError after `timeout` seconds.
+
+  JAX itself ends a process for which the others do not come, with a stack trace. It therefore waits
+  longer, in another thread. A thread that still waits ends with the process; see `leave`.
+  """
+  import jax
+
+  ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+  def connect() -> None:
+    try:
+      jax.distributed.initialize(
+          **arguments, initialization_timeout=timeout + 300, heartbeat_timeout_seconds=60)
+    except Exception as error:  # Each way to detect the processes raises errors of its own.
+      ended.put(error)
+    else:
+      ended.put(None)
+
+  _connecting.set()
+  threading.Thread(target=connect, daemon=True).start()
   try:
-    jax.distributed.initialize(
-        **arguments, initialization_timeout=fields.timeout, heartbeat_timeout_seconds=60)
-  except (RuntimeError, ValueError) as error:
+    error = ended.get(timeout=timeout)
+  except queue.Empty:
+    raise errors.ConfigError(
+        f'config.distributed.timeout: the other processes did not come within {timeout} s; start '
+        'all of them, or run this one alone: --config.distributed.detect=False and no '
+        '--coordinator') from None
+  _connecting.clear()
+  if error:
     raise errors.ConfigError(
         f'config.distributed: the processes did not find each other ({errors.first_line(error)}); '
         'start all of them with the --coordinator=HOST:PORT of process 0') from error
@@ -61,7 +91,15 @@ def _check(fields: 'ml_collections.ConfigDict') -> None:
 def _in_cluster() -> bool:
   """Returns whether JAX can find the other processes by itself."""
   if 'SLURM_STEP_NODELIST' in os.environ:
-    return int(os.environ.get('SLURM_NTASKS', 1)) > 1
+    # A shell of an allocation is one task, however many the allocation has.
+    setting = next((name for name in ('SLURM_STEP_NUM_TASKS', 'SLURM_NTASKS')
+                    if name in os.environ), None)
+    tasks = os.environ[setting] if setting else '1'
+    if not (tasks.isascii() and tasks.isdecimal()):
+      raise errors.ConfigError(
+          f'{setting}: {errors.in_line(tasks)!r} is not the number of tasks of a Slurm job; unset '
+          'it, or set --config.distributed.detect=False to ignore the job')
+    return int(tasks) > 1
   on_tpu = 'cpu' not in os.environ.get('JAX_PLATFORMS', '') and bool(
       glob.glob('/dev/accel*') or glob.glob('/dev/vfio/*'))
   return on_tpu and importlib.util.find_spec('libtpu') is not None
@@ -70,7 +108,7 @@ def _in_cluster() -> bool:
 def joined() -> bool:
   """Returns whether this process is one of several."""
   jax = sys.modules.get('jax')
-  return jax is not None and jax.distributed.is_initialized()
+  return jax is not None and not _connecting.is_set() and jax.distributed.is_initialized()
 
 
 def is_first() -> bool:
@@ -85,7 +123,7 @@ def lost(error: Exception) -> bool:
 
 def leave(code: int) -> None:
   """Ends this process at once if other processes would wait for it, for minutes."""
-  if joined():
+  if joined() or _connecting.is_set():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,11 +1,12 @@
 """How every program runs: its help, its log, one line for an error, the exit code."""
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
 
 from kdih import errors
-from kdih.runtime import logs, processes
+from kdih.runtime import logs, processes, surroundings
 
 logger = logging.getLogger(__name__)
 
@@ -20,20 +21,34 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
 
   Returns:
     The exit code of `body`; 2 for a wrong setting, 1 for a failed training, `RESUME` if the same
-    command resumes the run without a fix, 130 for an interruption.
+    command resumes the run without a fix, 130 for an interruption. What the program changes in its
+    process is restored; see `surroundings.restored`.
   """
-  if {'--help', '-h', '-help', '--helpfull'} & set(argv):
-    print(f'{help_text}\n{logs.USAGE}')
-    return 0
-  levels = [logs.FLAGS[argument] for argument in argv if argument in logs.FLAGS]
-  logs.configure(levels[-1] if levels else logging.INFO)
+  with surroundings.restored():
+    try:
+      if {'--help', '-h', '-help', '--helpfull'} & set(argv):
+        print(f'{help_text}\n{logs.USAGE}')
+        code = 0
+      else:
+        levels = [logs.FLAGS[argument] for argument in argv if argument in logs.FLAGS]
+        logs.configure(levels[-1] if levels else logging.INFO)
+        _check_current_folder()
+        code = body([argument for argument in argv if argument not in logs.FLAGS])
+      sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+      code = _exit_code(error)
+    if code:
+      processes.leave(code)
+    return code
+
+
+def _check_current_folder() -> None:
+  """Raises ConfigError if the current folder has been removed, which libraries ask for."""
   try:
-    code = body([argument for argument in argv if argument not in logs.FLAGS])
-  except (Exception, KeyboardInterrupt) as error:
-    code = _exit_code(error)
-  if code:
-    processes.leave(code)
-  return code
+    os.getcwd()
+  except OSError as error:
+    raise errors.ConfigError('the current folder has been removed; change to another folder '
+                             'and run the same command there') from error
 
 
 def _exit_code(error: BaseException) -> int:

@@ -356,7 +356,7 @@ def read(path: epath.PathLike, kind: Any) -> Any:
       return None
     if not files.is_file(path):
       raise errors.FileError(path, 'it is not a file')
-    if path.stat().length > _MAX_BYTES:
+    if files.size(path) > _MAX_BYTES:
       raise errors.FileError(path, f'it is larger than {_MAX_BYTES >> 20} MiB')
     content = msgspec.json.decode(path.read_bytes())
     if _depth(content) > _MAX_DEPTH:

@@ -1,6 +1,5 @@
 """The folder of a run: its manifest, its lock, and the results of its phases."""
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ class Workdir:
       ConfigError: the folder cannot be written to.
       FileError: the manifest is damaged.
     """
-    _check_writable(self.path)
+    _check_path(self.path)
     return run_files.read(self.path / 'manifest.json', run_files.Manifest)
 
   def open(self, config: dict[str, Any], **identity: Any) -> None:
@@ -166,15 +165,10 @@ def _require_free(lock: epath.Path) -> None:
     pass
 
 
-def _check_writable(path: epath.Path) -> None:
-  if is_remote(path):  # Only an attempt to write shows whether it is possible.
-    return
-  if set(_PATTERN) & set(str(path.absolute())):
+def _check_path(path: epath.Path) -> None:
+  """Raises ConfigError unless a run can write its files at `path`."""
+  if not is_remote(path) and set(_PATTERN) & set(str(path.absolute())):
     raise errors.ConfigError(
         f'--workdir: {path} has one of the characters {" ".join(_PATTERN)} in its path, with which '
         'no checkpoint is found; choose another folder')
-  existing = next(p for p in (path, *path.absolute().parents) if p.exists())
-  if not existing.is_dir():
-    raise errors.ConfigError(f'--workdir: {existing} is a file; choose a folder')
-  if not os.access(existing, os.W_OK):
-    raise errors.ConfigError(f'--workdir: {existing} cannot be written to; choose another folder')
+  files.check_writable('--workdir', path)

@@ -4,6 +4,8 @@ import pathlib
 import pytest
 
 from kdih import main
+from kdih.config import flags
+from kdih.report import __main__ as report
 from tests.helpers.runs import CONFIG, tiny_command
 
 # What is set, how the line begins, and what else it says.
@@ -47,6 +49,11 @@ OVERRIDES = [
     ('data.flip=perhaps', 'config.data.flip: ', 'True or False'),
     ('data.mean=a', 'config.data.mean: ', 'a number from -1000 to 1000'),
     ('dtype=float16', 'config.dtype: ', 'bfloat16'),
+    ('compute.compilation_cache=a://b', 'config.compute.compilation_cache: ', 'gs://bucket'),
+    ('compute.compilation_cache=~nobody-of-that-name/x', 'config.compute.compilation_cache: ',
+     'HOME'),
+    ('compute.compilation_cache=/dev/null/x', 'config.compute.compilation_cache: ',
+     'choose a folder'),
     ('compute.teacher_dtype=half', 'config.compute.teacher_dtype: ', 'bfloat16, float32'),
 ]
 
@@ -111,6 +118,38 @@ def test_a_workdir_below_a_file(tmp_path, capsys, digits_dir):
   assert main.main(tiny_command(tmp_path / 'file' / 'w', digits_dir)) == 2
   assert 'is a file; choose a folder' in capsys.readouterr().err
   assert (tmp_path / 'file').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(('workdir', 'words'), [
+    ('a://b', 'gs://bucket/folder'), ('~nobody-of-that-name/x', 'has no home folder'),
+    ('w\udcff', "w\ufffd' is not valid Unicode text; choose another folder")])
+def test_a_workdir_that_cannot_be_opened(
+    tmp_path, capsys, monkeypatch, digits_dir, workdir, words):
+  monkeypatch.chdir(tmp_path)
+  line = refused(capsys, tiny_command(workdir, digits_dir), pathlib.Path(workdir))
+  assert line.startswith('kdih: --workdir: ') and words in line
+
+
+def test_a_workdir_in_a_folder_that_is_not_unicode(tmp_path, capsys, monkeypatch, digits_dir):
+  (tmp_path / '\udcff').mkdir()
+  monkeypatch.chdir(tmp_path / '\udcff')
+  assert "/\ufffd/w' is not valid Unicode text" in refused(
+      capsys, tiny_command('w', digits_dir), pathlib.Path('w'))
+
+
+def test_a_workdir_in_the_home_folder(tmp_path, monkeypatch, digits_dir):
+  """A shell does not replace the ~ in `--workdir=~/w`."""
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert flags.read(tiny_command('~/w', digits_dir))[1] == str(tmp_path / 'w')
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['a://b.json'], 'WORKDIR: '), (['x', 'y', '--output=a://b'], '--output: '),
+    (['x', 'y', '--output=~nobody-of-that-name/x'], '--output: ')])
+def test_a_report_of_what_cannot_be_opened(capsys, arguments, words):
+  assert report.main(['kdih.report', *arguments]) == 2
+  line = capsys.readouterr().err
+  assert line.startswith(f'kdih: {words}') and line.count('\n') == 1
 
 
 @pytest.mark.skipif(not pathlib.Path('/proc').is_dir(), reason='needs a folder none can write to')

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from kdih import main
+from kdih.config import fields
+from kdih.runtime import processes as processes_lib
 from kdih.training import metric_log
 from tests.helpers.runs import ROOT, exported, tiny_command
 from tests.helpers.started import RESUME, finish, free_port, start, wait_for_step
@@ -147,13 +149,68 @@ def test_processes_that_are_named_wrongly_are_refused(tmp_path, capsys, digits_d
   assert not workdir.exists()
 
 
+@pytest.mark.parametrize(('variable', 'value'), [
+    ('SLURM_NTASKS', 'abc'), ('SLURM_NTASKS', ''), ('SLURM_STEP_NUM_TASKS', '2x')])
+def test_a_wrong_number_of_tasks_is_refused(
+    tmp_path, capsys, monkeypatch, digits_dir, variable, value):
+  monkeypatch.setenv('SLURM_STEP_NODELIST', 'localhost')
+  monkeypatch.setenv(variable, value)
+  assert main.main(tiny_command(tmp_path / 'w', digits_dir)) == 2
+  line = capsys.readouterr().err
+  assert line.startswith(f'kdih: {variable}: {value!r} is not ') and line.count('\n') == 1
+
+
+def test_a_shell_in_an_allocation_of_several_tasks_is_one_process(monkeypatch):
+  for name, value in {'STEP_NODELIST': 'localhost', 'NTASKS': '8', 'STEP_NUM_TASKS': '1'}.items():
+    monkeypatch.setenv(f'SLURM_{name}', value)
+  processes_lib.join(fields.base().distributed)
+  assert not processes_lib.joined()
+
+
 @pytest.mark.slow
-def test_a_process_that_waits_in_vain_says_so(tmp_path, digits_dir):
-  command = tiny_command(tmp_path / 'w', digits_dir, '--config.distributed.timeout=3',
-                         f'--coordinator=localhost:{free_port()}', '--num_processes=2')
+@pytest.mark.parametrize(('flags', 'job'), [
+    (['--coordinator=localhost:{}', '--num_processes=2'], {}),
+    (['--coordinator=localhost:{}', '--num_processes=2', '--process_id=1'], {}),
+    ([], {'NTASKS': '2', 'PROCID': '0'}), ([], {'NTASKS': '2', 'PROCID': '1'})])
+def test_a_process_that_waits_in_vain_says_so(tmp_path, digits_dir, flags, job):
+  job = job and {'JOB_ID': str(random.randrange(10**6)), 'STEP_NODELIST': 'localhost',
+                 'LOCALID': '0', **job}
+  command = tiny_command(tmp_path / 'w', digits_dir, '--config.distributed.timeout=3', '-v',
+                         *(flag.format(free_port()) for flag in flags))
   done = subprocess.run([sys.executable, '-m', 'kdih.main', *command[1:]], check=False,
                         capture_output=True, text=True, timeout=120,
-                        env={**os.environ, 'PYTHONPATH': str(ROOT)})
-  assert done.returncode
-  assert 'distributed: waiting up to 3 s for the other processes at localhost:' in done.stderr
+                        env={**os.environ, 'PYTHONPATH': str(ROOT),
+                             **{f'SLURM_{name}': value for name, value in job.items()}})
+  assert done.returncode == 2
+  assert 'distributed: waiting up to 3 s for the other processes' in done.stderr
+  assert done.stderr.splitlines()[-1].startswith(
+      'kdih: config.distributed.timeout: the other processes did not come within 3 s; ')
+  assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.slow
+def test_a_slurm_job_that_tells_too_little_is_refused(tmp_path, digits_dir):
+  command = tiny_command(tmp_path / 'w', digits_dir)
+  done = subprocess.run([sys.executable, '-m', 'kdih.main', *command[1:]], check=False,
+                        capture_output=True, text=True, timeout=120,
+                        env={**os.environ, 'PYTHONPATH': str(ROOT), 'SLURM_NTASKS': '2',
+                             'SLURM_STEP_NODELIST': 'localhost'})
+  assert done.returncode == 2
+  assert done.stderr.splitlines()[-1].startswith('kdih: config.distributed: ')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('variable', 'value', 'start'), [
+    ('JAX_PLATFORMS', 'cuda', "JAX_PLATFORMS: is 'cuda', and JAX finds no devices ("),
+    ('JAX_PLATFORMS', 'nonsense', "JAX_PLATFORMS: is 'nonsense', and JAX finds no devices ("),
+    ('JAX_NUM_CPU_DEVICES', '0', "JAX_PLATFORMS: is 'cpu', and JAX finds no devices ("),
+    ('JAX_ENABLE_X64', 'maybe', 'an environment variable of jax has a wrong value (')])
+@pytest.mark.parametrize('module', ['main', 'sweep'])
+def test_variables_that_jax_refuses(tmp_path, digits_dir, module, variable, value, start):
+  command = tiny_command(tmp_path / 'w', digits_dir)
+  done = subprocess.run([sys.executable, '-m', f'kdih.{module}', *command[1:]], check=False,
+                        capture_output=True, text=True, timeout=120,
+                        env={**os.environ, 'PYTHONPATH': str(ROOT), variable: value})
+  assert done.returncode == 2
+  assert done.stderr.startswith(f'kdih: {start}') and done.stderr.count('\n') == 1
   assert not (tmp_path / 'w').exists()

@@ -15,6 +15,7 @@ from kdih.models import registry
 from kdih.models.taps import EMBEDDING
 from tests.helpers.model_checks import (
   FAMILIES,
+  NAMES,
   NORMALISED,
   applied,
   close,
@@ -110,6 +111,17 @@ def test_any_image(name, size):
     ('vgg11', 28, (1, 1, 512))])
 def test_last_tap_of_other_sizes(name, size, last):
   assert tap_shapes(name, size)[-1] == last
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_size_of_the_batch_may_be_unknown(name):
+  """As in an exported model, which takes batches of any size."""
+  batch, = jax.export.symbolic_shape('batch')
+  run = functools.partial(smaller(name).init_with_output, train=True, mutable=True)
+  logits, variables = jax.eval_shape(
+      run, jax.random.key(0), jax.ShapeDtypeStruct((batch, 16, 16, 3), jnp.float32))
+  assert logits.shape == (batch, 3)
+  assert {leaf.shape[0] for leaf in jax.tree.leaves(variables['intermediates'])} == {batch}
 
 
 @pytest.mark.parametrize('name', FAMILIES)
