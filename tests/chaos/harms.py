@@ -1,93 +1,120 @@
 """What can be done to a process: the type of all harms, and the kills.
 
-A harm has a text, such as `event=17`, which is its name in the summary and makes it again.
+A harm has a text, such as `event=17`, which names it in the summary and makes it again.
 """
-import dataclasses
+import contextlib
 import os
+import pathlib
 import random
 import resource
 import signal
+from collections.abc import Callable
 from typing import ClassVar
 
 from tests.chaos.file_events import Event
+
+_HARMS: dict[str, type['Harm']] = {}
 
 
 class Harm:
   """What is done to a process; this one does nothing.
 
+  Args:
+    word: one of `WORDS`.
+    where: the rest of the text, which the class explains.
+
   Attributes:
+    WORDS: what the texts of a class begin with, and what each does.
+    codes: the exit codes with which the process may end, unless it is killed.
     kill_after: seconds after which the parent kills the process, or None.
   """
 
+  WORDS: ClassVar[dict[str, str]] = {'-': 'nothing'}
+  codes: frozenset[int] = frozenset({0})
   kill_after: float | None = None
 
+  def __init__(self, word: str = '-', where: str = ''):
+    self.word, self.where = word, where
+    self.read(where)
+
+  def __init_subclass__(cls):
+    _HARMS.update(dict.fromkeys(cls.WORDS, cls))
+
+  def read(self, where: str) -> None:
+    """Reads the rest of the text."""
+
   def start(self) -> None:
-    """Runs in the process before the command."""
+    """Runs in the process, before the command."""
 
   def before(self, event: Event) -> None:
-    """Runs in the process before each operation on a file; an error appears as that of the system.
+    """Runs in the process, before each operation on a file; may raise an error in its place."""
+
+  def around(self, folder: pathlib.Path, needed: int, refresh: Callable[[], object]
+             ) -> contextlib.AbstractContextManager:
+    """Runs in the parent: the context is entered before the process starts, and left after the try.
+
+    Args:
+      folder: in which the process works.
+      needed: bytes that an undisturbed run leaves there.
+      refresh: puts into the folder what is there before the first command.
     """
+    return contextlib.nullcontext()
+
+  def relieve(self, folder: pathlib.Path) -> None:
+    """Runs in the parent, once the process has ended: the fault is gone."""
 
   def __str__(self):
-    return '-'
+    return f'{self.word}={self.where}' if self.where else self.word
 
 
-@dataclasses.dataclass
+_HARMS['-'] = Harm
+
+
+def parse(text: str) -> Harm:
+  """Returns the harm that has this text."""
+  word, _, where = text.partition('=')
+  return _HARMS[word](word, where)
+
+
 class Kill(Harm):
-  """SIGKILL, or a signal that nothing catches either, at one moment.
+  """SIGKILL, or a signal that nothing catches either; at NUMBER+AMOUNT.
 
-  Attributes:
-    way: what `WAYS` lists.
-    number: of the change to a file, counted from 1, at which it happens.
-    amount: bytes, milliseconds or seconds, as `WAYS` says.
+  NUMBER counts the process's changes to files, from 1; for AMOUNT see `WORDS`.
   """
 
-  WAYS: ClassVar = {
-      'event': 'before a change',
-      'half': 'while files are written: at the first byte behind `amount`, from a change on',
-      'after': '`amount` milliseconds after a change, in the middle of what C++ writes',
-      'time': '`amount` seconds after the start'}
-  way: str
-  number: int = 0
-  amount: float = 0
-  _count: int = 0
+  WORDS: ClassVar[dict[str, str]] = {
+      'event': 'before a change to a file',
+      'half': 'when a file grows beyond AMOUNT bytes, after a change',
+      'after': 'AMOUNT milliseconds after a change, in the middle of what C++ writes',
+      'time': 'AMOUNT seconds after the start'}
+
+  def read(self, where: str) -> None:
+    number, _, amount = where.partition('+')
+    self._number, self._amount, self._count = int(number), float(amount or 0), 0
+    if self.word == 'time':
+      self.kill_after = self._amount
 
   @classmethod
-  def parse(cls, text: str) -> Harm:
-    """Returns the harm that has this text."""
-    if text == '-':
-      return Harm()
-    way, _, rest = text.partition('=')
-    number, _, amount = rest.partition('+')
-    return cls(way, int(number), float(amount or 0))
-
-  @classmethod
-  def draw(cls, rng: random.Random, events: int, seconds: float) -> 'Kill':
+  def draw(cls, rng: random.Random, changes: int, seconds: float) -> 'Kill':
     """Draws a moment of a process that makes some changes in some seconds."""
-    way = rng.choices(list(cls.WAYS), (5, 2, 2, 1))[0]
-    if way == 'time':
-      return cls(way, amount=round(rng.uniform(0, seconds), 3))
-    amount = {'event': 0, 'half': round(2 ** rng.uniform(0, 11)), 'after': round(
-        2 ** rng.uniform(-2, 6), 1)}[way]
-    return cls(way, rng.randint(1, events), amount)
-
-  def __str__(self):
-    return f'{self.way}={self.number}' + (f'+{self.amount:g}' if self.amount else '')
-
-  @property
-  def kill_after(self) -> float | None:  # type: ignore[override]
-    return self.amount if self.way == 'time' else None
+    word = rng.choices(list(cls.WORDS), (5, 2, 2, 1))[0]
+    number = rng.randint(1, changes)
+    return cls(word, {
+        'event': f'{number}',
+        'half': f'{number}+{2 ** rng.uniform(0, 11):.0f}',
+        'after': f'{number}+{2 ** rng.uniform(-2, 6):.1f}',
+        'time': f'0+{rng.uniform(0, seconds):.3f}'}[word])
 
   def start(self) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it.
 
   def before(self, event: Event) -> None:
     self._count += event.changes
-    if not event.changes or self._count != self.number:
+    if not event.changes or self._count != self._number:
       return
-    if self.way == 'event':
+    if self.word == 'event':
       os.kill(os.getpid(), signal.SIGKILL)
-    if self.way == 'after':
-      signal.setitimer(signal.ITIMER_REAL, self.amount / 1000)
-    if self.way == 'half':  # The kernel writes up to the limit, and ends who writes more.
-      resource.setrlimit(resource.RLIMIT_FSIZE, (int(self.amount),) * 2)
+    if self.word == 'after':
+      signal.setitimer(signal.ITIMER_REAL, self._amount / 1000)
+    if self.word == 'half':  # The kernel writes up to the limit, and ends who writes more.
+      resource.setrlimit(resource.RLIMIT_FSIZE, (int(self._amount),) * 2)

@@ -1,6 +1,5 @@
 """The kinds of run that are broken: each a command, and what lies in its folder before."""
 import dataclasses
-import functools
 import os
 import pathlib
 import shutil
@@ -160,6 +159,10 @@ KINDS = {kind.name: kind for kind in (
     Kind('report', _report, _sweep_is_finished, share=2),
     Kind('staged', _staged, share=2),
     Kind('compiled', _compiled),
+    # In its teacher's training there is time for a second command.
+    Kind('slow_teacher', _sweep(
+        '--methods=kd', '--seeds=1', '--config.teacher.train.length=600',
+        '--config.teacher.train.evaluate_every=100', '--config.log_every_steps=50'), share=0),
     Kind('lines', _main(*_ONE_TEACHER, '--config.log_every_steps=3')),
 )}
 
@@ -177,11 +180,11 @@ class Ground:
     if not self._data.exists():
       processes.call(_prepare_digits, str(self._data))
 
-  @functools.cache
   def _template(self, kind: Kind) -> pathlib.Path:
-    """Returns a folder with what the kind needs, in the place where it runs."""
+    """Returns a folder with what the kind needs, made where it runs."""
     place, template = self.place(kind), self.root / 'templates' / kind.name
-    shutil.rmtree(template, ignore_errors=True)
+    if template.exists():
+      return template
     shutil.rmtree(place.folder, ignore_errors=True)
     place.home.mkdir(parents=True)
     processes.call(kind.prepare, place)

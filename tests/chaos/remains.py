@@ -52,8 +52,11 @@ def collect(folder: pathlib.Path) -> Remains:
 
 def differences(whole: Remains, found: Remains) -> list[str]:
   """Returns in what `found` differs from `whole`, a line each, which begins with what it is."""
-  return [f'{what}: {line}' for what in sorted(whole.keys() | found.keys())
-          for line in _differ(whole.get(what, {}), found.get(what, {}), '')]
+  files, now = (set(each.get('files', {})) for each in (whole, found))
+  return [*(f'left over: {name}' for name in sorted(now - files)),
+          *(f'missing: {name}' for name in sorted(files - now)),
+          *(f'{what}: {line}' for what in sorted(whole.keys() | found.keys()) if what != 'files'
+            for line in _differ(whole.get(what, {}), found.get(what, {}), ''))]
 
 
 def _differ(one: Any, other: Any, path: str) -> Iterator[str]:
