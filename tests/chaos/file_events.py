@@ -26,12 +26,18 @@ class Event(NamedTuple):
   Attributes:
     name: of Python's audit event, such as 'os.rename'; 'read' or 'write' for 'open'.
     path: of the file, relative to the watched folder.
-    cuts: whether the operation empties the file.
   """
 
   name: str
   path: str
-  cuts: bool = False
+
+  def __str__(self):
+    return f'{self.name} {self.path}'
+
+  @classmethod
+  def parse(cls, text: str) -> 'Event':
+    """Returns the event with this text."""
+    return cls(*text.split(' ', 1))
 
   @property
   def changes(self) -> bool:
@@ -49,17 +55,12 @@ def watch(folder: str, react: Callable[[Event], Any]) -> None:
     for where in _PLACES[name]:
       path = _path(args, *where)
       if path.startswith(prefix):
-        react(_event(name, path.removeprefix(prefix), args))
+        if name == 'open':
+          name = 'write' if (args[2] or 0) & _WRITING else 'read'
+        react(Event(name, path.removeprefix(prefix)))
         return
 
   sys.addaudithook(hook)
-
-
-def _event(name: str, path: str, args: tuple) -> Event:
-  if name != 'open':
-    return Event(name, path)
-  flags = args[2] or 0
-  return Event('write' if flags & _WRITING else 'read', path, bool(flags & os.O_TRUNC))
 
 
 def _path(args: tuple, position: int, relative_to: int | None) -> str:

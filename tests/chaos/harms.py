@@ -71,9 +71,43 @@ _HARMS['-'] = Harm
 
 
 def parse(text: str) -> Harm:
-  """Returns the harm that has this text."""
+  """Returns the harm that has this text; `;` stands between several that are done at once."""
+  if ';' in text:
+    return Several(text)
   word, _, where = text.partition('=')
   return _HARMS[word](word, where)
+
+
+class Several(Harm):
+  """Several harms to one process at once."""
+
+  WORDS: ClassVar[dict[str, str]] = {}
+
+  def __init__(self, text: str):
+    super().__init__(text)
+    self._harms = [parse(part) for part in text.split(';')]
+    self.codes = frozenset().union(*(harm.codes for harm in self._harms))
+    self.kill_after = min((harm.kill_after for harm in self._harms if harm.kill_after is not None),
+                          default=None)
+
+  def start(self) -> None:
+    for harm in self._harms:
+      harm.start()
+
+  def before(self, event: Event) -> None:
+    for harm in self._harms:
+      harm.before(event)
+
+  @contextlib.contextmanager
+  def around(self, folder: pathlib.Path, needed: int, refresh: Callable[[], object]):
+    with contextlib.ExitStack() as stack:
+      for harm in self._harms:
+        stack.enter_context(harm.around(folder, needed, refresh))
+      yield
+
+  def relieve(self, folder: pathlib.Path) -> None:
+    for harm in self._harms:
+      harm.relieve(folder)
 
 
 class Kill(Harm):

@@ -111,9 +111,9 @@ class Process:
   def ended(self) -> Ended:
     """Returns how it has ended, once both pipes have."""
     _, status = os.waitpid(self.pid, 0)
+    said, noted = (self.texts[pipe].decode(errors='replace') for pipe in (self._said, self._noted))
     return Ended(
-        code=os.waitstatus_to_exitcode(status), said=self.texts[self._said].decode(errors='replace'),
-        notes=tuple(self.texts[self._noted].decode(errors='replace').splitlines()),
+        code=os.waitstatus_to_exitcode(status), said=said, notes=tuple(noted.splitlines()),
         seconds=time.monotonic() - self.begun, hung=self.hung)
 
 

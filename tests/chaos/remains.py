@@ -12,7 +12,8 @@ _OTHER_EACH_TIME = {
     'seconds', 'examples_per_second', 'latency_ms', 'images_per_second', 'time', 'made_by',
     'command', 'git_commit', 'bytes'}  # tensorstore divides arrays into files as it likes.
 # Lines and columns of texts that hold times and speeds.
-_TIMES = re.compile(r'second|latency|^\| (teacher|heads|student\S*) +\| +\d+ \||ms\b|command|bytes on disk')
+_TIMES = re.compile(r'second|latency|^\| (teacher|heads|student\S*) +\| +\d+ \||ms\b|command|'
+                    r'bytes on disk')
 _TEXTS = {'.md', '.csv', '.tex', '.txt'}
 Remains = dict[str, dict[str, Any]]
 
@@ -28,10 +29,11 @@ def collect(folder: pathlib.Path) -> Remains:
   names = set()
   for path in sorted(folder.rglob('*')):
     name = str(path.relative_to(folder))
-    names.add(_general(name))
+    if path.suffix != '.lock' and path.name != '.lock':  # Some locks are files that come and go.
+      names.add(_general(name))
     if path.name == 'variables' and (path / 'meta').is_dir():
       found['variables'][name] = _variables(path)
-    elif '/checkpoints/' in name or '/variables/' in name:
+    elif re.search(r'/(checkpoints|variables|damaged)/', name):
       continue
     elif path.name == 'metrics.jsonl':
       found['metrics'][name] = [_without_times(json.loads(line))

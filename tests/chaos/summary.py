@@ -1,5 +1,4 @@
-"""The summary of all tries, as JSON: written after each try, so that a run that was stopped resumes.
-"""
+"""The summary of all tries, as JSON: written after each try, because a run may be stopped."""
 import collections
 import json
 import pathlib

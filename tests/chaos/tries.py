@@ -50,8 +50,8 @@ class Outcome:
     changes = [event for event in _events(ended) if event.changes]
     said = ended.said.splitlines()
     self.harmed.append(
-        f'{harm}: exit code {ended.code} after {changes[-1].name if changes else "no change"} '
-        f'{changes[-1].path if changes else ""}; {said[-1][:300] if said else "nothing said"}')
+        f'{harm}: exit code {ended.code} after {changes[-1] if changes else "no change"}; '
+        f'{said[-1][:300] if said else "nothing said"}')
     self.seconds += ended.seconds
     if not ended.killed:
       self.problems += problems_of(ended, harm.codes)
@@ -125,14 +125,16 @@ class Arena:
       outcome.problems += [f'afterwards, {problem}'
                            for problem in problems_of(ended, frozenset({0}))]
       outcome.seconds += ended.seconds
-    outcome.problems += remains.differences(self.reference(kind).remains, self._remains(kind))
+    found = remains.differences(self.reference(kind).remains, self._remains(kind))
+    # What many tries have in common does not hide the others.
+    outcome.problems += sorted(found, key=lambda line: line.startswith(('left over', 'events')))
     return outcome
 
 
 def _body(place: kinds.Place, command: kinds.Command, harm: Harm) -> processes.Body:
   def body(note: processes.Note) -> int:
     def react(event: file_events.Event) -> None:
-      note(f'{event.name} {event.path}')
+      note(str(event))
       harm.before(event)
 
     harm.start()
@@ -144,7 +146,7 @@ def _body(place: kinds.Place, command: kinds.Command, harm: Harm) -> processes.B
 
 def _events(ended: processes.Ended) -> tuple[file_events.Event, ...]:
   """Returns the operations on files of a process."""
-  return tuple(file_events.Event(*note.split(' ', 1)) for note in ended.notes)
+  return tuple(file_events.Event.parse(note) for note in ended.notes)
 
 
 def problems_of(ended: processes.Ended, codes: frozenset[int]) -> list[str]:
@@ -157,7 +159,7 @@ def problems_of(ended: processes.Ended, codes: frozenset[int]) -> list[str]:
     return [f'traceback: {last}']
   if ended.code not in codes:
     return [f'exit code {ended.code}: {last}']
-  if ended.code and not last.startswith('kdih: '):
+  if ended.code and sum(line.startswith('kdih: ') for line in said) != 1:
     return [f'no line: {last}']
   # Nothing was damaged.
   return [f'called damaged: {line[:400]}' for line in said if 'damaged' in line]
