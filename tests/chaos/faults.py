@@ -234,7 +234,7 @@ def plan(arena: Arena, chosen: list[kinds.Kind], count: int, seed: int) -> Itera
   rng = random.Random(f'{seed}:faults')
   full = Full.is_possible()
   levels = [level for level in LEVELS if full and level.split(':')[1] in names]
-  streams = [(_draws(arena, word, names, rng), weight)
+  streams: list[tuple[Iterator[str | None], int]] = [(_draws(arena, word, names, rng), weight)
              for word, (_, weight) in DRAWS.items() if full or word != 'space']
   streams += [(_besides(arena, [kind.name for kind in chosen], rng), 4), (iter(levels), 3)]
   # In turns, so that any number of tries has some of all.
@@ -250,7 +250,8 @@ def plan(arena: Arena, chosen: list[kinds.Kind], count: int, seed: int) -> Itera
       yield name
 
 
-def _draws(arena: Arena, word: str, names: list[str], rng: random.Random) -> Iterator[str]:
+def _draws(
+    arena: Arena, word: str, names: list[str], rng: random.Random) -> Iterator[str | None]:
   draw, _ = DRAWS[word]
   for name in itertools.cycle(names):
     kind = kinds.KINDS[name]
@@ -259,7 +260,7 @@ def _draws(arena: Arena, word: str, names: list[str], rng: random.Random) -> Ite
         '&'.join([start, *['-'] * (kind.processes - 1)]) for start in alone.split(','))
 
 
-def _besides(arena: Arena, names: list[str], rng: random.Random) -> Iterator[str]:
+def _besides(arena: Arena, names: list[str], rng: random.Random) -> Iterator[str | None]:
   for word, (_, _, _, those) in itertools.cycle(BESIDE.items()):
     for name in sorted(set(names) & set(those)) or (None,):
       if name is None:
