@@ -4,12 +4,13 @@
   python -m tests.chaos --parts=kills --kinds=sweep,report --kills=50 --seed=1
   python -m tests.chaos --only='kills:phases:event=17,time=0+1.25'
 
-Run the same command again to resume. Exit codes: 0 every try ended as it should, 1 some did not.
+Run the same command again to resume; tries of the same code are kept. Exit codes: 0 every try ended as it should, 1 some did not.
 """
 import argparse
 import itertools
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ PARTS: dict[str, ModuleType] = {'kills': kills, 'faults': faults}
 def main(argv: list[str]) -> int:
   """Runs the command line `argv`, and returns the exit code."""
   given = _parser().parse_args(argv[1:])
+  for number in (signal.SIGINT, signal.SIGTERM):  # File systems are unmounted, folders removed.
+    signal.signal(number, signal.default_int_handler)
   with tempfile.TemporaryDirectory(prefix='kdih-chaos-') as temporary:
     folder = pathlib.Path(given.folder or temporary).absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -168,7 +168,7 @@ def _become(body: Body, said: int, noted: int) -> None:
     os.close(said)
     sys.stdout = open(1, 'w', buffering=1, encoding='utf-8', closefd=False)  # noqa: SIM115
     sys.stderr = open(2, 'w', buffering=1, encoding='utf-8', closefd=False)  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     code = body(lambda text: os.write(noted, f'{text}\n'.encode()))
   except BaseException:  # As the interpreter does.
     traceback.print_exc()

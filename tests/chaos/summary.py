@@ -16,12 +16,12 @@ class Summary:
   """The tries so far, by name.
 
   Args:
-    path: of the file. Tries in it are kept if they were made of the same commit.
+    path: of the file. Tries in it are kept if they were made with the same code and versions.
   """
 
   def __init__(self, path: pathlib.Path):
     self._path = path
-    self._made_by = {'commit': _commit(), 'versions': _versions()}
+    self._made_by = {'kdih': _git('rev-parse', 'HEAD:kdih'), 'versions': _versions()}
     self.tries: dict[str, dict[str, Any]] = {}
     before = json.loads(path.read_text()) if path.exists() else {}
     if {name: before.get(name) for name in self._made_by} == self._made_by:
@@ -48,6 +48,7 @@ class Summary:
     self._path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(self._path, json.dumps({
         'command': shlex.join(['python', '-m', 'tests.chaos', *sys.argv[1:]]),
+        'commit': _git('rev-parse', 'HEAD'),
         **self._made_by,
         'outcomes': counts,
         'failures': {name: found for name, found in self.tries.items()
@@ -56,8 +57,8 @@ class Summary:
     }, indent=1) + '\n')
 
 
-def _commit() -> str:
-  return subprocess.run(['git', 'rev-parse', 'HEAD:kdih'], cwd=ROOT, capture_output=True, text=True,
+def _git(*arguments: str) -> str:
+  return subprocess.run(['git', *arguments], cwd=ROOT, capture_output=True, text=True,
                         check=False).stdout.strip()
 
 
