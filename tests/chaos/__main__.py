@@ -4,7 +4,8 @@
   python -m tests.chaos --parts=kills --kinds=sweep,report --kills=50 --seed=1
   python -m tests.chaos --only='kills:phases:event=17,time=0+1.25'
 
-Run the same command again to resume; tries of the same code are kept. Exit codes: 0 every try ended as it should, 1 some did not.
+Run the same command again to resume; tries of the same code are kept. Exit codes: 0 every try ended
+as it should, 1 some did not.
 """
 import argparse
 import itertools

@@ -23,11 +23,13 @@ class Summary:
     self._path = path
     self._made_by = {'kdih': _git('rev-parse', 'HEAD:kdih'), 'versions': _versions()}
     self.tries: dict[str, dict[str, Any]] = {}
+    self._killed = 0
     before = json.loads(path.read_text()) if path.exists() else {}
     if {name: before.get(name) for name in self._made_by} == self._made_by:
       self.tries = {
           **{name: {'outcome': outcome} for name, outcome in before['tries'].items()},
           **before['failures']}
+      self._killed = before['killed']
 
   def add(self, name: str, outcome: Outcome) -> None:
     """Adds a try, and writes the file."""
@@ -36,6 +38,7 @@ class Summary:
       found |= {'problems': outcome.problems[:12], 'harmed': outcome.harmed,
                 'reproduce': f'python -m tests.chaos --only={shlex.quote(name)}'}
     self.tries[name] = found
+    self._killed += outcome.killed
     self.write()
 
   def write(self) -> None:
@@ -50,6 +53,7 @@ class Summary:
         'command': shlex.join(['python', '-m', 'tests.chaos', *sys.argv[1:]]),
         'commit': _git('rev-parse', 'HEAD'),
         **self._made_by,
+        'killed': self._killed,  # Processes.
         'outcomes': counts,
         'failures': {name: found for name, found in self.tries.items()
                      if found['outcome'] != GOOD},

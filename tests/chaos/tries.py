@@ -38,11 +38,13 @@ class Outcome:
   Attributes:
     problems: what is wrong, a line each, which begins with its kind and a colon.
     harmed: for each process that was harmed, how it ended and the last that it did to a file.
+    killed: how many of these were killed.
     seconds: how long all processes took.
   """
 
   problems: list[str] = dataclasses.field(default_factory=list)
   harmed: list[str] = dataclasses.field(default_factory=list)
+  killed: int = 0
   seconds: float = 0
 
   def add(self, ended: processes.Ended, harm: Harm) -> None:
@@ -53,6 +55,7 @@ class Outcome:
         f'{harm}: exit code {ended.code} after {changes[-1] if changes else "no change"}; '
         f'{said[-1][:300] if said else "nothing said"}')
     self.seconds += ended.seconds
+    self.killed += ended.killed
     if not ended.killed:
       self.problems += problems_of(ended, harm.codes)
 
