@@ -281,9 +281,8 @@ def attempt(arena: Arena, name: str) -> Outcome:
   place, outcome = arena.ground.fresh(kind), Outcome()
   own, other = Harm(), Later('later', seconds)
   ended = arena.run(kind, [own, other], [kind.command(place), make(kind, place)])
-  own.codes, other.codes = codes, its_codes
-  for each, harm in zip(ended, (own, other), strict=True):
-    outcome.add(each, harm)
+  outcome.add(ended[0], own, codes)
+  outcome.add(ended[1], other, its_codes)
   if all(each.code for each in ended):
     outcome.problems.append(f'nobody: {outcome.harmed}')
   return arena.finish(kind, outcome)

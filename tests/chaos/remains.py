@@ -13,7 +13,7 @@ _OTHER_EACH_TIME = {
     'command', 'git_commit', 'bytes'}  # tensorstore divides arrays into files as it likes.
 # Lines and columns of texts that hold times and speeds.
 _TIMES = re.compile(r'second|latency|^\| (teacher|heads|student\S*) +\| +\d+ \||ms\b|command|'
-                    r'bytes on disk')
+                    r'bytes on disk|git commit')
 _TEXTS = {'.md', '.csv', '.tex', '.txt'}
 Remains = dict[str, dict[str, Any]]
 

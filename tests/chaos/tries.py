@@ -47,8 +47,8 @@ class Outcome:
   killed: int = 0
   seconds: float = 0
 
-  def add(self, ended: processes.Ended, harm: Harm) -> None:
-    """Adds how a process that was harmed has ended."""
+  def add(self, ended: processes.Ended, harm: Harm, codes: frozenset[int]) -> None:
+    """Adds how a process that was harmed has ended, which may be with these exit codes."""
     changes = [event for event in _events(ended) if event.changes]
     said = ended.said.splitlines()
     self.harmed.append(
@@ -57,7 +57,7 @@ class Outcome:
     self.seconds += ended.seconds
     self.killed += ended.killed
     if not ended.killed:
-      self.problems += problems_of(ended, harm.codes)
+      self.problems += problems_of(ended, codes)
 
   def __str__(self):
     return ', '.join(sorted({problem.partition(':')[0] for problem in self.problems})) or GOOD
@@ -116,8 +116,10 @@ class Arena:
         harms = [harms_lib.parse(text) for text in start.split('&')]
         for harm in harms:
           stack.enter_context(harm.around(place.folder, needed, lambda: self.ground.fresh(kind)))
+        # A process tells what has failed in another one.
+        codes = frozenset[int]().union(*(harm.codes for harm in harms))
         for ended, harm in zip(self.run(kind, harms), harms, strict=True):
-          outcome.add(ended, harm)
+          outcome.add(ended, harm, codes)
           harm.relieve(place.folder)
         outcome.problems += [f'moved to damaged: {path}' for path in place.folder.rglob('damaged')]
       return self.finish(kind, outcome)
