@@ -1,4 +1,4 @@
-"""Breaks kdih, and goes on: kills runs, and lets the system fail them; see the package.
+"""Breaks kdih, and goes on: kills runs, lets the system fail them, changes what they read.
 
   python -m tests.chaos
   python -m tests.chaos --parts=kills --kinds=sweep,report --kills=50 --seed=1
@@ -8,7 +8,6 @@ Run the same command again to resume; tries of the same code are kept. Exit code
 as it should, 1 some did not.
 """
 import argparse
-import itertools
 import os
 import pathlib
 import signal
@@ -27,12 +26,13 @@ from kdih.runtime import environment  # noqa: E402
 
 environment.set_environment({'deterministic': True})
 
-from tests.chaos import faults, kills, kinds, processes  # noqa: E402
+from tests.chaos import faults, kills, kinds, mutations, processes  # noqa: E402
 from tests.chaos.summary import Summary  # noqa: E402
 from tests.chaos.tries import GOOD, Arena  # noqa: E402
 from tests.helpers.runs import ROOT  # noqa: E402
 
-PARTS: dict[str, ModuleType] = {'kills': kills, 'faults': faults}
+PARTS: dict[str, ModuleType] = {'kills': kills, 'faults': faults, 'mutations': mutations}
+KINDS = sorted({kind for part in PARTS.values() for kind in part.KINDS})
 
 
 def main(argv: list[str]) -> int:
@@ -64,11 +64,13 @@ def _parser() -> argparse.ArgumentParser:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--parts', type=_names_of(PARTS), default=list(PARTS),
                       help=f'some of {",".join(PARTS)}')
-  parser.add_argument('--kinds', type=_names_of(kinds.KINDS), default=list(kinds.KINDS),
-                      help=f'some of {",".join(kinds.KINDS)}')
+  parser.add_argument('--kinds', type=_names_of(KINDS), default=KINDS,
+                      help=f'some of {",".join(KINDS)}')
   parser.add_argument('--kills', type=int, default=300, help='how many tries with kills')
   parser.add_argument('--faults', type=int, default=300,
                       help='how many tries with faults of the system, at most')
+  parser.add_argument('--mutations', type=int, default=3000,
+                      help='how many tries with configs and files that are changed')
   parser.add_argument('--seed', type=int, default=0, help='draws other moments')
   parser.add_argument('--only', action='append', help='the name of a try to make again')
   parser.add_argument('--output', default=str(ROOT / 'launch/results/chaos.json'),
@@ -90,9 +92,11 @@ def _names_of(known):
 
 def _names(arena: Arena, given: argparse.Namespace) -> Iterator[str]:
   """Yields the names of the tries that the command line asks for."""
-  chosen = [kinds.KINDS[name] for name in given.kinds]
-  return itertools.chain.from_iterable(
-      PARTS[part].plan(arena, chosen, getattr(given, part), given.seed) for part in given.parts)
+  for name in given.parts:
+    part = PARTS[name]
+    chosen = [kind for kind in part.KINDS if kind in given.kinds]
+    if chosen:
+      yield from part.plan(arena, chosen, getattr(given, name), given.seed)
 
 
 if __name__ == '__main__':

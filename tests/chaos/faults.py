@@ -25,6 +25,8 @@ from tests.chaos.harms import Harm
 from tests.chaos.tries import Arena, Outcome, Reference
 from tests.helpers.sweeps import PAIR
 
+KINDS = kinds.KINDS
+
 
 class Fault(Harm):
   """A fault that a program may notice."""
@@ -228,15 +230,15 @@ class Later(Harm):
     time.sleep(float(self.where))
 
 
-def plan(arena: Arena, chosen: list[kinds.Kind], count: int, seed: int) -> Iterator[str]:
+def plan(arena: Arena, chosen: list[str], count: int, seed: int) -> Iterator[str]:
   """Yields the names of `count` tries: of each fault its part, each with every kind in turn."""
-  names = [kind.name for kind in chosen if kind.share]
+  names = [name for name in chosen if KINDS[name].share]
   rng = random.Random(f'{seed}:faults')
   full = Full.is_possible()
   levels = [level for level in LEVELS if full and level.split(':')[1] in names]
   streams: list[tuple[Iterator[str | None], int]] = [(_draws(arena, word, names, rng), weight)
              for word, (_, weight) in DRAWS.items() if full or word != 'space']
-  streams += [(_besides(arena, [kind.name for kind in chosen], rng), 4), (iter(levels), 3)]
+  streams += [(_besides(arena, chosen, rng), 4), (iter(levels), 3)]
   # In turns, so that any number of tries has some of all.
   turns = itertools.cycle([stream for stream, weight in streams for _ in range(weight)])
   seen: set[str] = set()
@@ -254,7 +256,7 @@ def _draws(
     arena: Arena, word: str, names: list[str], rng: random.Random) -> Iterator[str | None]:
   draw, _ = DRAWS[word]
   for name in itertools.cycle(names):
-    kind = kinds.KINDS[name]
+    kind = KINDS[name]
     alone = draw(rng, arena.reference(kind))
     yield f'faults:{name}:' + ','.join(
         '&'.join([start, *['-'] * (kind.processes - 1)]) for start in alone.split(','))
@@ -266,14 +268,14 @@ def _besides(arena: Arena, names: list[str], rng: random.Random) -> Iterator[str
       if name is None:
         yield None
       else:
-        seconds = rng.choice((0, rng.uniform(0, arena.reference(kinds.KINDS[name]).seconds)))
+        seconds = rng.choice((0, rng.uniform(0, arena.reference(KINDS[name]).seconds)))
         yield f'faults:{name}:beside={word}+{seconds:.2f}'
 
 
 def attempt(arena: Arena, name: str) -> Outcome:
   """Makes the try of this name."""
   _, kind_name, what = name.split(':')
-  kind = kinds.KINDS[kind_name]
+  kind = KINDS[kind_name]
   if not what.startswith('beside='):
     return arena.attempt(kind, what)
   word, _, seconds = what.removeprefix('beside=').partition('+')

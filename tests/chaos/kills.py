@@ -11,11 +11,14 @@ from tests.chaos import kinds
 from tests.chaos.harms import Harm, Kill
 from tests.chaos.tries import Arena, Outcome
 
+KINDS = kinds.KINDS
 
-def plan(arena: Arena, chosen: list[kinds.Kind], count: int, seed: int) -> Iterator[str]:
+
+def plan(arena: Arena, chosen: list[str], count: int, seed: int) -> Iterator[str]:
   """Yields the names of `count` tries, spread over the kinds by their shares, in turns."""
   turns = itertools.cycle([
-      stream for kind in chosen for stream in [_draws(arena, kind, seed)] * kind.share])
+      stream for kind in map(KINDS.get, chosen)
+      for stream in [_draws(arena, kind, seed)] * kind.share])
   return (next(next(turns)) for _ in range(count))
 
 
@@ -32,4 +35,4 @@ def _draws(arena: Arena, kind: kinds.Kind, seed: int) -> Iterator[str]:
 def attempt(arena: Arena, name: str) -> Outcome:
   """Makes the try of this name."""
   _, kind, starts = name.split(':')
-  return arena.attempt(kinds.KINDS[kind], starts)
+  return arena.attempt(KINDS[kind], starts)

@@ -106,15 +106,18 @@ def _report(place: Place) -> Command:
   return Command('report', (str(place.work),))
 
 
-def _sweep_is_finished(place: Place) -> None:
-  assert _sweep('--methods=ce,kd', '--seeds=1,2')(place).execute(place) == 0
+SWEPT = _sweep('--methods=ce,kd', '--seeds=1,2')
+
+
+def sweep_is_finished(place: Place) -> None:
+  assert SWEPT(place).execute(place) == 0
 
 
 def _teacher_is_trained(place: Place) -> None:
   assert _main(*_ONE_TEACHER)(place).execute(place) == 0
 
 
-def _images_lie_in_folders(place: Place) -> None:
+def images_lie_in_folders(place: Place) -> None:
   rng = np.random.default_rng(0)
   for split, count in (('train', 12), ('test', 4)):
     for label in ('ant', 'bee', 'cow'):
@@ -154,9 +157,9 @@ KINDS = {kind.name: kind for kind in (
     Kind('cache', _main('--config.phases=teacher,student', '--config.student.methods=kd',
                         '--config.compute.cache=all_views',
                         '--config.compute.cache_place=disk'), share=2),
-    Kind('folder', _folder, _images_lie_in_folders),
+    Kind('folder', _folder, images_lie_in_folders),
     Kind('streaming', _main(*_ONE_TEACHER, '--config.data.loader=streaming')),
-    Kind('report', _report, _sweep_is_finished, share=2),
+    Kind('report', _report, sweep_is_finished, share=2),
     Kind('staged', _staged, share=2),
     Kind('compiled', _compiled),
     # In its teacher's training there is time for a second command.

@@ -92,8 +92,8 @@ def _variables(path: pathlib.Path) -> dict[str, str]:
   import jax
   import numpy as np
 
-  from kdih.training import checkpoints
-  leaves = jax.tree_util.tree_leaves_with_path(checkpoints.restore(path))
+  from kdih.training import orbax_files
+  leaves = jax.tree_util.tree_leaves_with_path(orbax_files.restore(path))
   return {jax.tree_util.keystr(key): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()[:12]
           for key, leaf in leaves}
 

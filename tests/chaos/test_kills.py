@@ -1,9 +1,6 @@
 """A few of the kills that `python -m tests.chaos` makes by the hundred."""
 import pytest
 
-# What is not yet as it should be; see the failures in launch/results/chaos.json.
-OPEN = {'events', 'left over', 'called damaged', 'moved to damaged'}
-
 
 @pytest.fixture(scope='module')
 def killed(outcomes):
@@ -18,12 +15,6 @@ def named(summary) -> dict[str, set[str]]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ends_with_the_same_numbers(killed):
+def test_a_run_that_is_killed_ends_as_an_undisturbed_one(killed):
   assert len(killed['tries']) == 10 and killed['killed'] >= 7
-  assert {name: found - OPEN for name, found in named(killed).items() if found - OPEN} == {}
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(reason='steps stand twice among the events, and temporary files stay')
-def test_a_run_that_is_killed_leaves_nothing_more(killed):
   assert named(killed) == {}

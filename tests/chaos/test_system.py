@@ -1,7 +1,7 @@
 """A few of the faults of the system that `python -m tests.chaos` makes by the hundred."""
 import pytest
 
-from tests.chaos.test_kills import OPEN, named
+from tests.chaos.test_kills import named
 
 
 @pytest.fixture(scope='module')
@@ -11,12 +11,6 @@ def failed(outcomes):
 
 
 @pytest.mark.slow
-def test_a_run_that_the_system_fails_ends_with_the_same_numbers_afterwards(failed):
+def test_a_run_that_the_system_fails_ends_as_an_undisturbed_one_afterwards(failed):
   assert len(failed['tries']) == 16
-  assert {name: found - OPEN for name, found in named(failed).items() if found - OPEN} == {}
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(reason='what cannot be read now is called damaged, and temporary files stay')
-def test_a_run_that_the_system_fails_leaves_nothing_more(failed):
   assert named(failed) == {}

@@ -1,0 +1,34 @@
+"""A few of the inputs that `python -m tests.chaos` changes by the thousand."""
+import pytest
+
+from tests.chaos import mutations
+from tests.chaos.test_kills import named
+
+
+@pytest.mark.slow
+def test_changed_configs_and_files_are_used_or_refused_in_a_line(outcomes):
+  summary = outcomes('--parts=mutations', '--mutations=30')
+  assert len(summary['tries']) == 30
+  assert set(summary['outcomes']['mutations']) == set(mutations.KINDS)
+  assert named(summary) == {}
+
+
+def test_a_batch_of_inputs_is_drawn_again():
+  first = [repr(found) for found in mutations.inputs('run', 3)]
+  mutations.inputs.cache_clear()
+  assert [repr(found) for found in mutations.inputs('run', 3)] == first
+  assert len(set(first)) > 30
+
+
+@pytest.mark.parametrize('way', mutations._WAYS)
+def test_each_way_changes_a_file(tmp_path, way):
+  folder, outside = tmp_path / 'folder', tmp_path / 'outside'
+  (folder / 'below').mkdir(parents=True)
+  outside.mkdir()
+  path = folder / 'below' / 'x.json'
+  path.write_text('{"a": [1, 2]}')
+  before = path.stat()
+  change = mutations.FileChange(0.5, way, 0.9, 'value', 'y.json')
+  assert change.apply(folder, outside) == f'{way} below/x.json'
+  assert not (path.exists() and path.is_file() and path.stat().st_ino == before.st_ino
+              and path.read_bytes() == b'{"a": [1, 2]}')
