@@ -56,8 +56,8 @@ def import_library(name: str) -> None:
   try:
     importlib.import_module(name)
   except ValueError as error:
-    raise errors.ConfigError(f'an environment variable of {name} has a wrong value '
-                             f'({errors.first_line(error)}); correct or unset it') from error
+    raise errors.ConfigError(f'{name}: cannot be imported ({errors.first_line(error)}); correct '
+                             'the environment variables that it reads') from error
 
 
 def provide_home() -> None:

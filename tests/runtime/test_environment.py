@@ -126,8 +126,8 @@ def test_a_library_that_refuses_a_variable_is_named(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(errors.ConfigError) as raised:
     environment.import_library('reads_variables')
-  assert str(raised.value) == ('an environment variable of reads_variables has a wrong value '
-                               '(X is not a number); correct or unset it')
+  assert str(raised.value) == ('reads_variables: cannot be imported (X is not a number); correct '
+                               'the environment variables that it reads')
 
 
 @pytest.fixture
