@@ -87,11 +87,19 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   start = f'.{path.name}.{platform.node()}-'
   for left in path.parent.iterdir():
     pid = left.name.removeprefix(start).removesuffix('.tmp')
-    if left.name.startswith(start) and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+    if left.name.startswith(start) and pid.isdecimal() and not _is_running(int(pid)):
       left.unlink(missing_ok=True)
   temporary = path.with_name(f'{start}{os.getpid()}.tmp')
   temporary.write_bytes(content)
   temporary.replace(path)
+
+
+def _is_running(pid: int) -> bool:
+  """Returns whether a process can still write; a zombie cannot."""
+  try:
+    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+  except psutil.NoSuchProcess:
+    return False
 
 
 def is_file(path: epath.Path) -> bool:

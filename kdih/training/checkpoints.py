@@ -22,6 +22,7 @@ from kdih.training.state import TrainState, from_stored, to_stored
 
 logger = logging.getLogger(__name__)
 
+_BEST, _DELETED = 'best', 'deleted'  # Folders beside the checkpoints.
 SELECTION = 'top1'  # The validation metric that chooses the best variables.
 
 
@@ -46,6 +47,7 @@ class Checkpoints:
       STEP/        a checkpoint: the state, and its description with digests of both
       best/STEP/   the best variables before one of the checkpoints, which names their digest
       rewind.json  the last rewind, see `rewind`
+      deleted/     checkpoints that are being removed
 
   Of two equally good steps the later one counts. A checkpoint is complete or absent, whenever the
   process dies. It contains digests of its content, because orbax does not notice a flipped bit
@@ -71,7 +73,8 @@ class Checkpoints:
     self._contents: dict[int, dict[str, Any]] = {}
     self._set_damaged_aside()
     self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.LatestN(2), enable_async_checkpointing=False))
+        preservation_policy=checkpoint_managers.LatestN(2), enable_async_checkpointing=False,
+        todelete_subdir=_DELETED))  # A checkpoint is moved at once, and removed file by file.
     self._give_up()
     self._keep_best()
 
@@ -175,6 +178,7 @@ class Checkpoints:
     """Removes the checkpoint of a step, if it exists."""
     if step in self._manager.all_steps():
       self._manager.delete(step)
+      self._remove_unused()
 
   def restore_best(self) -> Best:
     """Returns the best variables by validation, or the last ones if there was no validation."""
@@ -201,7 +205,7 @@ class Checkpoints:
     return None if self.last_step is None else self._contents[self.last_step]['best']
 
   def _best_path(self, step: int) -> epath.Path:
-    return self._directory / 'best' / str(step)
+    return self._directory / _BEST / str(step)
 
   def _write_best(
       self, step: int, metrics: dict[str, float], variables: Any
@@ -247,15 +251,18 @@ class Checkpoints:
     self._remove_unused()
 
   def _remove_unused(self) -> None:
-    """Removes best variables that no checkpoint names, and what a killed process has left."""
+    """Removes what no checkpoint names, and what a killed process has left."""
     steps = self._manager.all_steps()
     self._contents = {step: self._contents[step] for step in steps}
-    used = {str(content['best']['step']) for content in self._contents.values() if content['best']}
-    folder = self._directory / 'best'
-    for path in folder.iterdir() if processes.is_first() and folder.exists() else ():
-      if path.name not in used:
-        path.rmtree()
-    devices.wait_for_all('best variables kept')
+    used = {str(content['best']['step']) for content in self._contents.values()
+            if content.get('best')}
+    if processes.is_first():
+      (self._directory / _DELETED).rmtree(missing_ok=True)
+      folder = self._directory / _BEST
+      for path in folder.iterdir() if folder.exists() else ():
+        if path.name not in used:
+          path.rmtree()
+    devices.wait_for_all('unused files removed')
 
   def _read(self, step: int) -> tuple[TrainState, dict]:
     """Returns the state of a checkpoint and its description.

@@ -202,7 +202,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
 
 def test_a_temporary_file_of_a_killed_process_is_removed_by_the_next_that_writes(tmp_path):
   ended = subprocess.Popen(['true'])
-  ended.wait()
+  os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # It stays a zombie.
   left = [tmp_path / f'.a.json.{platform.node()}-{ended.pid}.tmp',
           tmp_path / f'.a.json.{platform.node()}-{os.getppid()}.tmp',  # It still runs.
           tmp_path / f'.b.json.{platform.node()}-{ended.pid}.tmp']
@@ -211,6 +211,9 @@ def test_a_temporary_file_of_a_killed_process_is_removed_by_the_next_that_writes
   run_files.write(tmp_path / 'a.json', {'x': 1})
   assert {path.name for path in tmp_path.iterdir()} == {
       'a.json', left[1].name, left[2].name}
+  ended.wait()
+  run_files.write(tmp_path / 'b.json', {'x': 1})
+  assert not left[2].exists()
 
 
 @pytest.mark.parametrize('number', [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])

@@ -94,8 +94,31 @@ def test_the_best_variables_before_each_checkpoint_are_kept(tmp_path):
   assert_best(checkpoints, 4)
   checkpoints.drop(4)
   assert_best(checkpoints, 1)
-  shutil.rmtree(folder / 'best' / '4')  # A process that is killed before may leave it or not.
+  assert [path.name for path in (folder / 'best').iterdir()] == ['1']
   assert_best(opened(folder), 1)
+
+
+def test_a_checkpoint_is_removed_at_once(tmp_path, saved, monkeypatch, capsys):
+  """A process that is killed meanwhile leaves none that is half there, and damaged."""
+  class Killed(BaseException):
+    pass
+
+  folder, rmdir = copied(saved, tmp_path), os.rmdir
+
+  def killed(path, *args, **kwargs):
+    rmdir(path, *args, **kwargs)
+    raise Killed
+
+  checkpoints = opened(folder)
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'rmdir', killed)
+    with pytest.raises(Killed):
+      checkpoints.save(state_at(4), {'seconds': 4.0}, None)
+  left = [path.name for path in folder.iterdir()]
+  assert sorted(left) == ['3', '4', 'best', 'deleted']
+  assert_holds(opened(folder), 4)
+  assert sorted(path.name for path in folder.iterdir()) == ['3', '4', 'best']
+  assert not capsys.readouterr().err
 
 
 def test_what_a_killed_process_has_left_among_the_best_variables_is_removed(tmp_path, saved):
