@@ -38,9 +38,8 @@ KINDS = sorted({kind for part in PARTS.values() for kind in part.KINDS})
 def main(argv: list[str]) -> int:
   """Runs the command line `argv`, and returns the exit code."""
   given = _parser().parse_args(argv[1:])
-  for number in (signal.SIGINT, signal.SIGTERM):  # File systems are unmounted, folders removed.
-    signal.signal(number, signal.default_int_handler)
-  with tempfile.TemporaryDirectory(prefix='kdih-chaos-') as temporary:
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # Nothing stays mounted.
+  with tempfile.TemporaryDirectory(prefix='kdih-chaos-', ignore_cleanup_errors=True) as temporary:
     folder = pathlib.Path(given.folder or temporary).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     processes.import_everything(str(folder / 'compiled'))

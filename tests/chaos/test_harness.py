@@ -6,9 +6,10 @@ import pytest
 
 from tests.chaos import faults, harms, remains  # noqa: F401  Faults are known by their import.
 
-WHOLE = {'files': {'work': True, 'work/result.json': True},
-         'variables': {'work/variables': {'w': 'a1'}},
-         'metrics': {'work/metrics.jsonl': [{'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 0.25}]}}
+WHOLE: remains.Remains = {
+    'files': {'work': True, 'work/result.json': True},
+    'variables': {'work/variables': {'w': 'a1'}},
+    'metrics': {'work/metrics.jsonl': [{'step': 1, 'loss': 0.5}, {'step': 2, 'loss': 0.25}]}}
 
 
 @pytest.mark.parametrize(('what', 'content', 'expected'), [

@@ -127,7 +127,7 @@ class Arena:
   def finish(self, kind: kinds.Kind, outcome: Outcome) -> Outcome:
     """Runs a kind once more, undisturbed, and adds what is wrong with what it leaves."""
     for ended in self.run(kind, [Harm()] * kind.processes):
-      outcome.problems += [f'afterwards, {problem}'
+      outcome.problems += [problem.replace(':', ' afterwards:', 1)
                            for problem in problems_of(ended, frozenset({0}))]
       outcome.seconds += ended.seconds
     found = remains.differences(self.reference(kind).remains, self._remains(kind))
