@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 
+import jax
 import numpy as np
 import PIL.Image
 
@@ -46,10 +47,12 @@ class Command:
   Attributes:
     program: 'main', 'sweep' or 'report'.
     arguments: of the program, without its name.
+    compiled: the folder for compiled programs; '' is the one that all tries share.
   """
 
   program: str
   arguments: tuple[str, ...]
+  compiled: str = ''
 
   def execute(self, place: Place) -> int:
     """Runs the command in this process, and returns the exit code."""
@@ -58,6 +61,8 @@ class Command:
     from kdih.sweep import __main__ as sweep
 
     os.environ['HOME'] = str(place.home)
+    if self.compiled:  # Set in the config, it would leave out what compiles in half a second.
+      jax.config.update('jax_compilation_cache_dir', self.compiled)
     module = {'main': main, 'sweep': sweep, 'report': report}[self.program]
     sys.argv = [str(module.__file__), *self.arguments]
     return module.main(list(sys.argv))
@@ -139,8 +144,8 @@ def _staged(place: Place) -> Command:
 
 
 def _compiled(place: Place) -> Command:
-  return _main(*_ONE_TEACHER, f'--config.compute.compilation_cache={place.home / "compiled"}')(
-      place)
+  return dataclasses.replace(
+      _main(*_ONE_TEACHER)(place), compiled=str(place.home / 'compiled'))
 
 
 _TOGETHER = ('--methods=kd', '--seeds=1,2', '--config.data.order_seed=4', '--together')

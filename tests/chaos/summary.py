@@ -1,4 +1,7 @@
-"""The summary of all tries, as JSON: written after each try, because a run may be stopped."""
+"""The summary of all tries, as JSON and as a table; written after each try, for runs are stopped.
+
+Several processes may write to one summary at the same time, each with tries of its own.
+"""
 import collections
 import json
 import pathlib
@@ -7,58 +10,77 @@ import subprocess
 import sys
 from typing import Any
 
+import tabulate
+
 from kdih.runtime import files
 from tests.chaos.tries import GOOD, Outcome
 from tests.helpers.runs import ROOT
 
+Content = dict[str, Any]
+
 
 class Summary:
-  """The tries so far, by name.
+  """The tries so far.
 
   Args:
-    path: of the file. Tries in it are kept if they were made with the same code and versions.
+    path: of the summary. The outcome of each try, by which a run resumes, is in `NAME.tries` beside
+      it, and is kept if it was made with the same code and versions.
+
+  Attributes:
+    tries: the outcome of each try, by its name.
   """
 
   def __init__(self, path: pathlib.Path):
-    self._path = path
+    self._path, self._state = path, path.with_suffix('.tries')
     self._made_by = {'kdih': _git('rev-parse', 'HEAD:kdih'), 'versions': _versions()}
-    self.tries: dict[str, dict[str, Any]] = {}
-    self._killed = 0
-    before = json.loads(path.read_text()) if path.exists() else {}
-    if {name: before.get(name) for name in self._made_by} == self._made_by:
-      self.tries = {
-          **{name: {'outcome': outcome} for name, outcome in before['tries'].items()},
-          **before['failures']}
-      self._killed = before['killed']
+    self._command = shlex.join(['python', '-m', 'tests.chaos', *sys.argv[1:]])
+    self.tries: dict[str, str] = self._read()['tries']
+
+  def _read(self) -> Content:
+    found = json.loads(self._state.read_text()) if self._state.exists() else {}
+    if {name: found.get(name) for name in self._made_by} != self._made_by:
+      found = {'commands': [], **self._made_by, 'killed': 0, 'failures': {}, 'tries': {}}
+    if self._command not in found['commands']:
+      found['commands'].append(self._command)
+    return found
 
   def add(self, name: str, outcome: Outcome) -> None:
-    """Adds a try, and writes the file."""
-    found: dict[str, Any] = {'outcome': str(outcome)}
-    if outcome.problems:
-      found |= {'problems': outcome.problems[:12], 'harmed': outcome.harmed,
-                'reproduce': f'python -m tests.chaos --only={shlex.quote(name)}'}
-    self.tries[name] = found
-    self._killed += outcome.killed
-    self.write()
-
-  def write(self) -> None:
-    """Writes the file."""
-    counts: dict[str, Any] = {}
-    for name, found in self.tries.items():
-      part, kind, _ = name.split(':', 2)
-      of_kind = counts.setdefault(part, {}).setdefault(kind, collections.Counter())
-      of_kind[found['outcome']] += 1
+    """Adds a try, and writes both files."""
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(self._path, json.dumps({
-        'command': shlex.join(['python', '-m', 'tests.chaos', *sys.argv[1:]]),
-        'commit': _git('rev-parse', 'HEAD'),
-        **self._made_by,
-        'killed': self._killed,  # Processes.
-        'outcomes': counts,
-        'failures': {name: found for name, found in self.tries.items()
-                     if found['outcome'] != GOOD},
-        'tries': {name: found['outcome'] for name, found in self.tries.items()},
-    }, indent=1) + '\n')
+    with files.locked(self._path.with_name(f'.{self._path.name}.lock'), waiting='chaos: waits'):
+      found = self._read()
+      found['tries'][name] = str(outcome)
+      found['killed'] += outcome.killed  # Processes.
+      found['failures'].pop(name, None)
+      if outcome.problems:
+        found['failures'][name] = {
+            'outcome': str(outcome), 'problems': outcome.problems[:12], 'harmed': outcome.harmed,
+            'reproduce': f'python -m tests.chaos --only={shlex.quote(name)}'}
+      files.write_atomically(self._state, json.dumps(found))
+    self.tries = found.pop('tries')
+    files.write_atomically(self._path, json.dumps(
+        {**found, 'outcomes': _counts(self.tries)}, indent=1) + '\n')
+
+
+def _counts(tries: dict[str, str]) -> Content:
+  """Returns how many tries have each outcome, by part and kind."""
+  counts: Content = {}
+  for name, outcome in sorted(tries.items()):
+    part, kind, _ = name.split(':', 2)
+    of_kind = counts.setdefault(part, {}).setdefault(kind, collections.Counter())
+    of_kind[outcome] += 1
+  return counts
+
+
+def table(path: pathlib.Path) -> str:
+  """Returns a summary as a table in Markdown: a row for each part, with its kinds."""
+  rows = []
+  for part, kinds in json.loads(path.read_text())['outcomes'].items():
+    tries = sum(sum(counts.values()) for counts in kinds.values())
+    good = sum(counts.get(GOOD, 0) for counts in kinds.values())
+    rows.append([part, ', '.join(sorted(kinds)), f'{tries:,}', f'{tries - good:,}'])
+  return tabulate.tabulate(rows, ['part', 'kinds', 'tries', 'otherwise'], tablefmt='pipe',
+                           disable_numparse=True, colalign=['left', 'left', 'right', 'right'])
 
 
 def _git(*arguments: str) -> str:

@@ -2,13 +2,13 @@
 import pytest
 
 from tests.chaos import mutations
-from tests.chaos.test_kills import named
+from tests.chaos.test_kills import count, named
 
 
 @pytest.mark.slow
 def test_changed_configs_and_files_are_used_or_refused_in_a_line(outcomes):
   summary = outcomes('--parts=mutations', '--mutations=30')
-  assert len(summary['tries']) == 30
+  assert count(summary) == 30
   assert set(summary['outcomes']['mutations']) == set(mutations.KINDS)
   assert named(summary) == {}
 

@@ -1,7 +1,7 @@
 """A few of the faults of the system that `python -m tests.chaos` makes by the hundred."""
 import pytest
 
-from tests.chaos.test_kills import named
+from tests.chaos.test_kills import count, named
 
 
 @pytest.fixture(scope='module')
@@ -12,5 +12,5 @@ def failed(outcomes):
 
 @pytest.mark.slow
 def test_a_run_that_the_system_fails_ends_as_an_undisturbed_one_afterwards(failed):
-  assert len(failed['tries']) == 12
+  assert count(failed) == 12
   assert named(failed) == {}
