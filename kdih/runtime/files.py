@@ -75,6 +75,9 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   """Writes a file so that it is either complete or unchanged; only the first process writes.
 
   A process that is killed may leave a temporary file, which the next one that writes removes.
+
+  Raises:
+    OSError: the file cannot be written; it is unchanged.
   """
   if not processes.is_first():
     return
@@ -90,8 +93,13 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     if left.name.startswith(start) and pid.isdecimal() and not _is_running(int(pid)):
       left.unlink(missing_ok=True)
   temporary = path.with_name(f'{start}{os.getpid()}.tmp')
-  temporary.write_bytes(content)
-  temporary.replace(path)
+  try:
+    temporary.write_bytes(content)
+    temporary.replace(path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _is_running(pid: int) -> bool:

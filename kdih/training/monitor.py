@@ -71,7 +71,7 @@ class Monitor:
 
   def __init__(
       self, schedule: LoopSchedule, meta: dict, start: int, directory: Any, events: bool):
-    self._schedule, self._first = schedule, start + 1
+    self._schedule = schedule
     self._pending: list[Any] = []  # Metrics of calls, still on the device.
     self._seen = start  # The last update whose metrics are on the host.
     self._values: list[Scalars] = []  # Metrics of updates since the last log line.
@@ -98,8 +98,8 @@ class Monitor:
       self._fetch()
 
   def _is_due(self, number: int) -> bool:
-    """Returns whether a log line follows update `number`."""
-    return number == self._first or self._schedule.logs_after(number)
+    """Returns whether a log line follows update `number`; the first one shows that all is well."""
+    return number == 1 or self._schedule.logs_after(number)
 
   def restart(self) -> None:
     """Starts the clock again after an evaluation, which does not count as training time."""

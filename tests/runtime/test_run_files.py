@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import resource
 import subprocess
 import tarfile
 
@@ -231,3 +232,17 @@ def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, nu
   assert str(raised.value) == (f'{path} cannot be read ({os.strerror(number)}); make it readable, '
                                'or run the same command again')
   assert run_files.read(path, run_files.TeacherResult) == TEACHER
+
+
+def test_a_file_that_cannot_be_written_is_named_and_unchanged(tmp_path):
+  run_files.write(tmp_path / 'a.json', {'x': 1})
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+  try:
+    with pytest.raises(OSError, match='a.json') as raised:
+      run_files.write(tmp_path / 'a.json', {'x': 'y' * 1000})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / 'a.json'))
+  assert [path.name for path in tmp_path.iterdir()] == ['a.json']
+  assert run_files.read(tmp_path / 'a.json', dict) == {'x': 1}

@@ -30,14 +30,14 @@ def step(train_state, frozen, resident, feed):
   return (train_state.replace(step=np.int32(number), params=params), {'loss': np.array([loss])})
 
 
-def train(folder, max_rewinds=10) -> tuple[str, dict]:
+def train(folder, max_rewinds=10, log_every=1, every=EVERY) -> tuple[str, dict]:
   """The digest of the last state, and the metrics by step, without speeds."""
   initial = state.create({'params': {'w': np.zeros(3, np.float32)}}, optax.sgd(0.1), 0)
   program = loop.TrainProgram(
       step=step, frozen={}, resident={}, feeds=lambda start, sizes: iter(sizes),
       evaluate=lambda variables, frozen: {'top1': float(variables['params']['w'][0]) % 1,
                                           'loss': 1.0},
-      schedule=LoopSchedule(phase='p', total_steps=STEPS, evaluate_every=EVERY, log_every=1,
+      schedule=LoopSchedule(phase='p', total_steps=STEPS, evaluate_every=every, log_every=log_every,
                             batch_size=1, steps_per_epoch=1.0, max_rewinds=max_rewinds))
   saved = checkpoints_lib.Checkpoints(folder / 'checkpoints', initial)
   outcome = loop.train(program, loop.Learner(
@@ -111,3 +111,22 @@ def test_no_rewind_is_left_after_as_many_as_are_allowed_of_several_commands(tmp_
       train(tmp_path, max_rewinds=3)
   assert json.loads((tmp_path / 'checkpoints' / 'rewind.json').read_text()) == {
       'step': 4, 'learning_rate_scale': 0.125}
+
+
+def test_a_run_that_resumes_writes_the_lines_that_it_would_have_written(tmp_path, monkeypatch):
+  """With lines that are means of several steps."""
+  save, folders = checkpoints_lib.Checkpoints.save, (tmp_path / 'whole', tmp_path / 'cut')
+
+  def killed(checkpoints, train_state, *args):
+    save(checkpoints, train_state, *args)
+    if train_state.step == 8:
+      raise Killed
+
+  for folder in folders:
+    folder.mkdir()
+  expected = train(folders[0], log_every=3, every=8)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints_lib.Checkpoints, 'save', killed)
+    with pytest.raises(Killed):
+      train(folders[1], log_every=3, every=8)
+  assert train(folders[1], log_every=3, every=8) == expected
