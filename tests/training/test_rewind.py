@@ -1,5 +1,6 @@
 """Rewinds: where training goes back to, and that a run killed during one ends the same."""
 import json
+import sys
 
 import jax
 import numpy as np
@@ -115,6 +116,7 @@ def test_no_rewind_is_left_after_as_many_as_are_allowed_of_several_commands(tmp_
 
 def test_a_run_that_resumes_writes_the_lines_that_it_would_have_written(tmp_path, monkeypatch):
   """With lines that are means of several steps."""
+  monkeypatch.setattr(sys.modules[__name__], 'LIMITS', {})
   save, folders = checkpoints_lib.Checkpoints.save, (tmp_path / 'whole', tmp_path / 'cut')
 
   def killed(checkpoints, train_state, *args):
