@@ -115,17 +115,17 @@ def test_damaged_rows_are_refused(begun, damage):
 
 
 def test_a_second_builder_waits_for_the_first(tmp_path):
-  held, then = store_lib.lock(tmp_path), []
+  then = []
 
   def build():
-    with store_lib.lock(tmp_path):
+    with store_lib.locked(tmp_path):
       then.append('built')
 
   second = threading.Thread(target=build)
-  second.start()
-  second.join(0.3)
-  assert not then
-  held.release()
+  with store_lib.locked(tmp_path):
+    second.start()
+    second.join(0.3)
+    assert not then
   second.join(30)
   assert then == ['built']
 

@@ -174,5 +174,6 @@ MUTANTS = (
     *_mutants(
         'training/checkpoints.py', 'training/test_checkpoints.py',
         ('best_is_last',
-         'step = self._manager.best_step()', 'step = self._manager.latest_step()')),
+         "if metrics and (not self._best or metrics[SELECTION] >= self._best[SELECTION]):",
+         'if metrics:')),
 )
