@@ -17,6 +17,7 @@ from kdih.data.spec import DataSpec, looks
 from kdih.runtime.files import is_remote
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
+_MAX_BYTES = 2**29
 _LAYOUT = 'images lie in SPLIT/CLASS/, such as train/cat/1.jpg'
 
 Classes = dict[str, list[str]]  # The names of the image files of each class.
@@ -274,16 +275,21 @@ def _mixed(split: str, files: Classes) -> list[str]:
 def _image_files(
     folder: pathlib.Path, names: Iterable[str], labels: dict[str, int],
     faults: dict[pathlib.Path, str]) -> Iterator[ImageFile]:
-  """Yields the regular files; adds all others, which to open might wait for ever, to `faults`."""
+  """Yields the regular files that have room in memory; adds all others to `faults`.
+
+  To open what is no regular file might wait for ever.
+  """
   for name in names:
     try:
       status = os.stat(folder / name)
     except OSError:  # A link to nothing.
       status = None
-    if status and stat.S_ISREG(status.st_mode):
-      yield ImageFile(name, labels[name.split('/')[1]], status.st_size, status.st_mtime_ns)
-    else:
+    if not (status and stat.S_ISREG(status.st_mode)):
       faults[folder / name] = images.fault(ValueError())
+    elif status.st_size > _MAX_BYTES:
+      faults[folder / name] = f'larger than {_MAX_BYTES >> 20} MiB, the limit for an image file'
+    else:
+      yield ImageFile(name, labels[name.split('/')[1]], status.st_size, status.st_mtime_ns)
 
 
 def _common_size(

@@ -243,13 +243,13 @@ _FOLDER = ('--config.data.name=image_folder', '--config.data.train_split=train',
            '--config.data.image_size=8')
 
 KINDS = {
-    'config': Mutated(_nothing, '', _check_config, _config_changes(), share=8),
-    'run': Mutated(_run_of_all_phases, 'work', _main_and_report, share=4),
-    'resumed': Mutated(_interrupted, 'work/student/dih', _main_and_report, share=3),
+    'config': Mutated(_nothing, '', _check_config, _config_changes(), share=10),
+    'run': Mutated(_run_of_all_phases, 'work', _main_and_report, share=2),
+    'resumed': Mutated(_interrupted, 'work/student/dih', _main_and_report, share=2),
     'sweep': Mutated(kinds.sweep_is_finished, 'work', _sweep_and_report, share=3),
-    'data': Mutated(_data_is_copied, 'tfds', _prepare(), share=4),
+    'data': Mutated(_data_is_copied, 'tfds', _prepare(), share=5),
     'images': Mutated(kinds.images_lie_in_folders, 'images', _prepare(*_FOLDER), share=3),
-    'export': Mutated(_run_of_all_phases, 'work/student/dih/variables', _load_export, share=5),
+    'export': Mutated(_run_of_all_phases, 'work/student/dih/variables', _load_export, share=6),
 }
 
 

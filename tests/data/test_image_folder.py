@@ -364,6 +364,18 @@ def test_only_files_are_images(folder, make, size):
   assert found == f'config.data.folder: {path} is damaged or no image; replace or remove it'
 
 
+def test_a_file_that_would_fill_the_memory_is_named(tmp_path):
+  make_folder(tmp_path)
+  path = tmp_path / 'train/ant/0.png'
+  os.truncate(path, 2**31)  # A hole, which takes no room on the disk.
+  config = make_config(name='image_folder', folder=str(tmp_path), image_size=8,
+                       train_split='train', test_split='test')
+  assert message(datasets.open_builder, config, kind=errors.DataError) == (
+      f'config.data.folder: {path} is larger than 512 MiB, the limit for an image file; replace or '
+      'remove it')
+
+
+
 @pytest.mark.parametrize('size', [0, 4])
 def test_of_an_image_that_is_too_large_the_limit_is_said(folder, monkeypatch, size):
   monkeypatch.setattr(PIL.Image, 'MAX_IMAGE_PIXELS', 100)
