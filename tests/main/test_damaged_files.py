@@ -195,6 +195,7 @@ def test_variables_that_are_half_deleted_are_refused(finished, tmp_path, loads):
   assert refused_or_whole(loads['teacher'], path, '')
 
 
+@pytest.mark.slow
 def test_lost_best_variables_are_named_by_log_result_and_report(tmp_path, digits_dir, capsys):
   config = read_config(tmp_path, digits_dir, '--config.phases=teacher',
                        '--config.teacher.train.learning_rate=30')  # The accuracy falls.

@@ -16,6 +16,7 @@ from kdih.training import orbax_files
 from tests.helpers.damage import contents
 from tests.helpers.made_workdirs import swept, write
 from tests.helpers.runs import ROOT, read_config, tiny_command
+from tests.helpers.slow import slow
 
 MODEL = 'tests.helpers.tiny_nets:TinyNet'
 # A run with a teacher that exists, which goes on from its last checkpoint; its student is loaded.
@@ -109,8 +110,8 @@ def test_zeros_that_unfold_to_many_times_their_files_are_refused(student, monkey
 
 
 @pytest.mark.parametrize(('name', 'kwargs'), [
-    ('wrn_16_1', {'depth': 600_004}), ('resnet8', {'stage_sizes': [10**6] * 3}),
-    ('vit_tiny', {'depth': 10**6})])
+    ('wrn_16_1', {'depth': 600_004}), slow('resnet8', {'stage_sizes': [10**6] * 3}),
+    slow('vit_tiny', {'depth': 10**6})])
 def test_a_description_of_a_model_of_any_depth_is_refused_at_once(student, name, kwargs):
   described(student, name=name, kwargs=kwargs)
   with pytest.raises(errors.ConfigError, match='has far more layers than the variables have arra'):
@@ -142,6 +143,7 @@ def test_links_in_a_run_from_elsewhere_are_not_written_through(
   assert contents(outside) == {'notes.txt': b'mine'}
 
 
+@pytest.mark.slow
 def test_a_workdir_may_be_a_link(tmp_path, finished, digits_dir):
   shutil.copytree(finished, tmp_path / 'w')
   (tmp_path / 'link').symlink_to(tmp_path / 'w')

@@ -241,6 +241,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_read_later_and_never_moved(
     OSError(errno.EIO, 'Input/output error'), OSError(errno.ESTALE, 'Stale file handle'),
     MemoryError(), ValueError('UNAVAILABLE: Error reading local file "x" [os_error_code=\'24\']')])
 def test_a_read_that_fails_once_is_tried_again(tmp_path, saved, monkeypatch, capsys, failure):
+  monkeypatch.setattr(orbax_files, '_PAUSES', (0.0, 0.0))
   folder = copied(saved, tmp_path)
   restore, failures = ocp.Checkpointer.restore, [failure] * 2
 
