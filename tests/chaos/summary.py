@@ -3,10 +3,10 @@
 Several processes may write to one summary at the same time, each with tries of its own.
 """
 import collections
+import hashlib
 import json
 import pathlib
 import shlex
-import subprocess
 import sys
 from typing import Any
 
@@ -32,8 +32,9 @@ class Summary:
 
   def __init__(self, path: pathlib.Path):
     self._path, self._state = path, path.with_suffix('.tries')
-    self._made_by = {'kdih': _git('rev-parse', 'HEAD:kdih'), 'versions': _versions()}
-    self._command = shlex.join(['python', '-m', 'tests.chaos', *sys.argv[1:]])
+    self._made_by = {'code': _code(), 'versions': _versions()}
+    self._command = shlex.join(['python', '-m', 'tests.chaos', *(
+        argument for argument in sys.argv[1:] if not argument.startswith(('--output', '--folder')))])
     self.tries: dict[str, str] = self._read()['tries']
 
   def _read(self) -> Content:
@@ -83,9 +84,12 @@ def table(path: pathlib.Path) -> str:
                            disable_numparse=True, colalign=['left', 'left', 'right', 'right'])
 
 
-def _git(*arguments: str) -> str:
-  return subprocess.run(['git', *arguments], cwd=ROOT, capture_output=True, text=True,
-                        check=False).stdout.strip()
+def _code() -> str:
+  """Returns a digest of the code of kdih."""
+  digest = hashlib.sha256()
+  for path in sorted((ROOT / 'kdih').rglob('*.py')):
+    digest.update(path.read_bytes())
+  return digest.hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:

@@ -1,10 +1,12 @@
 """The harness itself: it sees what it should."""
+import json
 import os
 import random
 
 import pytest
 
-from tests.chaos import faults, harms, remains  # noqa: F401  Faults are known by their import.
+from tests.chaos import faults, harms, remains, summary  # noqa: F401  Faults are known by their import.
+from tests.helpers.runs import ROOT
 
 WHOLE: remains.Remains = {
     'files': {'work': True, 'work/result.json': True},
@@ -72,3 +74,17 @@ def test_a_file_event_happens_before_the_operation(tmp_path):
     os._exit(seen != [('write', 'x', True, False), ('os.rename', 'x', True, True),
                       ('read', 'y', False, False), ('os.remove', 'y', True, False)])
   assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_the_table_of_the_documents_is_that_of_the_summary():
+  path = 'launch/results/chaos.json'
+  text = (ROOT / 'launch/results/README.md').read_text()
+  assert f'<!-- {path} -->\n{summary.table(ROOT / path)}\n<!-- end -->' in text
+
+
+def test_the_table_counts_what_ended_otherwise(tmp_path):
+  outcomes = {'sweep': {'as uninterrupted': 1200}, 'phases': {'as uninterrupted': 2, 'hangs': 1}}
+  (tmp_path / 'chaos.json').write_text(json.dumps({'outcomes': {'kills': outcomes}}))
+  row = summary.table(tmp_path / 'chaos.json').splitlines()[2]
+  assert [cell.strip() for cell in row.split('|')[1:-1]] == [
+      'kills', 'phases, sweep', '1,203', '1']
