@@ -33,8 +33,8 @@ class Summary:
   def __init__(self, path: pathlib.Path):
     self._path, self._state = path, path.with_suffix('.tries')
     self._made_by = {'code': _code(), 'versions': _versions()}
-    self._command = shlex.join(['python', '-m', 'tests.chaos', *(
-        argument for argument in sys.argv[1:] if not argument.startswith(('--output', '--folder')))])
+    given = [word for word in sys.argv[1:] if not word.startswith(('--output', '--folder'))]
+    self._command = shlex.join(['python', '-m', 'tests.chaos', *given])
     self.tries: dict[str, str] = self._read()['tries']
 
   def _read(self) -> Content:
