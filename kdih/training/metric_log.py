@@ -90,7 +90,8 @@ def read_metrics(path: epath.PathLike) -> list[Line]:
 
 def _lines(path: epath.Path) -> Iterator[bytes]:
   """Yields the lines that end, in parts of at most `_MAX_LINE` bytes."""
-  with path.open('rb') as file:
+  with path.open('rb') as raw:
+    file = io.BufferedReader(raw)  # The file of an object store cannot bound a line.
     while (line := file.readline(_MAX_LINE)).endswith(b'\n') or len(line) == _MAX_LINE:
       yield line
 

@@ -7,10 +7,10 @@ from tests.chaos.test_kills import count, named
 @pytest.fixture(scope='module')
 def failed(outcomes):
   """The summary of some faults."""
-  return outcomes('--parts=faults', '--kinds=cache,report', '--faults=12')
+  return outcomes('--parts=faults', '--kinds=streaming,report', '--faults=8')
 
 
 @pytest.mark.slow
 def test_a_run_that_the_system_fails_ends_as_an_undisturbed_one_afterwards(failed):
-  assert count(failed) == 12
+  assert count(failed) == 8
   assert named(failed) == {}
