@@ -20,7 +20,7 @@ setuptools.setup(
         'array-record>=0.8.1',
         'clu>=0.0.12',
         'etils[epath]>=1.14',
-        'filelock>=3.18',
+        'filelock>=3.24',
         'flax>=0.12.7',
         'fsspec>=2025.3',
         'gcsfs>=2025.3',  # fsspec reads gs:// with it.
