@@ -30,7 +30,7 @@ _INFO, _FEATURES = constants.DATASET_INFO_FILENAME, constants.FEATURES_FILENAME
 
 
 class _Common(msgspec.Struct):
-  """What the files of a data set say of all its configs."""
+  """The description of all configs of a data set."""
 
   default_config_name: str | None = None
 
@@ -112,7 +112,7 @@ def folder_of(found: Found, config: str | None, version: str | None) -> epath.Pa
 def default_config(root: epath.PathLike, dataset: str) -> str | None:
   """Returns the default config that the files of a data set name, if they name one."""
   path = epath.Path(root).expanduser() / dataset / '.config' / constants.METADATA_FILENAME
-  return run_files.read(path, _Common).get('default_config_name') if path.exists() else None
+  return (run_files.read(path, _Common) or {}).get('default_config_name')
 
 
 def open_folder(folder: epath.PathLike) -> tfds.core.DatasetBuilder:

@@ -94,10 +94,11 @@ def load_model(
     raise errors.ConfigError(
         f'path: {str(path)!r} holds the model {name!r}, which is not part of kdih; to import it, '
         f'name it: load_model(path, model={name!r})')
+  stored = _stored_shapes(path, 'path')
   try:
     module = registry.create(name, described['num_classes'], setting=f'path: {str(path)!r}',
                              **described['kwargs'])
-    with _at_most(_LAYERS_PER_ARRAY * len(orbax_files.shapes(path, 'variables'))):
+    with _at_most(_LAYERS_PER_ARRAY * len(stored)):
       like = taps.abstract_variables(module, meta['data']['image_shape'])
   except errors.ConfigError:
     raise
@@ -206,23 +207,29 @@ def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
 def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variables:
   """Returns what `load` does, given the description."""
   wanted = {name: tuple(leaf.shape) for name, leaf in orbax_files.named_leaves(like).items()}
+  # Compared before anything is read: a small file can hold arrays that fill the memory.
+  if _stored_shapes(path, setting) != wanted:
+    raise errors.ConfigError(
+        f'{setting}: the variables at {str(path)!r} are not of this model; name the model and '
+        'the classes that they were trained with')
   try:
-    # Compared before anything is read: a small file can hold arrays that fill the memory.
-    if orbax_files.shapes(path, 'variables') != wanted:
-      raise errors.ConfigError(
-          f'{setting}: the variables at {str(path)!r} are not of this model; name the model and '
-          'the classes that they were trained with')
     stored, size = cost.bytes_on_disk(path), 4 * sum(map(math.prod, wanted.values()))
     if size > _MAX_RATIO * stored:
       raise ValueError(f'{size:,} bytes of arrays are compressed to {stored:,}')
     variables = orbax_files.restore(path)
-  except errors.ConfigError:
-    raise
   except Exception as error:  # orbax and tensorstore raise many kinds.
     raise _damaged(setting, path, orbax_files.damage(error)) from error
   if digests_lib.of(variables) != meta['digests']['variables']:
     raise _damaged(setting, path, 'they are not those that were written')
   return variables
+
+
+def _stored_shapes(path: epath.PathLike, setting: str) -> orbax_files.Shapes:
+  """Returns the shapes of the stored arrays. Raises ConfigError if their list is damaged."""
+  try:
+    return orbax_files.shapes(path, 'variables')
+  except Exception as error:  # orbax and tensorstore raise many kinds.
+    raise _damaged(setting, path, orbax_files.damage(error)) from error
 
 
 def _read_meta(path: epath.PathLike, setting: str) -> dict:

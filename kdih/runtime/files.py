@@ -56,7 +56,7 @@ def check_writable(setting: str, path: epath.Path) -> None:
     raise errors.ConfigError(f'{setting}: {errors.in_line(path.absolute())!r} is not valid Unicode '
                              'text; choose another folder') from None
   try:
-    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    existing = existing_part(path)
   except OSError as error:
     raise errors.ConfigError(f'{setting}: {path} cannot be opened ({error.strerror}); choose '
                              'another folder') from error
@@ -64,6 +64,11 @@ def check_writable(setting: str, path: epath.Path) -> None:
     raise errors.ConfigError(f'{setting}: {existing} is a file; choose a folder')
   if not os.access(existing, os.W_OK):
     raise errors.ConfigError(f'{setting}: {existing} cannot be written to; choose another folder')
+
+
+def existing_part(path: epath.Path) -> epath.Path:
+  """Returns a local path, or the nearest of the folders above it that exists."""
+  return next(part for part in (path, *path.absolute().parents) if part.exists())
 
 
 def size(path: epath.Path) -> int:

@@ -235,7 +235,7 @@ class Results(Struct):
 
 
 class _Clock(Struct):
-  """What a phase took before a checkpoint, in wall-clock seconds and updates."""
+  """The wall-clock seconds and the timed updates of a phase before a checkpoint."""
 
   seconds: Amount = 0.0
   timed_steps: Count = 0

@@ -74,20 +74,23 @@ def read(path: epath.PathLike, **items: ocp.args.CheckpointArgs) -> Any:
       raises FileNotFoundError.
     Exception: of many kinds, if a file is damaged; see `damage`.
   """
-  for pause in (*_PAUSES, None):
+  def attempt():
+    _require_sound(path)
+    with _checkpointer() as checkpointer:
+      return checkpointer.restore(files.absolute(path), args=ocp.args.Composite(**items))
+
+  for pause in _PAUSES:
     try:
-      _require_sound(path)
-      with _checkpointer() as checkpointer:
-        return checkpointer.restore(files.absolute(path), args=ocp.args.Composite(**items))
+      return attempt()
     except Exception as error:  # orbax and tensorstore raise many kinds.
-      number = files.system_error(error)
-      if pause is None:
-        if number:
-          raise OSError(number, os.strerror(number), str(path)) from error
-        raise
-      if number:
+      if files.system_error(error):
         time.sleep(pause)
-  raise AssertionError('the last attempt returns or raises')
+  try:
+    return attempt()
+  except Exception as error:
+    if number := files.system_error(error):
+      raise OSError(number, os.strerror(number), str(path)) from error
+    raise
 
 
 def _require_sound(path: epath.PathLike) -> None:

@@ -118,10 +118,6 @@ def sweep_is_finished(place: Place) -> None:
   assert SWEPT(place).execute(place) == 0
 
 
-def _teacher_is_trained(place: Place) -> None:
-  assert _main(*_ONE_TEACHER)(place).execute(place) == 0
-
-
 def images_lie_in_folders(place: Place) -> None:
   rng = np.random.default_rng(0)
   for split, count in (('train', 12), ('test', 4)):

@@ -151,10 +151,10 @@ class Mutated:
   """A kind of input.
 
   Attributes:
-    inputs: draws what is changed.
     prepare: makes what is changed; runs once, in a process of its own.
     folder: what is changed, below the place.
     execute: runs the commands that read it, and returns their exit codes.
+    inputs: draws what is changed.
     share: how many of the tries it gets, compared with other kinds.
   """
 
@@ -347,7 +347,7 @@ def _watched(place: Place, kind: Mutated, value: Any, note: processes.Note) -> i
   allowed = (str(place.folder), '/dev/', '/proc/', str(place.data.parent / 'compiled'))
 
   def react(event: file_events.Event) -> None:
-    if event.changes and not event.path.startswith(tuple(text.lstrip('/') for text in allowed)):
+    if event.changes and not f'/{event.path}'.startswith(allowed):
       note(f'outside: {event.name} /{event.path}')
 
   os.environ['HOME'] = str(place.home)

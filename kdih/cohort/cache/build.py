@@ -19,7 +19,7 @@ from kdih.data import sampling
 from kdih.data.augment import Preprocess
 from kdih.data.loaders import Loader
 from kdih.distillation.signal import TeacherSignal
-from kdih.runtime import devices, digests, processes
+from kdih.runtime import devices, digests, files, processes
 from kdih.training.task import Signals
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def has_room(place: str, needed: int, path: epath.Path) -> bool:
 
 def _free(place: str, path: epath.Path) -> int:
   if place == 'disk':
-    return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
+    return shutil.disk_usage(files.existing_part(path)).free
   available = psutil.virtual_memory().available
   stats = [device.memory_stats() for device in jax.local_devices()]
   if place == 'host' or not all(stats):  # CPUs have no statistics; their memory is the host's.
