@@ -1,6 +1,8 @@
 """What orbax reads and writes: items of a folder, such as variables and their description."""
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,8 +22,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def export(path: epath.PathLike, variables: Any, meta: dict) -> None:
-  """Writes variables and their JSON-able description; replaces the folder `path`."""
-  with _checkpointer() as checkpointer:
+  """Writes variables and their JSON-able description; replaces the folder `path`.
+
+  Raises:
+    OSError: the system cannot write, such as to a full disk.
+  """
+  with _checkpointer() as checkpointer, _system_errors(path):
     checkpointer.save(files.absolute(path), force=True, args=ocp.args.Composite(
         variables=ocp.args.StandardSave(devices.to_host(variables)),
         meta=ocp.args.JsonSave(meta)))
@@ -85,8 +91,15 @@ def read(path: epath.PathLike, **items: ocp.args.CheckpointArgs) -> Any:
     except Exception as error:  # orbax and tensorstore raise many kinds.
       if files.system_error(error):
         time.sleep(pause)
-  try:
+  with _system_errors(path):
     return attempt()
+
+
+@contextlib.contextmanager
+def _system_errors(path: epath.PathLike) -> Iterator[None]:
+  """Raises what the system cannot do as OSError, whatever orbax and tensorstore made of it."""
+  try:
+    yield
   except Exception as error:
     if number := files.system_error(error):
       raise OSError(number, os.strerror(number), str(path)) from error

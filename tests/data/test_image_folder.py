@@ -1,4 +1,5 @@
 """A folder of image files as a data set: every kind of file, every mistake, its one line."""
+import contextlib
 import json
 import os
 import re
@@ -348,8 +349,9 @@ def test_damage_behind_the_headers_is_counted_with_that_to_headers(folder):
 
 
 def socket_at(path):
-  with socket.socket(socket.AF_UNIX) as listener:
-    listener.bind(os.path.relpath(path))  # The path of a socket is at most 107 bytes long.
+  # The path of a socket is at most 107 bytes long.
+  with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(path.parent):
+    listener.bind(path.name)
 
 
 @pytest.mark.parametrize('size', [0, 4])

@@ -344,6 +344,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_readable(tmp_path):
     assert_holds(opened(folder), step)
 
 
+def test_variables_that_find_no_room_are_an_error_of_the_system(tmp_path):
+  """tensorstore raises ValueError."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, before[1]))
+  try:
+    with pytest.raises(OSError, match='variables') as raised:
+      orbax_files.export(tmp_path / 'variables', state_at(1).variables, {})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert raised.value.errno == errno.EFBIG
+  assert not (tmp_path / 'variables').exists()
+
+
 def test_events_that_find_no_room_are_an_error_of_the_system(tmp_path):
   folder = tmp_path / 'disk'
   with small_disk(folder, '8k'):
