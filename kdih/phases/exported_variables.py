@@ -13,7 +13,7 @@ from kdih import errors
 from kdih.models import cost, registry, taps
 from kdih.phases import networks
 from kdih.phases.networks import Networks
-from kdih.runtime import devices, digests as digests_lib, run_files
+from kdih.runtime import devices, digests as digests_lib, files, run_files
 from kdih.training import orbax_files
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _stored_shapes(path: epath.PathLike, setting: str) -> orbax_files.Shapes:
 
 def _read_meta(path: epath.PathLike, setting: str) -> dict:
   """Returns the description after a check. Raises ConfigError if it is missing or damaged."""
-  if not (epath.Path(path) / 'meta').exists():
+  if not files.exists(epath.Path(path) / 'meta'):
     raise errors.ConfigError(
         f'{setting}: no exported variables at {str(path)!r}; give the `variables` folder of a '
         'finished phase, such as runs/x/teacher/variables')

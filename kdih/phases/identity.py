@@ -12,7 +12,7 @@ from kdih.cohort.cache.store import COMPUTATION
 from kdih.config import choices
 from kdih.phases import computation, exported_variables
 from kdih.phases.networks import Networks
-from kdih.runtime import digests, provenance
+from kdih.runtime import digests, files, provenance
 from kdih.runtime.workdir import Workdir, resolved
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def of_teacher(teachers: Workdir) -> dict[str, Any]:
   found = {'variables': teacher.get('fingerprint'), 'heads': heads.get('fingerprint'),
            'weights': digests.of_json(heads['weights']) if 'weights' in heads else None}
   variables = teachers.path / 'teacher' / 'variables'
-  if teacher and variables.exists():  # Loading it raises an error if it is needed and missing.
+  if teacher and files.exists(variables):  # Loading it raises an error if it is needed and missing.
     data = exported_variables.describe(variables)['data']
     found |= {name: data.get(name) for name in ('classes', 'mean', 'std', 'image_shape')}
   return {name: value for name, value in found.items() if value is not None}

@@ -32,7 +32,7 @@ from kdih.phases.heads import run_heads
 from kdih.phases.networks import Networks
 from kdih.phases.student import run_student
 from kdih.phases.teacher import run_teacher
-from kdih.runtime import devices, environment
+from kdih.runtime import devices, environment, files
 from kdih.runtime.workdir import Workdir, resolved
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def check_existing(
 def _is_needed(config: ml_collections.ConfigDict, phase: str, teachers: Workdir) -> bool:
   """Returns whether the config names variables for a phase that have to be checked."""
   path = config[phase].variables
-  return bool(path) and not (teachers.result(phase) and not epath.Path(path).exists())
+  return bool(path) and not (teachers.result(phase) and not files.exists(epath.Path(path)))
 
 
 def _check_taken(phase: str, path: str, fingerprint: str, teachers: Workdir) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import re
+import stat
 from collections.abc import Iterator
 
 import filelock
@@ -115,9 +116,34 @@ def _is_running(pid: int) -> bool:
     return False
 
 
+def exists(path: epath.Path) -> bool:
+  """Returns whether there is something at a path.
+
+  Raises:
+    OSError: the system cannot tell, such as at a stale file handle; `Path.exists` says no then.
+  """
+  return path.exists() if is_remote(path) else _mode(path) is not None
+
+
 def is_file(path: epath.Path) -> bool:
-  """Returns whether a path is a file, which ends: a pipe would keep its reader waiting."""
-  return path.is_file() if is_remote(path) else os.path.isfile(path)
+  """Returns whether a path is a file, which ends: a pipe would keep its reader waiting.
+
+  Raises:
+    OSError: as `exists`.
+  """
+  return path.is_file() if is_remote(path) else stat.S_ISREG(_mode(path) or 0)
+
+
+def _mode(path: epath.Path) -> int | None:
+  """Returns what a local path is, as `os.stat` says, or None if there is nothing."""
+  try:
+    return os.stat(path).st_mode
+  except OSError as error:
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+      raise
+  except ValueError:  # There is a null character in the path.
+    pass
+  return None
 
 
 def require_no_links(folder: epath.PathLike, setting: str) -> None:

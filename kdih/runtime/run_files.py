@@ -352,7 +352,7 @@ def read(path: epath.PathLike, kind: Any) -> Any:
   """
   path = epath.Path(path)
   try:
-    if not path.exists():
+    if not files.exists(path):
       return None
     if not files.is_file(path):
       raise errors.FileError(path, 'it is not a file')

@@ -23,6 +23,7 @@ from kdih.training.state import TrainState, from_stored, to_stored
 logger = logging.getLogger(__name__)
 
 _BEST, _DELETED = 'best', 'deleted'  # Folders beside the checkpoints.
+_KEPT = 2  # Checkpoints: the last one, and the one before it to rewind to.
 SELECTION = 'top1'  # The validation metric that chooses the best variables.
 
 
@@ -73,7 +74,7 @@ class Checkpoints:
     self._contents: dict[int, dict[str, Any]] = {}
     self._set_damaged_aside()
     self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.LatestN(2), enable_async_checkpointing=False,
+        preservation_policy=checkpoint_managers.LatestN(_KEPT), enable_async_checkpointing=False,
         todelete_subdir=_DELETED))  # A checkpoint is moved at once, and removed file by file.
     self._give_up()
     self._keep_best()
@@ -113,7 +114,7 @@ class Checkpoints:
     if is_remote(self._directory):
       return
     for path in (self._directory, *(self._directory / str(s) for s in self._manager.all_steps())):
-      if not path.exists():
+      if not files.exists(path):
         raise FileNotFoundError(f'{path} is gone')
 
   @property
@@ -252,6 +253,8 @@ class Checkpoints:
 
   def _remove_unused(self) -> None:
     """Removes what no checkpoint names, and what a killed process has left."""
+    for step in sorted(self._manager.all_steps())[:-_KEPT]:
+      self._manager.delete(step)
     steps = self._manager.all_steps()
     self._contents = {step: self._contents[step] for step in steps}
     used = {str(content['best']['step']) for content in self._contents.values()
@@ -259,7 +262,7 @@ class Checkpoints:
     if processes.is_first():
       (self._directory / _DELETED).rmtree(missing_ok=True)
       folder = self._directory / _BEST
-      for path in folder.iterdir() if folder.exists() else ():
+      for path in folder.iterdir() if files.exists(folder) else ():
         if path.name not in used:
           path.rmtree()
     devices.wait_for_all('unused files removed')

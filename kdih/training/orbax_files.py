@@ -2,7 +2,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,12 +48,15 @@ def shapes(path: epath.PathLike, item: str) -> Shapes:
   """Returns the shapes of the arrays of an item by their names, which contain '/'; reads no array.
 
   Raises:
-    Exception: of many kinds, if the list of the arrays is damaged.
+    Exception: as `read`.
     ValueError: the parts in which an array is stored are larger than the array.
   """
-  _require_sound(path)
-  with _checkpointer() as checkpointer:
-    stored = checkpointer.metadata(files.absolute(path)).item_metadata[item]
+  def attempt():
+    _require_sound(path)
+    with _checkpointer() as checkpointer:
+      return checkpointer.metadata(files.absolute(path)).item_metadata[item]
+
+  stored = _try_again(attempt, path)
   found = named_leaves(stored.tree)
   for name, array in found.items():
     chunk = array.storage.chunk_shape if array.storage else array.shape
@@ -85,6 +88,14 @@ def read(path: epath.PathLike, **items: ocp.args.CheckpointArgs) -> Any:
     with _checkpointer() as checkpointer:
       return checkpointer.restore(files.absolute(path), args=ocp.args.Composite(**items))
 
+  return _try_again(attempt, path)
+
+
+def _try_again(attempt: Callable[[], Any], path: epath.PathLike) -> Any:
+  """Returns what `attempt` does; tries again after an error, for orbax hides those of the system.
+
+  It may say that a file is missing which the system could not open.
+  """
   for pause in _PAUSES:
     try:
       return attempt()
@@ -111,7 +122,7 @@ def _require_sound(path: epath.PathLike) -> None:
   for folder, _, names in () if files.is_remote(path) else os.walk(path):
     for name in names:
       file = os.path.join(folder, name)
-      if not os.path.isfile(file):
+      if not files.is_file(file):
         raise ValueError(f'{name} is not a file')
       holds_arrays = os.path.basename(folder) == 'd'
       if not holds_arrays and os.path.getsize(file) > _MAX_DESCRIPTION:

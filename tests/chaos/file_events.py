@@ -1,9 +1,10 @@
 """What a process does to files, one event after the other: Python's audit events, by their paths.
 
-Python raises an audit event before each operation. A hook sees it, and can end the process before
-the operation, or raise the error that the operating system would raise in its place. What libraries
-in C++ do is not seen: tensorstore's files, and TensorFlow's.
+Python raises an audit event before each operation but `os.stat`. A hook sees it, and can end the
+process before the operation, or raise the error that the operating system would raise in its place.
+What libraries in C++ do is not seen: tensorstore's files, and TensorFlow's.
 """
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -17,14 +18,14 @@ _PLACES = {
     'os.symlink': ((1, 2),), 'shutil.copyfile': ((1, None),), 'shutil.move': ((0, None),),
     'shutil.rmtree': ((0, 1),), 'open': ((0, None),), 'os.listdir': ((0, None),),
     'os.scandir': ((0, None),)}
-_LOOKS = ('os.listdir', 'os.scandir')
+_READS = ('read', 'os.listdir', 'os.scandir')
 
 
 class Event(NamedTuple):
   """An operation on a file that is about to begin.
 
   Attributes:
-    name: of Python's audit event, such as 'os.rename'; 'read' or 'write' for 'open'.
+    name: of Python's audit event, such as 'os.rename'; 'read' or 'write' for 'open'; 'stat'.
     path: of the file, relative to the watched folder.
   """
 
@@ -40,9 +41,14 @@ class Event(NamedTuple):
     return cls(*text.split(' ', 1))
 
   @property
+  def does(self) -> str:
+    """Returns whether the operation changes what the folder holds: 'change', 'read' or 'stat'."""
+    return 'stat' if self.name == 'stat' else 'read' if self.name in _READS else 'change'
+
+  @property
   def changes(self) -> bool:
     """Returns whether the operation changes what the folder holds."""
-    return self.name != 'read' and self.name not in _LOOKS
+    return self.does == 'change'
 
 
 def watch(folder: str, react: Callable[[Event], Any]) -> None:
@@ -61,6 +67,16 @@ def watch(folder: str, react: Callable[[Event], Any]) -> None:
         return
 
   sys.addaudithook(hook)
+  stat = os.stat
+
+  @functools.wraps(stat)
+  def watched(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+    named = '' if isinstance(path, int) else os.path.abspath(os.fsdecode(path))
+    if named.startswith(prefix):
+      react(Event('stat', named.removeprefix(prefix)))
+    return stat(path, *args, **kwargs)
+
+  os.stat = watched
 
 
 def _path(args: tuple, position: int, relative_to: int | None) -> str:

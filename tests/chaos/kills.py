@@ -26,7 +26,7 @@ def _draws(arena: Arena, kind: kinds.Kind, seed: int) -> Iterator[str]:
   rng, reference = random.Random(f'{seed}:{kind.name}'), arena.reference(kind)
   while True:
     starts = rng.choices((1, 2, 3), (6, 3, 1))[0]
-    moments = [[Kill.draw(rng, reference.changes, reference.seconds)
+    moments = [[Kill.draw(rng, reference.count('change'), reference.seconds)
                 if not number or rng.random() < 0.5 else Harm()
                 for number in range(kind.processes)] for _ in range(starts)]
     yield f'kills:{kind.name}:' + ','.join('&'.join(map(str, each)) for each in moments)

@@ -43,13 +43,13 @@ def test_what_differs_each_time_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize('text', [
-    '-', 'event=17', 'half=3+120', 'after=4+0.5', 'time=0+1.25', 'read=EIO+3', 'files=5+1+2',
-    'space=40', 'locks=ENOSYS;event=17', 'clock=-3600'])
+    '-', 'event=17', 'half=3+120', 'after=4+0.5', 'time=0+1.25', 'read=EIO+3', 'stat=EIO+3',
+    'files=5+1+2', 'space=40', 'locks=ENOSYS;event=17', 'clock=-3600'])
 def test_a_harm_is_made_again_from_its_text(text):
   harm = harms.parse(text)
   assert str(harm) == text
   assert harm.codes == ({0, 1, 2} if '=' in text and text.split('=')[0] in (
-      'read', 'files', 'space', 'locks') else {0})
+      'read', 'stat', 'files', 'space', 'locks') else {0})
 
 
 def test_a_kill_that_is_drawn_is_made_again_from_its_text():
@@ -65,14 +65,17 @@ def test_a_file_event_happens_before_the_operation(tmp_path):
     from tests.chaos import file_events
     seen = []
     file_events.watch(str(tmp_path), lambda event: seen.append(
-        (*event, event.changes, sorted(os.listdir('/proc/self/fd')) and (tmp_path / 'x').exists())))
+        (*event, event.does, os.path.lexists(tmp_path / 'x'))))
     (tmp_path / 'x').write_text('1')
     (tmp_path / 'x').rename(tmp_path / 'y')
     (tmp_path / 'y').read_text()
+    (tmp_path / 'y').exists()
     (tmp_path / 'y').unlink()
     (tmp_path.parent / 'elsewhere').touch()
-    os._exit(seen != [('write', 'x', True, False), ('os.rename', 'x', True, True),
-                      ('read', 'y', False, False), ('os.remove', 'y', True, False)])
+    os._exit(seen != [
+        ('write', 'x', 'change', False), ('os.rename', 'x', 'change', True),
+        ('read', 'y', 'read', False), ('stat', 'y', 'stat', False),
+        ('os.remove', 'y', 'change', False)])
   assert os.waitpid(pid, 0)[1] == 0
 
 

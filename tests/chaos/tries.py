@@ -25,10 +25,9 @@ class Reference:
   seconds: float
   bytes: int
 
-  @property
-  def changes(self) -> int:
-    """Returns how many of the operations change a file."""
-    return sum(event.changes for event in self.events)
+  def count(self, does: str) -> int:
+    """Returns how many of the operations do what `Event.does` says."""
+    return sum(event.does == does for event in self.events)
 
 
 @dataclasses.dataclass

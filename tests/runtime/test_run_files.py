@@ -14,7 +14,7 @@ from etils import epath
 from hypothesis import given, strategies as st
 
 from kdih import errors
-from kdih.runtime import run_files
+from kdih.runtime import files, run_files
 from kdih.training import metric_log
 from tests.helpers.damage import places
 from tests.helpers.fuzzing import JSON, times
@@ -232,6 +232,33 @@ def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, nu
   assert str(raised.value) == (f'{path} cannot be read ({os.strerror(number)}); make it readable, '
                                'or run the same command again')
   assert run_files.read(path, run_files.TeacherResult) == TEACHER
+
+
+def test_what_the_system_cannot_tell_is_not_called_missing(tmp_path, monkeypatch):
+  """`Path.exists` says no: a finished phase would seem not to have begun."""
+  path, stat = tmp_path / 'result.json', os.stat
+  run_files.write(path, TEACHER)
+
+  def stale(asked, *args, **kwargs):
+    if os.fspath(asked) == str(path):
+      raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    return stat(asked, *args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'stat', stale)
+    assert not epath.Path(path).exists()
+    with pytest.raises(errors.UnreadableError, match='Stale file handle'):
+      run_files.read(path, run_files.TeacherResult)
+    with pytest.raises(OSError, match='Stale file handle'):
+      files.is_file(epath.Path(path))
+  assert run_files.read(path, run_files.TeacherResult) == TEACHER
+
+
+@pytest.mark.parametrize('name', ['none', 'a.json/below', 'loop', 'x' * 300, 'a\0b'])
+def test_where_there_is_nothing_nothing_is_read(tmp_path, name):
+  (tmp_path / 'a.json').touch()
+  (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+  assert run_files.read(tmp_path / name, dict) is None
 
 
 def test_a_file_that_cannot_be_written_is_named_and_unchanged(tmp_path):

@@ -98,11 +98,31 @@ def test_the_best_variables_before_each_checkpoint_are_kept(tmp_path):
   assert_best(opened(folder), 1)
 
 
+class Killed(BaseException):
+  """Ends a save as SIGKILL does."""
+
+
+def test_a_process_that_is_killed_before_it_removes_a_checkpoint_leaves_it_to_the_next(
+    tmp_path, saved, monkeypatch):
+  folder, replace = copied(saved, tmp_path), os.replace
+
+  def killed(source, *args, **kwargs):
+    if pathlib.Path(source) == folder / '2':
+      raise Killed
+    replace(source, *args, **kwargs)
+
+  checkpoints = opened(folder)
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'replace', killed)
+    with pytest.raises(Killed):
+      checkpoints.save(state_at(4), {'seconds': 4.0}, None)
+  assert {'2', '3', '4'} < {path.name for path in folder.iterdir()}
+  assert_holds(opened(folder), 4)
+  assert sorted(path.name for path in folder.iterdir()) == ['3', '4', 'best']
+
+
 def test_a_checkpoint_is_removed_at_once(tmp_path, saved, monkeypatch, capsys):
   """A process that is killed meanwhile leaves none that is half there, and damaged."""
-  class Killed(BaseException):
-    pass
-
   folder, rmdir = copied(saved, tmp_path), os.rmdir
 
   def killed(path, *args, **kwargs):

@@ -77,7 +77,7 @@ class Store:
   def _read(self, number: int) -> bytes:
     path, start = self.folder / 'rows.bin', number * self.block
     count = min(self.block, self._shape[0] - start)
-    if not path.exists():
+    if not files.exists(path):
       return b''
     with path.open('rb') as file:
       file.seek(start * self._image_bytes)
