@@ -93,6 +93,7 @@ class Checkpoints:
     step, state = int(state.step), devices.to_host(state)
     stored_state = to_stored(state)
     content = {'meta': meta, 'metrics': metrics, 'best': self._best}
+    last_good = self.last_good()
     try:
       self._require_there()
       if metrics and (not self._best or metrics[SELECTION] >= self._best[SELECTION]):
@@ -100,10 +101,11 @@ class Checkpoints:
       stored = {**content, 'digests': [digests.of(stored_state), digests.of_json(content)]}
       self._manager.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(stored_state), meta=ocp.args.JsonSave(stored)))
+      self._require_whole(step, stored_state)
     except (OSError, ValueError) as error:  # tensorstore raises ValueError.
       raise errors.TrainingError(
           f'the checkpoint of step {step} cannot be written to {self._directory} '
-          f'({orbax_files.reason(error)}); {self.last_good()}. Fix this and run the same command '
+          f'({orbax_files.reason(error)}); {last_good}. Fix this and run the same command '
           'again to resume') from error
     self._contents[step] = content
     self._remove_unused()
@@ -116,6 +118,16 @@ class Checkpoints:
     for path in (self._directory, *(self._directory / str(s) for s in self._manager.all_steps())):
       if not files.exists(path):
         raise FileNotFoundError(f'{path} is gone')
+
+  def _require_whole(self, step: int, stored_state: Any) -> None:
+    """Removes a checkpoint in which arrays are missing, and raises OSError."""
+    path = self._directory / str(step)
+    try:
+      orbax_files.require_whole(path, 'state', stored_state)
+    except OSError:
+      (self._directory / _DELETED).mkdir(exist_ok=True)
+      path.rename(self._directory / _DELETED / path.name)
+      raise
 
   @property
   def last_step(self) -> int | None:

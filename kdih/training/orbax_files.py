@@ -1,5 +1,6 @@
 """What orbax reads and writes: items of a folder, such as variables and their description."""
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from kdih import errors
-from kdih.runtime import devices, files
+from kdih.runtime import devices, files, processes
 
 # How messages of tensorstore and jax begin if the arrays or the list of their names are missing.
 _MISSING = ('NOT_FOUND', 'pytree structure error')
@@ -27,10 +28,31 @@ def export(path: epath.PathLike, variables: Any, meta: dict) -> None:
   Raises:
     OSError: the system cannot write, such as to a full disk.
   """
+  variables = devices.to_host(variables)
   with _checkpointer() as checkpointer, _system_errors(path):
     checkpointer.save(files.absolute(path), force=True, args=ocp.args.Composite(
-        variables=ocp.args.StandardSave(devices.to_host(variables)),
-        meta=ocp.args.JsonSave(meta)))
+        variables=ocp.args.StandardSave(variables), meta=ocp.args.JsonSave(meta)))
+    require_whole(path, 'variables', variables)
+
+
+def require_whole(path: epath.PathLike, item: str, tree: Any) -> None:
+  """Checks that an item that has been written has the arrays of `tree`; reads none of them.
+
+  If the system cannot list a folder, orbax leaves arrays out and says nothing. Only the first
+  process checks: on a network file system the others may not see the files yet.
+
+  Raises:
+    OSError: arrays are missing.
+  """
+  if not processes.is_first():
+    return
+  number = errno.EIO
+  try:
+    if shapes(path, item) == {name: np.shape(leaf) for name, leaf in named_leaves(tree).items()}:
+      return
+  except Exception as error:  # orbax and tensorstore raise many kinds.
+    number = files.system_error(error) or number
+  raise OSError(number, os.strerror(number), str(path))
 
 
 def read_meta(path: epath.PathLike) -> dict:

@@ -4,10 +4,12 @@
   python -m tests.chaos --parts=kills --kinds=sweep,report --kills=50 --seed=1
   python -m tests.chaos --only='kills:phases:event=17,time=0+1.25'
 
-Run the same command again to resume; tries of the same code are kept. Exit codes: 0 every try ended
-as it should, 1 some did not.
+Run the same command again to resume. After the code has changed, tries that ended otherwise are
+made again, the others are kept; remove the summary's `.tries` file to begin anew. Exit codes: 0
+every try ended as it should, 1 some did not.
 """
 import argparse
+import itertools
 import os
 import pathlib
 import signal
@@ -45,15 +47,13 @@ def main(argv: list[str]) -> int:
     processes.import_everything(str(folder / 'compiled'))
     summary = Summary(pathlib.Path(given.output).absolute())
     arena = Arena(kinds.Ground(folder))
-    bad = 0
-    for name in given.only or _names(arena, given):
-      if name not in summary.tries or given.only:
-        outcome = PARTS[name.partition(':')[0]].attempt(arena, name)
-        print(f'{outcome.seconds:5.1f} s  {name}: {outcome}', flush=True)
-        for line in (*outcome.harmed, *outcome.problems)[:20] if outcome.problems else ():
-          print(f'         {line}', flush=True)
-        summary.add(name, outcome)
-      bad += summary.tries[name] != GOOD
+    for name in given.only or _names(arena, summary, given):
+      outcome = PARTS[name.partition(':')[0]].attempt(arena, name)
+      print(f'{outcome.seconds:5.1f} s  {name}: {outcome}', flush=True)
+      for line in (*outcome.harmed, *outcome.problems)[:20] if outcome.problems else ():
+        print(f'         {line}', flush=True)
+      summary.add(name, outcome)
+  bad = sum(outcome != GOOD for outcome in summary.tries.values())
   print(f'{len(summary.tries)} tries, {bad} of them ended otherwise than uninterrupted')
   return 1 if bad else 0
 
@@ -89,13 +89,15 @@ def _names_of(known):
   return parse
 
 
-def _names(arena: Arena, given: argparse.Namespace) -> Iterator[str]:
-  """Yields the names of the tries that the command line asks for."""
-  for name in given.parts:
-    part = PARTS[name]
+def _names(arena: Arena, summary: Summary, given: argparse.Namespace) -> Iterator[str]:
+  """Yields the names of the tries that the command line asks for, and that are still to be made."""
+  for name, part in PARTS.items():
     chosen = [kind for kind in part.KINDS if kind in given.kinds]
-    if chosen:
-      yield from part.plan(arena, chosen, getattr(given, name), given.seed)
+    if name in given.parts and chosen:
+      made = [each for each in summary.tries if each.split(':')[0] == name]
+      yield from (each for each in made if each in summary.to_repeat)
+      new = (each for each in part.plan(arena, chosen, given.seed) if each not in summary.tries)
+      yield from itertools.islice(new, max(0, getattr(given, name) - len(made)))
 
 
 if __name__ == '__main__':

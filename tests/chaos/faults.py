@@ -204,11 +204,12 @@ def _report(kind: kinds.Kind, place: kinds.Place) -> kinds.Command:
 
 def _teacher(kind: kinds.Kind, place: kinds.Place) -> kinds.Command:
   arguments = kind.command(place).arguments
-  workdir = f'--workdir={place.work / PAIR.partition("/")[0]}'
+  workdir = place.work / PAIR.partition('/')[0]
   return kinds.Command('main', (*(
-      workdir if argument.startswith('--workdir=') else argument for argument in arguments
+      f'--workdir={workdir}' if argument.startswith('--workdir=') else argument
+      for argument in arguments
       if not argument.startswith(('--methods', '--seeds', '--together'))),
-      '--config.phases=teacher'))
+      '--config.phases=teacher'), after=workdir / 'teacher' / 'checkpoints')
 
 
 _MAIN, _SWEEPS = ('phases', 'cache', 'staged', 'methods'), ('sweep', 'two_sweeps', 'together')
@@ -225,7 +226,7 @@ BESIDE: dict[str, tuple[Callable[[kinds.Kind, kinds.Place], kinds.Command],
 
 
 class Later(Harm):
-  """A start so many seconds later than those beside it."""
+  """A start so many seconds later."""
 
   WORDS: ClassVar[dict[str, str]] = {'later': 'a start some seconds later'}
 
@@ -233,8 +234,8 @@ class Later(Harm):
     time.sleep(float(self.where))
 
 
-def plan(arena: Arena, chosen: list[str], count: int, seed: int) -> Iterator[str]:
-  """Yields the names of `count` tries: of each fault its part, each with every kind in turn."""
+def plan(arena: Arena, chosen: list[str], seed: int) -> Iterator[str]:
+  """Yields the names of tries: of each fault its part, each with every kind in turn."""
   names = [name for name in chosen if KINDS[name].share]
   rng = random.Random(f'{seed}:faults')
   full = Full.is_possible()
@@ -246,7 +247,7 @@ def plan(arena: Arena, chosen: list[str], count: int, seed: int) -> Iterator[str
   turns = itertools.cycle([stream for stream, weight in streams for _ in range(weight)])
   seen: set[str] = set()
   misses = 0
-  while len(seen) < count and misses < 1000:
+  while misses < 1000:
     name = next(next(turns), None)
     if name is None or name in seen:
       misses += 1
@@ -274,7 +275,9 @@ def _besides(arena: Arena, names: list[str], rng: random.Random) -> Iterator[str
       if name is None:
         yield None
       else:
-        seconds = rng.choice((0, rng.uniform(0, arena.reference(KINDS[name]).seconds)))
+        # 'teacher' meets the sweep in its training, which soon begins.
+        longest = 0.2 if word == 'teacher' else arena.reference(KINDS[name]).seconds
+        seconds = rng.choice((0, rng.uniform(0, longest)))
         yield f'faults:{name}:beside={word}+{seconds:.2f}'
 
 

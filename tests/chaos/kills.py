@@ -14,12 +14,12 @@ from tests.chaos.tries import Arena, Outcome
 KINDS = kinds.KINDS
 
 
-def plan(arena: Arena, chosen: list[str], count: int, seed: int) -> Iterator[str]:
-  """Yields the names of `count` tries, spread over the kinds by their shares, in turns."""
+def plan(arena: Arena, chosen: list[str], seed: int) -> Iterator[str]:
+  """Yields the names of tries, spread over the kinds by their shares, in turns."""
   turns = itertools.cycle([
       stream for kind in map(KINDS.get, chosen)
       for stream in [_draws(arena, kind, seed)] * kind.share])
-  return (next(next(turns)) for _ in range(count))
+  return map(next, turns)
 
 
 def _draws(arena: Arena, kind: kinds.Kind, seed: int) -> Iterator[str]:

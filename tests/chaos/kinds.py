@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 from collections.abc import Callable
 
 import jax
@@ -48,11 +49,13 @@ class Command:
     program: 'main', 'sweep' or 'report'.
     arguments: of the program, without its name.
     compiled: the folder for compiled programs; '' is the one that all tries share.
+    after: a path that must exist before the command begins, or None.
   """
 
   program: str
   arguments: tuple[str, ...]
   compiled: str = ''
+  after: pathlib.Path | None = None
 
   def execute(self, place: Place) -> int:
     """Runs the command in this process, and returns the exit code."""
@@ -60,6 +63,8 @@ class Command:
     from kdih.report import __main__ as report
     from kdih.sweep import __main__ as sweep
 
+    while self.after and not self.after.exists():
+      time.sleep(0.01)
     os.environ['HOME'] = str(place.home)
     if self.compiled:  # Set in the config, it would leave out what compiles in half a second.
       jax.config.update('jax_compilation_cache_dir', self.compiled)
@@ -165,8 +170,8 @@ KINDS = {kind.name: kind for kind in (
     Kind('compiled', _compiled),
     # In its teacher's training there is time for a second command.
     Kind('slow_teacher', _sweep(
-        '--methods=kd', '--seeds=1', '--config.teacher.train.length=300',
-        '--config.teacher.train.evaluate_every=100', '--config.log_every_steps=50'), share=0),
+        '--methods=kd', '--seeds=1', '--config.teacher.train.length=600',
+        '--config.teacher.train.evaluate_every=200', '--config.log_every_steps=50'), share=0),
     Kind('lines', _main(*_ONE_TEACHER, '--config.log_every_steps=3')),
 )}
 

@@ -253,12 +253,12 @@ KINDS = {
 }
 
 
-def plan(arena: Arena, chosen: list[str], count: int, seed: int) -> Iterator[str]:
-  """Yields the names of `count` tries, spread over the kinds by their shares, in turns."""
+def plan(arena: Arena, chosen: list[str], seed: int) -> Iterator[str]:
+  """Yields the names of tries, spread over the kinds by their shares, in turns."""
   del arena
   turns = itertools.cycle([stream for name in chosen for stream in [_names(name, seed)]
                            * KINDS[name].share])
-  return (next(next(turns)) for _ in range(count))
+  return map(next, turns)
 
 
 def _names(kind_name: str, seed: int) -> Iterator[str]:

@@ -24,10 +24,11 @@ class Summary:
 
   Args:
     path: of the summary. The outcome of each try, by which a run resumes, is in `NAME.tries` beside
-      it, and is kept if it was made with the same code and versions.
+      it.
 
   Attributes:
     tries: the outcome of each try, by its name.
+    to_repeat: the names of those that ended otherwise with code that has changed since.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -35,12 +36,14 @@ class Summary:
     self._made_by = {'code': _code(), 'versions': _versions()}
     given = [word for word in sys.argv[1:] if not word.startswith(('--output', '--folder'))]
     self._command = shlex.join(['python', '-m', 'tests.chaos', *given])
-    self.tries: dict[str, str] = self._read()['tries']
+    found = self._read()
+    self.tries: dict[str, str] = found['tries']
+    self.to_repeat = {name for name, failure in found['failures'].items()
+                      if failure['code'] != self._made_by['code']}
 
   def _read(self) -> Content:
-    found = json.loads(self._state.read_text()) if self._state.exists() else {}
-    if {name: found.get(name) for name in self._made_by} != self._made_by:
-      found = {'commands': [], **self._made_by, 'killed': 0, 'failures': {}, 'tries': {}}
+    found = json.loads(self._state.read_text()) if self._state.exists() else {
+        'commands': [], 'made_by': [], 'killed': 0, 'failures': {}, 'tries': {}}
     if self._command not in found['commands']:
       found['commands'].append(self._command)
     return found
@@ -51,16 +54,26 @@ class Summary:
     with files.locked(self._path.with_name(f'.{self._path.name}.lock'), waiting='chaos: waits'):
       found = self._read()
       found['tries'][name] = str(outcome)
+      self._count(found['made_by'])
       found['killed'] += outcome.killed  # Processes.
       found['failures'].pop(name, None)
       if outcome.problems:
         found['failures'][name] = {
-            'outcome': str(outcome), 'problems': outcome.problems[:12], 'harmed': outcome.harmed,
+            'code': self._made_by['code'], 'outcome': str(outcome),
+            'problems': outcome.problems[:12], 'harmed': outcome.harmed,
             'reproduce': f'python -m tests.chaos --only={shlex.quote(name)}'}
       files.write_atomically(self._state, json.dumps(found))
     self.tries = found.pop('tries')
     files.write_atomically(self._path, json.dumps(
         {**found, 'outcomes': _counts(self.tries)}, indent=1) + '\n')
+
+  def _count(self, made_by: list[Content]) -> None:
+    """Counts a try among those that were made with this code and these versions."""
+    for entry in made_by:
+      if {name: entry[name] for name in self._made_by} == self._made_by:
+        entry['tries'] += 1
+        return
+    made_by.append({**self._made_by, 'tries': 1})
 
 
 def _counts(tries: dict[str, str]) -> Content:

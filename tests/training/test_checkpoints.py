@@ -364,6 +364,45 @@ def test_a_full_disk_leaves_the_last_checkpoint_readable(tmp_path):
     assert_holds(opened(folder), step)
 
 
+@contextlib.contextmanager
+def folder_that_cannot_be_listed_once(monkeypatch, name):
+  """In which orbax looks for what it has written; it takes the error for an empty folder."""
+  scandir, failed = os.scandir, []
+
+  def fail_once(path='.'):
+    if os.path.basename(path).startswith(name) and not failed:
+      failed.append(path)
+      raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    return scandir(path)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'scandir', fail_once)
+    yield
+  assert failed
+
+
+def test_a_checkpoint_that_orbax_has_written_without_its_arrays_is_no_checkpoint(
+    tmp_path, saved, monkeypatch, capsys):
+  folder = copied(saved, tmp_path)
+  checkpoints = opened(folder)
+  with folder_that_cannot_be_listed_once(monkeypatch, 'state'), pytest.raises(
+      errors.TrainingError, match=r'step 4 .*\(Input/output error\); the last good .* of step 3'):
+    checkpoints.save(state_at(4), {'seconds': 4.0}, None)
+  checkpoints = opened(folder)
+  assert_holds(checkpoints, 3)
+  checkpoints.save(state_at(4), {'seconds': 4.0}, None)
+  assert_holds(opened(folder), 4)
+  assert 'damaged' not in capsys.readouterr().err
+
+
+def test_variables_that_orbax_has_written_without_their_arrays_are_an_error(tmp_path, monkeypatch):
+  with folder_that_cannot_be_listed_once(monkeypatch, 'variables'), pytest.raises(
+      OSError, match='Input/output error'):
+    orbax_files.export(tmp_path / 'exported', state_at(1).variables, {})
+  orbax_files.export(tmp_path / 'exported', state_at(1).variables, {})
+  assert digests.of(orbax_files.restore(tmp_path / 'exported')) == digests.of(state_at(1).variables)
+
+
 def test_variables_that_find_no_room_are_an_error_of_the_system(tmp_path):
   """tensorstore raises ValueError."""
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
