@@ -49,8 +49,12 @@ class NotFiniteError(TrainingError):
   """The loss is not finite; the message names phase and step."""
 
 
-class PreemptedError(RuntimeError):
-  """The process received SIGTERM and has saved a checkpoint; the same command resumes the run."""
+class PreemptedError(BaseException):
+  """The process received SIGTERM; the same command resumes the run.
+
+  It is no Exception, as KeyboardInterrupt is none: it comes at any moment, and whoever catches the
+  errors of a file, a library or a user's code must not take it for one of them.
+  """
 
 
 def closest(value: object, choices: Iterable[str]) -> str:
@@ -88,7 +92,7 @@ def of_users_code(
   """
   try:
     yield
-  except (ConfigError, KeyboardInterrupt, GeneratorExit):
+  except (ConfigError, PreemptedError, KeyboardInterrupt, GeneratorExit):
     raise
   except BaseException as error:  # SystemExit is not an Exception.
     raise ConfigError(in_line(f'{prefix}{known(error) or first_line(error)}')) from error

@@ -40,7 +40,7 @@ def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[
   Raises:
     ConfigError: a setting is wrong; nothing has been written to the workdir.
     TrainingError: training cannot continue.
-    PreemptedError: the process received SIGTERM and has saved a checkpoint.
+    PreemptedError: the process received SIGTERM; the same command resumes the run.
   """
   from kdih.phases import pipeline  # These import jax, which takes seconds.
   from kdih.report import run_report

@@ -113,7 +113,7 @@ def run(experiment: Experiment) -> None:
 
   Raises:
     TrainingError: the loss is not finite, memory ran out, or a checkpoint cannot be written.
-    PreemptedError: the process received a signal to stop, and has saved its state.
+    PreemptedError: the process received SIGTERM; the same command resumes the run.
   """
   config = experiment.config
   experiment.open()

@@ -35,7 +35,7 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
         _check_current_folder()
         code = body([argument for argument in argv if argument not in logs.FLAGS])
       sys.stdout.flush()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, errors.PreemptedError, KeyboardInterrupt) as error:
       code = _exit_code(error)
     if code:
       processes.leave(code)

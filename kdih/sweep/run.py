@@ -126,8 +126,6 @@ class Worker:
       experiments = [self._open(job) for job in jobs]
       train_together([(experiment, job.phase.removeprefix('student/'))
                       for experiment, job in zip(experiments, jobs, strict=True)])
-    except errors.PreemptedError:
-      raise
     except Exception as error:  # The job that fails raises its error again in `_try`.
       logger.warning('sweep: they failed together, and each continues alone: '
                      f'{errors.first_line(error)}')
@@ -152,8 +150,6 @@ class Worker:
       failure.unlink(missing_ok=True)
       with memory.reported_in_one_line(job.phase):
         pipeline.runner(job.phase)(experiment)
-    except errors.PreemptedError:
-      raise
     except Exception as error:  # Any error of one job must not end the others.
       reason = errors.first_line(error)
       self.failures[job.name] = reason

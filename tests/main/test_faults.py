@@ -1,4 +1,5 @@
 """What happens to a run when the machine or the numbers fail it: each for real."""
+import itertools
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from kdih import errors, main
-from kdih.runtime import preemption
+from kdih.runtime import digests, preemption
 from kdih.training import metric_log
 from tests.helpers.damage import contents
 from tests.helpers.runs import read_config, tiny_command
@@ -44,6 +45,44 @@ def test_sigterm_saves_at_once_and_the_same_command_goes_on(tmp_path, digits_dir
   code, _, said = run_alone(cut, digits_dir, *options, steps=6)
   assert code == 0
   assert_bit_identical(cut, whole, ('teacher', 'student/crd'))
+
+
+@pytest.mark.slow
+def test_sigterm_is_never_taken_for_damage(tmp_path, digits_dir, finished, monkeypatch, capsys):
+  """At each moment at which content is compared with a digest, one after the other."""
+  digest_of, calls, kill_at = digests.of, 0, 0
+
+  def stopped(*args):
+    nonlocal calls
+    calls += 1
+    found = digest_of(*args)
+    if calls == kill_at:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return found
+
+  monkeypatch.setattr(digests, 'of', stopped)
+  command, codes = tiny_command(tmp_path, digits_dir, ONLY_TEACHER), []
+  for kill_at in itertools.count(1, 2):
+    calls = 0
+    codes.append(main.main(command))
+    if calls < kill_at:
+      break
+    if codes[-1] == 0:  # In the last moments of all. Then there is something to resume, again.
+      (tmp_path / 'teacher' / 'result.json').unlink()
+  assert set(codes) == {0, RESUME} and codes[-1] == 0 and codes.count(RESUME) >= 4
+  assert 'damaged' not in (said := capsys.readouterr().err) and 'lost' not in said
+  assert_bit_identical(tmp_path, finished, ('teacher',))
+
+
+def test_sigterm_is_not_taken_for_an_error_of_the_users_code():
+  preemption.listen()
+  try:
+    with pytest.raises(errors.PreemptedError), errors.of_users_code('config.teacher.name: '):
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(5)
+  finally:
+    preemption.listen()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def test_sigterm_outside_of_training_ends_the_run_at_once(tmp_path, digits_dir):
