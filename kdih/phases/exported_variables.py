@@ -124,13 +124,17 @@ def _at_most(layers: int) -> Iterator[None]:
     yield
 
 
-def describe(path: epath.PathLike) -> dict:
+def describe(path: epath.PathLike, setting: str = 'path') -> dict:
   """Returns the description of exported variables, see `run_files.ExportedMeta`.
+
+  Args:
+    path: a `variables` folder.
+    setting: the setting that names the folder, for the error.
 
   Raises:
     ConfigError: there are no exported variables at `path`, or they are damaged.
   """
-  return _read_meta(path, 'path')
+  return _read_meta(path, setting)
 
 
 def load_teacher(

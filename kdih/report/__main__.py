@@ -90,10 +90,18 @@ def _output(flag: str, paths: Sequence[str]) -> pathlib.Path:
                              'to; set --output to a folder')
   files.require_no_links(folder, '--output')
   for path in (folder / 'report.md', folder / 'index.html'):
-    if path.is_file() and _TITLE not in path.read_text(encoding='utf-8', errors='replace'):
+    if files.exists(path) and not _is_ours(path):
       raise errors.ConfigError(f'--output: {path} is not part of a comparison and would be '
                                'overwritten; choose another folder')
   return folder
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+  """Returns whether a file begins as a comparison does."""
+  if not files.is_file(path):
+    return False
+  with path.open(encoding='utf-8', errors='replace') as file:
+    return _TITLE in file.read(2**14)
 
 
 def write(

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _BEST, _DELETED = 'best', 'deleted'  # Folders beside the checkpoints.
 _KEPT = 2  # Checkpoints: the last one, and the one before it to rewind to.
+_NAMES = ocp.path.step.standard_name_format()  # Of the folders of checkpoints.
 SELECTION = 'top1'  # The validation metric that chooses the best variables.
 
 
@@ -298,6 +299,7 @@ class Checkpoints:
     steps, damaged = sorted(ocp.utils.checkpoint_steps(self._directory)), {}
     for step in steps:
       try:
+        _NAMES.find_step(self._directory, step).commit_timestamp  # noqa: B018  The manager asks.
         _, self._contents[step] = self._read(step)
       except Exception as error:  # orbax and tensorstore raise many kinds.
         damaged[step] = orbax_files.damage(error)

@@ -104,26 +104,30 @@ def _summary_writer(directory: epath.Path, start_step: int):
     return None
   with _os_errors():
     for path in directory.glob('events.out.tfevents.*'):
-      _cut_events(path, start_step)
+      if files.is_file(path):
+        _cut_events(path, start_step)
     return metric_writers.SummaryWriter(str(directory))
 
 
 def _cut_events(path: epath.Path, start_step: int) -> None:
-  """Removes the events of later steps from a file, and an event that does not end."""
+  """Removes the events of later steps from a file, and what is no event or does not end."""
   import tensorflow as tf  # Already imported by the summary writer.
+  from google.protobuf.message import DecodeError
   from tensorboard.compat.proto import event_pb2
   from tensorboard.summary.writer import record_writer
 
   found: list[bytes] = []
   with contextlib.suppress(tf.errors.DataLossError):  # The process was killed while it wrote.
     found.extend(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
-  events = [event_pb2.Event.FromString(record) for record in found]
-  content = io.BytesIO()
+  content, has_values = io.BytesIO(), False
   writer = record_writer.RecordWriter(content)
-  for record, event in zip(found, events, strict=True):
-    if event.step <= start_step:
-      writer.write(record)
-  if any(event.summary.value and event.step <= start_step for event in events):
+  for record in found:
+    with contextlib.suppress(DecodeError):
+      event = event_pb2.Event.FromString(record)
+      if event.step <= start_step:
+        writer.write(record)
+        has_values |= bool(event.summary.value)
+  if has_values:
     files.write_atomically(path, content.getvalue())
   else:
     path.unlink()

@@ -141,7 +141,10 @@ def _system_errors(path: epath.PathLike) -> Iterator[None]:
 
 def _require_sound(path: epath.PathLike) -> None:
   """Raises ValueError if a file would keep its reader waiting, or fill the memory."""
-  for folder, _, names in () if files.is_remote(path) else os.walk(path):
+  for folder, folders, names in () if files.is_remote(path) else os.walk(path):
+    for name in folders:  # `os.walk` does not follow it.
+      if os.path.islink(os.path.join(folder, name)):
+        raise ValueError(f'{name} is a link to a folder')
     for name in names:
       file = os.path.join(folder, name)
       if not files.is_file(file):

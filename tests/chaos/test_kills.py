@@ -5,7 +5,7 @@ import pytest
 @pytest.fixture(scope='module')
 def killed(outcomes):
   """The summary of some kills."""
-  return outcomes('--parts=kills', '--kinds=rewind,report', '--kills=5')
+  return outcomes('--parts=kills', '--kinds=rewind,sweep', '--kills=5')
 
 
 def named(summary) -> dict[str, set[str]]:

@@ -92,12 +92,19 @@ def test_evaluation_is_exact_with_uneven_shares(tmp_path, finished, digits_dir):
   assert found[0]['fingerprint'] == found[1]['fingerprint']
 
 
+@pytest.fixture(scope='module')
+def forty_steps(tmp_path_factory, digits_dir):
+  """The workdir of a teacher that one process has trained for forty steps."""
+  whole = tmp_path_factory.mktemp('forty')
+  run(whole, digits_dir, '--config.phases=teacher', processes=1, steps=40)
+  return whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('before', 'after'), [(2, 1), (1, 2)])
 def test_a_checkpoint_is_gone_on_from_by_another_number_of_processes(
-    tmp_path, digits_dir, before, after):
-  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
-  run(whole, digits_dir, '--config.phases=teacher', processes=after, steps=40)
+    tmp_path, digits_dir, forty_steps, before, after):
+  cut = tmp_path / 'cut'
   started = start(cut, digits_dir, '--config.phases=teacher', processes=before, steps=40)
   wait_for_step(cut, 'teacher', 8)
   for process in started:
@@ -105,7 +112,7 @@ def test_a_checkpoint_is_gone_on_from_by_another_number_of_processes(
   finish(started)
   assert not (cut / 'teacher' / 'result.json').exists()
   run(cut, digits_dir, '--config.phases=teacher', processes=after, steps=40)
-  assert_same(cut, whole, ('teacher',))
+  assert_same(cut, forty_steps, ('teacher',))
 
 
 @pytest.mark.slow
@@ -200,12 +207,12 @@ def test_a_slurm_job_that_tells_too_little_is_refused(tmp_path, digits_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('variable', 'value', 'start'), [
-    ('JAX_PLATFORMS', 'cuda', "JAX_PLATFORMS: is 'cuda', and JAX finds no devices ("),
-    ('JAX_PLATFORMS', 'nonsense', "JAX_PLATFORMS: is 'nonsense', and JAX finds no devices ("),
-    ('JAX_NUM_CPU_DEVICES', '0', "JAX_PLATFORMS: is 'cpu', and JAX finds no devices ("),
-    ('JAX_ENABLE_X64', 'maybe', 'jax: cannot be imported (')])
-@pytest.mark.parametrize('module', ['main', 'sweep'])
+@pytest.mark.parametrize(('module', 'variable', 'value', 'start'), [
+    ('main', 'JAX_PLATFORMS', 'cuda', "JAX_PLATFORMS: is 'cuda', and JAX finds no devices ("),
+    ('sweep', 'JAX_PLATFORMS', 'nonsense',
+     "JAX_PLATFORMS: is 'nonsense', and JAX finds no devices ("),
+    ('main', 'JAX_NUM_CPU_DEVICES', '0', "JAX_PLATFORMS: is 'cpu', and JAX finds no devices ("),
+    ('sweep', 'JAX_ENABLE_X64', 'maybe', 'jax: cannot be imported (')])
 def test_variables_that_jax_refuses(tmp_path, digits_dir, module, variable, value, start):
   command = tiny_command(tmp_path / 'w', digits_dir)
   done = subprocess.run([sys.executable, '-m', f'kdih.{module}', *command[1:]], check=False,

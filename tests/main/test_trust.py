@@ -1,4 +1,5 @@
 """What is read is never executed, and no name that is read leads out of its folder."""
+import os
 import pathlib
 import shutil
 import subprocess
@@ -92,6 +93,16 @@ def zeros(path, shape):
   variables['params']['Dense_0'] = {'kernel': np.zeros(shape, np.float32),
                                     'bias': np.zeros(shape[-1:], np.float32)}
   exported_variables.save(path, variables, meta)
+
+
+def test_a_folder_of_variables_behind_a_link_is_refused(student, tmp_path):
+  """Nothing behind it has been looked at: here a pipe, for which its reader would wait."""
+  (student / 'meta').rename(tmp_path / 'elsewhere')
+  (student / 'meta').symlink_to(tmp_path / 'elsewhere')
+  (tmp_path / 'elsewhere' / 'metadata').unlink()
+  os.mkfifo(tmp_path / 'elsewhere' / 'metadata')
+  with pytest.raises(errors.ConfigError, match='meta is a link to a folder'):
+    exported_variables.load_model(student)
 
 
 def test_arrays_of_other_shapes_are_refused_before_they_are_read(student, monkeypatch):

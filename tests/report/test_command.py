@@ -4,6 +4,7 @@ import contextlib
 import csv
 import html.parser
 import io
+import os
 import pathlib
 import re
 import shutil
@@ -266,6 +267,18 @@ def test_a_bad_command_ends_in_one_line_and_writes_nothing(folders, capsys, argv
   out, error = capsys.readouterr()
   assert error.startswith(f'kdih: {expected}') and error.count('\n') == 1 and out == ''
   assert (contents(folders), sorted(folders.rglob('*'))) == before
+
+
+@pytest.mark.parametrize('make', [
+    lambda path: write(path, '# Another report'), os.mkfifo, os.mkdir,
+    lambda path: (path.touch(), os.truncate(path, 2**36))])
+def test_what_is_no_comparison_is_not_overwritten_nor_read_to_its_end(folders, capsys, make):
+  (folders / 'w' / 'comparison').mkdir()
+  make(folders / 'w' / 'comparison' / 'report.md')
+  assert report.main(['kdih.report', 'w']) == 2
+  assert capsys.readouterr().err == (
+      'kdih: --output: w/comparison/report.md is not part of a comparison and would be '
+      'overwritten; choose another folder\n')
 
 
 def test_runs_that_cannot_be_compared_are_explained(folders, capsys):

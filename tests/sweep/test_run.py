@@ -243,21 +243,6 @@ JOBS = sorted([f'{MODEL}/teacher', f'{MODEL}/heads', *(
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_in_each_phase_ends_bit_identical(swept, tmp_path, digits_dir):
-  for phase in ('teacher', 'heads', 'student/ce', 'student/dih'):
-    process = start(tmp_path, digits_dir)
-    read_to(process, f'{phase}: step 2 validation')
-    kill(process)
-  assert run(tmp_path, digits_dir, '--methods=ce,dih', '--seeds=1,2') == 0
-  assert results(tmp_path) == results(swept)
-  for path in results(swept):
-    folder, phase = re.fullmatch('(.*?)/(teacher|heads|student/.*)/result.json', path).groups()
-    whole, killed = exported(swept / folder, phase), exported(tmp_path / folder, phase)
-    assert {name: value.tobytes() for name, value in whole.items()} == {
-        name: value.tobytes() for name, value in killed.items()}
-
-
-@pytest.mark.slow
 def test_processes_that_share_a_workdir_take_each_job_once(tmp_path, digits_dir):
   processes = [start(tmp_path, digits_dir) for _ in range(3)]
   said = [process.communicate(timeout=300)[1] for process in processes]

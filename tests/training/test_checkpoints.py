@@ -172,6 +172,14 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_good_one(tmp_path, saved, cap
   assert len(fell_back) >= 3
 
 
+def test_a_description_that_is_nested_too_deep_is_damaged(tmp_path, saved, capsys):
+  """The one that orbax's manager reads."""
+  folder = copied(saved, tmp_path)
+  (folder / '3' / '_CHECKPOINT_METADATA').write_text('[' * 20_000)
+  assert_holds(opened(folder), 2)
+  assert 'the checkpoint of step 3 is damaged (' in capsys.readouterr().err
+
+
 def test_a_half_deleted_checkpoint_falls_back_and_its_step_can_be_saved_again(tmp_path, saved):
   folder = copied(saved, tmp_path)
   shutil.rmtree(folder / '3' / 'state' / 'ocdbt.process_0')

@@ -78,6 +78,22 @@ def test_every_step_stands_once_in_events_after_kills(tmp_path):
   assert len(list(tmp_path.iterdir())) == 2  # Files without a metric are gone.
 
 
+def test_what_is_no_event_is_left_out_and_no_pipe_is_waited_for(tmp_path):
+  first = metric_log.MetricWriter(tmp_path, 0)
+  first.write(2, {'a': 1.0})
+  first.close()
+  path, = tmp_path.glob('events*')
+  with tf.io.TFRecordWriter(str(path)) as file:
+    file.write(b'\xff no event')
+    event = event_pb2.Event(step=2)
+    event.summary.value.add(tag='a', simple_value=1.0)
+    file.write(event.SerializeToString())
+  os.mkfifo(tmp_path / 'events.out.tfevents.1.pipe')
+  metric_log.MetricWriter(tmp_path, 4).close()
+  (tmp_path / 'events.out.tfevents.1.pipe').unlink()
+  assert events(tmp_path) == [(2, 'a')]
+
+
 def test_what_is_cut_is_whole_at_any_moment(tmp_path):
   """A file is never shortened: it is written anew, and then takes the place of the old one."""
   writer = metric_log.MetricWriter(tmp_path, 0)

@@ -107,6 +107,7 @@ def test_a_run_killed_at_any_moment_of_its_rewinds_ends_bit_identical(
   assert kill_at > {'record': 7, 'removal': 2}[operation]
 
 
+@pytest.mark.slow
 def test_a_run_killed_right_after_a_rewind_was_recorded_goes_on_from_it(tmp_path, monkeypatch):
   def killed(*_):
     raise Killed
