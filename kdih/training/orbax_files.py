@@ -140,8 +140,15 @@ def _system_errors(path: epath.PathLike) -> Iterator[None]:
 
 
 def _require_sound(path: epath.PathLike) -> None:
-  """Raises ValueError if a file would keep its reader waiting, or fill the memory."""
-  for folder, folders, names in () if files.is_remote(path) else os.walk(path):
+  """Raises ValueError if a file would keep its reader waiting, or fill the memory.
+
+  Raises:
+    OSError: a folder cannot be listed; orbax would say that its files are missing.
+  """
+  def fail(error: OSError) -> None:
+    raise error
+
+  for folder, folders, names in () if files.is_remote(path) else os.walk(path, onerror=fail):
     for name in folders:  # `os.walk` does not follow it.
       if os.path.islink(os.path.join(folder, name)):
         raise ValueError(f'{name} is a link to a folder')

@@ -284,6 +284,25 @@ def test_a_read_that_fails_once_is_tried_again(tmp_path, saved, monkeypatch, cap
   assert not (tmp_path / 'damaged').exists()
 
 
+@pytest.mark.parametrize('unlisted', ['meta', 'state', '3'])
+def test_a_folder_that_cannot_be_listed_now_is_not_damaged(tmp_path, saved, monkeypatch, unlisted):
+  folder, scandir = copied(saved, tmp_path), os.scandir
+  before = contents(tmp_path)
+
+  def fail(path='.'):
+    if os.path.basename(path) == unlisted:
+      raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+    return scandir(path)
+
+  monkeypatch.setattr(orbax_files, '_PAUSES', (0.0,))
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'scandir', fail)
+    with pytest.raises(OSError, match='Stale file handle'):
+      opened(folder)
+  assert contents(tmp_path) == before
+  assert_holds(opened(folder), 3)
+
+
 def test_checkpoints_of_arrays_with_other_names_are_another_versions(tmp_path, saved):
   folder = copied(saved, tmp_path)
   before = contents(tmp_path)
