@@ -30,9 +30,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_method(config, name)
   for name, train in trainings(config):
     _check_positions(name, train)
-  for name in config.student.methods:
-    if name not in config.methods:
-      raise errors.unknown('config.student.methods', name, config.methods)
+  for group in ('student', 'sweep'):
+    for name in config[group].methods:
+      if name not in config.methods:
+        raise errors.unknown(f'config.{group}.methods', name, config.methods)
   environment.compiled_folder(config.compute.compilation_cache)
 
 

@@ -260,11 +260,11 @@ FIELDS: dict[str, Field] = {
         doc='The side in pixels of a square. Every image is resized, bilinearly, so that it covers '
             'the square, and cropped at the centre. 0 keeps the size of the images.'),
     'data.mean': Field(
-        default=(0.5,), kind=Many(Number(-1000, 1000), 1), caches=CACHES, described=True,
+        default=(0.5,), kind=Many(Number(-10, 10), 1), caches=CACHES, described=True,
         doc='The mean that is subtracted from images scaled to [0, 1]: one number for each '
             'channel, or one for all channels.'),
     'data.std': Field(
-        default=(0.5,), kind=Many(Number(1e-6, 1000), 1), caches=CACHES, described=True,
+        default=(0.5,), kind=Many(Number(1e-6, 10), 1), caches=CACHES, described=True,
         doc='The standard deviation that images are divided by after the mean is subtracted: one '
             'number for each channel, or one for all channels.'),
     'data.padding': Field(

@@ -157,12 +157,15 @@ def _reason(error: Exception) -> str:
   if isinstance(error, OSError):
     return f'--config: the config file cannot be read: {last}{_neighbour(last)}'
   if 'Traceback' in text:  # ml_collections puts the traceback of the config file into its message.
-    return last.removeprefix('kdih.errors.ConfigError: ')
+    frame = text.rpartition('  File "')[2]  # absl puts a traceback into one line.
+    found = re.search(r'\b(\w+\.)*\w+(Error|Exception|Exit): .*', frame, re.DOTALL)
+    reason = found[0] if found else last
+    return f'--config: {reason.removeprefix("kdih.errors.ConfigError: ")}'
   return text if isinstance(error, flags.Error) else f'--config: {type(error).__name__}: {text}'
 
 
 def _neighbour(message: str) -> str:
-  """Returns '; did you mean PATH?' with the file in the folder of a missing file, or ''.
+  """Returns '; did you mean PATH?' with a file of the same folder, or of configs, or ''.
 
   Args:
     message: the message of the operating system; ml_collections does not keep its error.
@@ -171,9 +174,10 @@ def _neighbour(message: str) -> str:
   if not found:
     return ''
   path = pathlib.Path(found[1])
-  stems = sorted(file.stem for file in path.parent.glob(f'*{path.suffix}'))
-  close = difflib.get_close_matches(path.stem, stems, n=1)
-  return f'; did you mean {str(path.with_stem(close[0]))!r}?' if close else ''
+  known = {file.name: file for folder in (pathlib.Path('configs'), path.parent)
+           for file in sorted(folder.glob('*.py'))}
+  close = difflib.get_close_matches(path.name, known, n=1)
+  return f'; did you mean {str(known[close[0]])!r}?' if close else ''
 
 
 def _set(config: ml_collections.ConfigDict, override: _Override) -> None:

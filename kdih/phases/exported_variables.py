@@ -168,14 +168,15 @@ def load_teacher(
 
 
 def load_heads(
-    path: epath.PathLike, built: Networks, teacher: str, finished: dict | None = None
+    path: epath.PathLike, built: Networks, teacher: str | None, finished: dict | None = None
 ) -> tuple[Variables, dict]:
   """Returns the heads' variables at `path`, and their description.
 
   Args:
     path: a `variables` folder.
     built: the networks of the run.
-    teacher: fingerprint of the teacher that the heads must have been trained on.
+    teacher: fingerprint of the teacher that the heads must have been trained on; None if it is not
+      known yet.
     finished: the result of the phase in whose folder the variables are; None for other folders.
 
   Raises:
@@ -186,7 +187,7 @@ def load_heads(
   meta = _read_meta(path, setting)
   _check_finished(path, meta, finished)
   _compare(setting, path, meta['model'], describe_heads(built))
-  if meta.get('teacher') != teacher:
+  if teacher is not None and meta.get('teacher') != teacher:
     raise errors.ConfigError(
         f'{setting}: the heads at {str(path)!r} belong to another teacher; train heads on this '
         'one, or set config.teacher.variables to theirs')
@@ -210,6 +211,7 @@ def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
 
 def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variables:
   """Returns what `load` does, given the description."""
+  path = files.given(setting, path)
   wanted = {name: tuple(leaf.shape) for name, leaf in orbax_files.named_leaves(like).items()}
   # Compared before anything is read: a small file can hold arrays that fill the memory.
   if _stored_shapes(path, setting) != wanted:
@@ -238,7 +240,8 @@ def _stored_shapes(path: epath.PathLike, setting: str) -> orbax_files.Shapes:
 
 def _read_meta(path: epath.PathLike, setting: str) -> dict:
   """Returns the description after a check. Raises ConfigError if it is missing or damaged."""
-  if not files.exists(epath.Path(path) / 'meta'):
+  path = files.given(setting, path)
+  if not files.exists(path / 'meta'):
     raise errors.ConfigError(
         f'{setting}: no exported variables at {str(path)!r}; give the `variables` folder of a '
         'finished phase, such as runs/x/teacher/variables')

@@ -202,8 +202,8 @@ def check_existing(
     owner = exported_variables.fingerprint(meta)
     _check_taken('teacher', path, owner, teachers)
   else:
-    owner = (teachers.result('teacher') or {}).get('fingerprint', '')
-  if config.teacher.variables and _is_needed(config, 'heads', teachers):
+    owner = (teachers.result('teacher') or {}).get('fingerprint')  # None: still to be trained.
+  if _is_needed(config, 'heads', teachers):
     path = config.heads.variables
     _, meta = exported_variables.load_heads(path, built, owner)
     _check_taken('heads', path, exported_variables.fingerprint(meta), teachers)
@@ -212,7 +212,8 @@ def check_existing(
 def _is_needed(config: ml_collections.ConfigDict, phase: str, teachers: Workdir) -> bool:
   """Returns whether the config names variables for a phase that have to be checked."""
   path = config[phase].variables
-  return bool(path) and not (teachers.result(phase) and not files.exists(epath.Path(path)))
+  return bool(path) and not (teachers.result(phase) and not files.exists(
+      files.given(f'config.{phase}.variables', path)))
 
 
 def _check_taken(phase: str, path: str, fingerprint: str, teachers: Workdir) -> None:

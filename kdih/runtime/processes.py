@@ -36,6 +36,10 @@ def join(fields: 'ml_collections.ConfigDict') -> None:
                      process_id=fields.process_id)
   elif fields.detect and _in_cluster():
     arguments = {}
+  elif fields.num_processes > 1 or fields.process_id:
+    raise errors.ConfigError(
+        '--coordinator: is not set, and the processes cannot find each other; set it to HOST:PORT '
+        'of process 0, or remove --num_processes and --process_id to run this process alone')
   else:
     return
   logger.info(f'distributed: waiting up to {fields.timeout} s for the other processes'

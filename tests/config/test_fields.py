@@ -41,8 +41,9 @@ def changed(values):
 def valid_values(draw):
   """A valid value for every field, which fit together."""
   found = {name: draw(valid(field.kind)) for name, field in FIELDS.items()}
-  found['student.methods'] = tuple(draw(st.lists(
-      st.sampled_from(sorted(ENTRIES)), min_size=1, max_size=3, unique=True)))
+  for group, least in (('student', 1), ('sweep', 0)):
+    found[f'{group}.methods'] = tuple(draw(st.lists(
+        st.sampled_from(sorted(ENTRIES)), min_size=least, max_size=3, unique=True)))
   for group in TRAININGS:
     length = found[f'{group}.length']
     found[f'{group}.milestones'] = tuple(
@@ -161,14 +162,14 @@ def test_nonsense_is_refused_though_the_run_uses_ce_alone(name, value):
 def test_the_message_says_what_a_value_must_be():
   wrong = {
       'seed': (2**32, 'is 4294967296; it must be a whole number from 0 to 2^32 - 1'),
-      'data.std': ((0.0,), 'is 0.0; it must be a number from 1e-6 to 1000'),
+      'data.std': ((0.0,), 'is 0.0; it must be a number from 1e-6 to 10'),
       'data.validation_fraction': (1, 'is 1; it must be a number of at least 0 and below 1'),
       'student.train.length': (0.0, 'is 0.0; it must be a number above 0 and at most 1e7'),
       'student.train.weight_decay': (1e-40, 'is 1e-40, which is 0 in float32; set it to 0 or '
                                             'to a larger number'),
       'data.flip': ('yes', "is 'yes'; it must be True or False"),
-      'data.mean': (0.5, 'is 0.5; it must be a tuple, each value a number from -1000 to 1000; '
-                            'write a single value as (VALUE,)'),
+      'data.mean': (0.5, 'is 0.5; it must be a tuple, each value a number from -10 to 10; '
+                          'write a single value as (VALUE,)'),
       'dtype': ('float23', "unknown 'float23'; did you mean 'float32'? choose from: bfloat16, "
                            'float32'),
       'compute.cache': ('views', "is 'views'; it must be 'none', 'all_views' or 'views:N', such "

@@ -9,7 +9,7 @@ from kdih.config.values import Group
 from kdih.sweep import __main__ as sweep
 from tests.helpers.field_values import texts, valid
 from tests.helpers.fuzzing import times
-from tests.helpers.runs import CONFIG
+from tests.helpers.runs import CONFIG, ROOT
 
 SHORT = sweep._SHORT
 
@@ -151,7 +151,7 @@ def test_what_is_not_set_stays():
     ('--config.seed=', "config.seed: is ''; it must be a whole number from 0 to 2^32 - 1"),
     ('--config.seed=3.0', "config.seed: is '3.0'; it must be a whole number"),
     ('--config.seed=\N{ARABIC-INDIC DIGIT THREE}', 'config.seed: is '),
-    ('--config.data.mean=0.5,a', "config.data.mean: is 'a'; it must be a number from -1000 to "),
+    ('--config.data.mean=0.5,a', "config.data.mean: is 'a'; it must be a number from -10 to "),
     ('--config.data.mean=1_0', "config.data.mean: is '1_0'; it must be a number"),
     ('--config.deterministic=', "config.deterministic: is ''; it must be True or False"),
     ('--config.deterministic=maybe', "config.deterministic: is 'maybe'; it must be True or False"),
@@ -177,9 +177,12 @@ def test_a_flag_is_no_value_of_another(arguments):
   assert 'has no value' in refused(*arguments)
 
 
-def test_a_missing_config_file_is_compared_with_its_neighbours(tmp_path):
+def test_a_missing_config_file_is_compared_with_its_neighbours(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
   (tmp_path / 'digits.py').write_text('')
-  for name, hint in (('digist.py', f"; did you mean '{tmp_path}/digits.py'?"), ('zzz.py', '')):
+  meant = f"; did you mean '{tmp_path}/digits.py'?"
+  for name, hint in (('digist.py', meant), ('digits', meant), ('zzz.py', ''),
+                     ('cifr100.py', "; did you mean 'configs/cifar100.py'?")):
     path = tmp_path / name
     with pytest.raises(errors.ConfigError) as caught:
       flags.read(['x', f'--config={path}', f'--workdir={tmp_path}/w'])

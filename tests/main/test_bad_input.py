@@ -41,13 +41,17 @@ OVERRIDES = [
     ('methods.dih.alpha=1.5', 'config.methods.dih.alpha: ', 'from 0 to 1'),
     ('methods.kd.temperature=0.0', 'config.methods.kd.temperature: ', 'from 0.001 to 1000'),
     ('teacher.variables=/no/such/path', 'config.teacher.variables: ', 'runs/x/teacher/variables'),
+    ('heads.variables=/no/such/path', 'config.heads.variables: ', 'no exported variables at'),
+    ('distributed.num_processes=2', '--coordinator: ', 'is not set'),
+    ('distributed.process_id=3', '--coordinator: ', 'is not set'),
     ('phases=heads', 'config.phases: ', "name 'teacher' before"),
     ('phases=teachers', 'config.phases: ', "did you mean 'teacher'"),
     ('sead=3', 'config.sead: ', "did you mean 'seed'"),
     ('seed=three', 'config.seed: ', 'a whole number from 0 to 2^32 - 1'),
     ('data.data_dir=/x\udcff', "'/x\ufffd' is not valid Unicode", 'choose another name'),
     ('data.flip=perhaps', 'config.data.flip: ', 'True or False'),
-    ('data.mean=a', 'config.data.mean: ', 'a number from -1000 to 1000'),
+    ('data.mean=a', 'config.data.mean: ', 'a number from -10 to 10'),
+    ('data.mean=123.7', 'config.data.mean: ', 'a number from -10 to 10'),  # Of pixels up to 255.
     ('dtype=float16', 'config.dtype: ', 'bfloat16'),
     ('compute.compilation_cache=a://b', 'config.compute.compilation_cache: ', 'gs://bucket'),
     ('compute.compilation_cache=~nobody-of-that-name/x', 'config.compute.compilation_cache: ',
@@ -78,7 +82,8 @@ def test_a_wrong_setting(tmp_path, capsys, digits_dir, override, start, words):
 
 @pytest.mark.parametrize(('argument', 'words'), [
     ('nothing.py', 'No such file'),
-    ('tiny_config.py:stepz=3', "did you mean 'steps'"),
+    ('tiny_config.py:stepz=3',
+     "kdih: --config: the config's argument: unknown 'stepz'; did you mean 'steps'? "),
     ('tiny_config.py:steps=few', 'must be a whole number')])
 def test_a_config_file_that_cannot_be_read(tmp_path, capsys, argument, words):
   workdir = tmp_path / 'w'

@@ -187,6 +187,14 @@ def test_students_explorer_and_report_work_with_its_normalisation(
 @pytest.mark.parametrize('data', [
     {}, {'mean': [0.5]}, {'mean': [0.5], 'std': [0.0]}, {'mean': ['a'], 'std': [1.0]},
     {'mean': [0.5, 0.5], 'std': [1.0]}, {'mean': None, 'std': [1.0]}, None, [1]])
+def test_variables_are_found_below_the_home_folder(finished, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(finished.parent))
+  path = f'~/{finished.name}/teacher/variables'
+  assert exported_variables.describe(path) == exported_variables.describe(
+      finished / 'teacher' / 'variables')
+  assert exported_variables.load_model(path)[1].keys() >= {'params'}
+
+
 def test_a_description_without_a_normalisation_is_refused(finished, digits_dir, tmp_path, data):
   path = copied(finished, tmp_path / 'v', lambda meta: meta.update(data=data))
   line = refused(prepared, tmp_path / 'w', digits_dir, f'teacher.variables={path}')

@@ -155,7 +155,7 @@ def test_the_options_of_a_method_are_those_of_its_runs_with_other_seeds(swept, d
 
 
 @pytest.mark.parametrize('overrides, expected', [
-    (('--methods=ce,dhi',), "config.methods: unknown 'dhi'; did you mean 'dih'?"),
+    (('--methods=ce,dhi',), "config.sweep.methods: unknown 'dhi'; did you mean 'dih'?"),
     (('--methods=ce,ce',), "config.sweep.methods: is ('ce', 'ce'); it must hold every value only "),
     (('--students=resnet8,resnet8',), "config.sweep.students: is ('resnet8', 'resnet8'); it "),
     (('--methods=',), '--methods: has no value; write --methods=VALUE, or remove the flag'),

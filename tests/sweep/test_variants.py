@@ -70,7 +70,7 @@ def test_variants_are_alike_and_others_are_not():
     ('--methods=kd --alphas=0.5,0.5', r'config.sweep.alphas: is \(0.5, 0.5\); it must hold every'),
     ('--methods=kd --learning_rates=0.0', r'config.sweep.learning_rates: is 0.0; it must be'),
     ('--methods=ce --alphas=0.5', r'config.sweep.alphas: is set, but no method of ce has an alpha'),
-    ('--methods=kdd --alphas=0.5', r"config.methods: unknown 'kdd'; did you mean 'kd'"),
+    ('--methods=kdd --alphas=0.5', r"config.sweep.methods: unknown 'kdd'; did you mean 'kd'"),
 ])
 def test_wrong_values_are_refused(tmp_path, digits_dir, capsys, settings, message):
   assert run(tmp_path / 'w', digits_dir, *settings.split()) == 2
