@@ -123,10 +123,10 @@ def _temporary(path: epath.Path) -> Iterator[epath.Path]:
 
 
 def _remove_unless_locked(path: epath.Path) -> None:
-  with contextlib.suppress(OSError):  # It is complete now, or is another user's.
-    with open(path, 'r+b') as file:
-      if flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
-        path.unlink()
+  # It may be complete by now, or be another user's.
+  with contextlib.suppress(OSError), open(path, 'r+b') as file:
+    if flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+      path.unlink()
 
 
 def exists(path: epath.Path) -> bool:
