@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import pathlib
-import shutil
 import tempfile
 
 import fsspec
@@ -52,7 +51,8 @@ def stage(data_dir: str, name: str) -> str:
                     waiting=f'data: waits for another copy of {source}'):
     for other in copies.iterdir():  # Copies of earlier versions, or left by a killed process.
       if other != target and not _is_used(other):
-        shutil.rmtree(other)
+        with tempfile.TemporaryDirectory(dir=copies, prefix='.') as removed:
+          other.rename(f'{removed}/{other.name}')  # What is half removed is taken for no copy.
     if not target.exists():
       logger.info(f'data: copying {source} to {target}, once')
       with tempfile.TemporaryDirectory(dir=copies, prefix='.') as partial:

@@ -178,6 +178,23 @@ def test_a_copy_that_was_killed_is_removed_and_made_anew(store, tmp_path, monkey
   assert sorted(everything(tmp_path).values()) == sorted(FILES.values())
 
 
+def test_a_copy_whose_removal_was_killed_is_not_taken_for_a_whole_one(shared, monkeypatch):
+  def die(folder, *_, **__):
+    next(pathlib.Path(folder).rglob('features.json')).unlink()
+    raise Killed
+
+  with staged_elsewhere(shared) as first:
+    pass
+  add(shared)
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(shutil, 'rmtree', die)
+    staging.stage(shared, 'small')
+  files, path = fsspec.url_to_fs(f'{shared}/small/1.0.0/small-test.array_record')
+  files.rm(path)
+  assert staging.stage(shared, 'small') == first
+  assert contents(pathlib.Path(first) / 'small') == FILES
+
+
 def test_a_copy_that_fails_leaves_nothing_and_is_named(store, tmp_path, monkeypatch):
   def fail(self, source, target, **_):
     os.makedirs(target)
