@@ -1,23 +1,27 @@
 """Copies of prepared data sets on an object store, kept on the local disk to be read from there."""
+import fcntl
 import hashlib
 import logging
+import os
 import pathlib
-import shutil
 import tempfile
 
 import fsspec
 
 from kdih import errors
-from kdih.runtime.files import locked
+from kdih.runtime import files
 
 logger = logging.getLogger(__name__)
+
+_locks: dict[pathlib.Path, int] = {}  # Descriptors of the locks of the copies that are used here.
 
 
 def stage(data_dir: str, name: str) -> str:
   """Copies a data set to the local disk, unless a copy of the same files is there.
 
   The copy is made anew when the name, size or any property that the store lists of a file has
-  changed. Copies of earlier versions of the data set are then removed.
+  changed. Copies of earlier versions of the data set are then removed, unless a process uses them.
+  The copy that is returned is in use until this process ends.
 
   Args:
     data_dir: address of a folder of TFDS data sets, such as gs://bucket/tfds.
@@ -32,9 +36,9 @@ def stage(data_dir: str, name: str) -> str:
   dataset, copies = _places(data_dir, name)
   source = f'{data_dir.rstrip("/")}/{dataset}'
   try:
-    files, path = fsspec.url_to_fs(source)
-    files.invalidate_cache()
-    listed = files.find(path, detail=True)
+    store, path = fsspec.url_to_fs(source)
+    store.invalidate_cache()
+    listed = store.find(path, detail=True)
   except Exception as error:  # Each store's library raises its own kinds.
     raise _unreadable(source, error) from error
   if not listed:
@@ -43,25 +47,44 @@ def stage(data_dir: str, name: str) -> str:
   content = sorted((file, sorted(map(str, found.items()))) for file, found in listed.items())
   target = copies / hashlib.sha256(repr(content).encode()).hexdigest()[:12]
   copies.mkdir(parents=True, exist_ok=True)
-  with locked(copies.with_suffix('.lock'), waiting=f'data: waits for another copy of {source}'):
+  with files.locked(copies.with_suffix('.lock'),
+                    waiting=f'data: waits for another copy of {source}'):
     for other in copies.iterdir():  # Copies of earlier versions, or left by a killed process.
-      if other != target:
-        shutil.rmtree(other)
+      if other != target and not _is_used(other):
+        with tempfile.TemporaryDirectory(dir=copies, prefix='.') as removed:
+          other.rename(f'{removed}/{other.name}')  # What is half removed is taken for no copy.
     if not target.exists():
       logger.info(f'data: copying {source} to {target}, once')
       with tempfile.TemporaryDirectory(dir=copies, prefix='.') as partial:
         try:
-          files.get(path, f'{partial}/{target.name}/{dataset}', recursive=True)
+          store.get(path, f'{partial}/{target.name}/{dataset}', recursive=True)
         except Exception as error:
           raise _unreadable(source, error) from error
         (pathlib.Path(partial) / target.name).rename(target)
+    _use(target)
   return str(target)
 
 
 def staged(data_dir: str, name: str) -> str:
-  """Returns the local `data_dir` of a copy that `stage` has made; it may not exist yet."""
+  """Returns the local `data_dir` that `stage` has returned last; it may not exist yet."""
   _, copies = _places(data_dir, name)
-  return str(next(copies.glob('[!.]*'), copies))
+  return str(max(copies.glob('[!.]*'), key=os.path.getmtime, default=copies))
+
+
+def _use(copy: pathlib.Path) -> None:
+  """Keeps other processes from removing a copy, until this one ends; `stage` holds its lock."""
+  lock = os.open(copy / '.lock', os.O_RDWR | os.O_CREAT)
+  files.flock(lock, fcntl.LOCK_SH)
+  if copy in _locks:  # The copy has been used before, and perhaps removed by hand since.
+    os.close(_locks[copy])
+  _locks[copy] = lock
+  os.utime(copy)  # `staged` returns the copy that was used last.
+
+
+def _is_used(copy: pathlib.Path) -> bool:
+  """Returns whether a process may use a copy: it does, or the file system has no locks."""
+  with open(copy / '.lock', 'ab') as lock:
+    return not files.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _places(data_dir: str, name: str) -> tuple[str, pathlib.Path]:

@@ -1,15 +1,15 @@
 """Files, local or on an object store: paths, atomic writes, locks, links, errors of the system."""
 import contextlib
 import errno
+import fcntl
 import logging
 import os
-import platform
 import re
+import secrets
 import stat
 from collections.abc import Iterator
 
 import filelock
-import psutil
 from etils import epath
 
 from kdih import errors
@@ -80,7 +80,8 @@ def size(path: epath.Path) -> int:
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   """Writes a file so that it is either complete or unchanged; only the first process writes.
 
-  A process that is killed may leave a temporary file, which the next one that writes removes.
+  A process that is killed may leave a temporary file, which the next one that writes removes. On a
+  file system without locks it stays, for it may be that of another process that writes.
 
   Raises:
     OSError: the file cannot be written; it is unchanged.
@@ -93,27 +94,39 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   if is_remote(path):  # An object appears as a whole.
     path.write_bytes(content)
     return
-  start = f'.{path.name}.{platform.node()}-'
   for left in path.parent.iterdir():
-    pid = left.name.removeprefix(start).removesuffix('.tmp')
-    if left.name.startswith(start) and pid.isdecimal() and not _is_running(int(pid)):
-      left.unlink(missing_ok=True)
-  temporary = path.with_name(f'{start}{os.getpid()}.tmp')
+    if re.fullmatch(rf'\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp', left.name):
+      _remove_unless_locked(left)
   try:
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with _temporary(path) as temporary:
+      temporary.write_bytes(content)
+      temporary.replace(path)
   except OSError as error:
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)
     raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _is_running(pid: int) -> bool:
-  """Returns whether a process can still write; a zombie cannot."""
-  try:
-    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-  except psutil.NoSuchProcess:
-    return False
+@contextlib.contextmanager
+def _temporary(path: epath.Path) -> Iterator[epath.Path]:
+  """Makes a file beside another one, and holds its lock, so that nobody takes it for left over."""
+  while True:
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.tmp')
+    with open(temporary, 'xb') as file:
+      try:
+        flock(file.fileno(), fcntl.LOCK_EX)
+        if exists(temporary):  # Otherwise another process has removed it before it was locked.
+          yield temporary
+          return
+      except OSError:
+        with contextlib.suppress(OSError):
+          temporary.unlink(missing_ok=True)
+        raise
+
+
+def _remove_unless_locked(path: epath.Path) -> None:
+  # It may be complete by now, or be another user's.
+  with contextlib.suppress(OSError), open(path, 'r+b') as file:
+    if flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+      path.unlink()
 
 
 def exists(path: epath.Path) -> bool:
@@ -192,6 +205,23 @@ def locked(path: epath.PathLike, *, waiting: str | None = None) -> Iterator[None
     yield
   finally:
     lock.release()
+
+
+def flock(descriptor: int, operation: int) -> bool:
+  """Locks an open file until it is closed; returns whether this process now holds the lock.
+
+  It does not if another process holds the lock, or if the file system has no locks.
+
+  Args:
+    descriptor: of the file, which is open for writing.
+    operation: `fcntl.LOCK_EX`, or `fcntl.LOCK_SH` for a lock that several can hold; with
+      `fcntl.LOCK_NB` unless to wait for another process.
+  """
+  try:
+    fcntl.flock(descriptor, operation)
+  except OSError:
+    return False
+  return True
 
 
 def folder_name(model: str) -> str:

@@ -1,11 +1,12 @@
 """Every JSON file of a run folder is read in one way: complete, or refused in one line."""
 import copy
 import errno
+import fcntl
 import json
 import os
-import platform
 import resource
 import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -201,20 +202,91 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
   assert metric_log.read_metrics(tmp_path / 'metrics.jsonl') == []
 
 
+# It dies, or waits, when the temporary file is complete.
+WRITER = """
+import os, sys, time
+from kdih.runtime import run_files
+
+def hook(event, args):
+  if event == 'os.rename':
+    if sys.argv[2] == 'dies':
+      os._exit(9)
+    print(args[0], flush=True)
+    sys.stdin.read()
+
+sys.addaudithook(hook)
+run_files.write(sys.argv[1], {'x': 'half'})
+"""
+
+
+def writer(path, what, *within):
+  return subprocess.Popen([*within, sys.executable, '-c', WRITER, path, what], cwd=ROOT, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
 def test_a_temporary_file_of_a_killed_process_is_removed_by_the_next_that_writes(tmp_path):
-  ended = subprocess.Popen(['true'])
-  os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # It stays a zombie.
-  left = [tmp_path / f'.a.json.{platform.node()}-{ended.pid}.tmp',
-          tmp_path / f'.a.json.{platform.node()}-{os.getppid()}.tmp',  # It still runs.
-          tmp_path / f'.b.json.{platform.node()}-{ended.pid}.tmp']
-  for path in left:
-    path.write_text('half')
+  for name in ('a.json', 'b.json'):
+    with writer(tmp_path / name, 'dies') as process:
+      process.communicate()
+  a, b = sorted(tmp_path.iterdir())
   run_files.write(tmp_path / 'a.json', {'x': 1})
-  assert {path.name for path in tmp_path.iterdir()} == {
-      'a.json', left[1].name, left[2].name}
-  ended.wait()
+  assert set(tmp_path.iterdir()) == {tmp_path / 'a.json', b} and a.name.startswith('.a.json.')
+  (tmp_path / '.b.json.notes.tmp').touch()  # It is the user's.
   run_files.write(tmp_path / 'b.json', {'x': 1})
-  assert not left[2].exists()
+  assert {path.name for path in tmp_path.iterdir()} == {'a.json', 'b.json', '.b.json.notes.tmp'}
+
+
+def test_a_temporary_file_that_is_being_written_stays(tmp_path):
+  path = tmp_path / 'a.json'
+  with writer(path, 'waits') as process:
+    temporary = process.stdout.readline().strip()
+    run_files.write(path, {'x': 1})
+    assert set(tmp_path.iterdir()) == {path, tmp_path / temporary}
+    assert run_files.read(path, dict) == {'x': 1}
+    process.communicate()
+  assert process.returncode == 0
+  assert run_files.read(path, dict) == {'x': 'half'} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_temporary_file_that_was_removed_before_it_was_locked_is_made_again(
+    tmp_path, monkeypatch):
+  """Between these two steps another writer takes it for left over."""
+  lock, removed = fcntl.flock, []
+
+  def lock_late(file, operation):
+    if not removed:
+      removed.extend(tmp_path.iterdir())
+      files._remove_unless_locked(epath.Path(removed[0]))
+    lock(file, operation)
+
+  monkeypatch.setattr(fcntl, 'flock', lock_late)
+  run_files.write(tmp_path / 'a.json', {'x': 1})
+  assert list(tmp_path.iterdir()) == [tmp_path / 'a.json'] and len(removed) == 1
+
+
+def test_without_locks_files_are_written_and_none_is_taken_for_left_over(tmp_path, monkeypatch):
+  def missing(*_):
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+  monkeypatch.setattr(fcntl, 'flock', missing)
+  other = tmp_path / f'.a.json.{"0" * 16}.tmp'
+  other.touch()
+  run_files.write(tmp_path / 'a.json', {'x': 1})
+  assert set(tmp_path.iterdir()) == {tmp_path / 'a.json', other}
+
+
+def test_processes_of_one_number_write_at_the_same_time(tmp_path):
+  """So it is in containers, which may also have one host name."""
+  within = ('unshare', '--fork', '--pid', '--mount-proc')
+  if subprocess.run([*within, 'true'], capture_output=True, check=False).returncode:
+    pytest.skip('this user may not make a container')
+  path = tmp_path / 'a.json'
+  with writer(path, 'waits', *within) as one, writer(path, 'waits', *within) as other:
+    assert one.stdout.readline() != other.stdout.readline()
+    for process in (one, other):
+      process.communicate()
+      assert process.returncode == 0 and run_files.read(path, dict) == {'x': 'half'}
+  assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize('number', [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
