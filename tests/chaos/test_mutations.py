@@ -1,4 +1,6 @@
 """A few of the inputs that `python -m tests.chaos` changes by the thousand."""
+import shutil
+
 import pytest
 
 from tests.chaos import mutations
@@ -32,3 +34,22 @@ def test_each_way_changes_a_file(tmp_path, way):
   assert change.apply(folder, outside) == f'{way} below/x.json'
   assert not path.is_file() or path.is_symlink() or (
       path.stat().st_size != before.st_size or path.read_bytes() != b'{"a": [1, 2]}')
+
+
+@pytest.mark.parametrize(('where', 'is_copy'), [(0.2, True), (0.9, False)])
+def test_a_link_of_a_folder_is_never_its_root(tmp_path, where, is_copy):
+  folder, outside = tmp_path / 'folder', tmp_path / 'outside'
+  (folder / 'below').mkdir(parents=True)
+  outside.mkdir()
+  for path in (folder / 'a.json', folder / 'z.json', folder / 'below' / 'x.json'):
+    path.write_text('{}')
+  for which in (0, 0.5, 0.99):
+    shutil.rmtree(outside)
+    outside.mkdir()
+    change = mutations.FileChange(which, 'link of the folder', where, 'value', 'y.json')
+    assert change.apply(folder, outside) == 'link of the folder below/x.json'
+    assert not folder.is_symlink() and (folder / 'below').is_symlink()
+    assert (folder / 'below/x.json').is_fifo() == is_copy
+    (folder / 'below').unlink()
+    (folder / 'below').mkdir()
+    (folder / 'below/x.json').write_text('{}')
