@@ -1,9 +1,11 @@
 """A few of the inputs that `python -m tests.chaos` changes by the thousand."""
+import os
 import shutil
+import tempfile
 
 import pytest
 
-from tests.chaos import mutations
+from tests.chaos import kinds, mutations
 from tests.chaos.test_kills import count, named
 
 
@@ -53,3 +55,25 @@ def test_a_link_of_a_folder_is_never_its_root(tmp_path, where, is_copy):
     (folder / 'below').unlink()
     (folder / 'below').mkdir()
     (folder / 'below/x.json').write_text('{}')
+
+
+def test_the_empty_folder_of_tfds_alone_is_allowed_outside(tmp_path):
+  """In a process of its own: a hook stays."""
+  made = [tempfile.mkdtemp(suffix) for suffix in ('tfds', 'other')]
+  for folder in made:
+    os.rmdir(folder)
+
+  def execute(*_) -> list[int]:
+    for folder in made:
+      os.mkdir(folder)
+      os.rmdir(folder)
+    return [0]
+
+  pid = os.fork()
+  if not pid:
+    notes = []
+    place = kinds.Place(tmp_path / 'place', tmp_path / 'root' / 'tfds')
+    mutations._watched(place, mutations.Mutated(lambda _: None, '', execute), None, notes.append)
+    made_outside = [note for note in notes if note.startswith('outside: os.mkdir')]
+    os._exit(made_outside != [f'outside: os.mkdir {made[1]}'])
+  assert os.waitpid(pid, 0)[1] == 0
