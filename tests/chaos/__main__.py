@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
       for line in (*outcome.harmed, *outcome.problems)[:20] if outcome.problems else ():
         print(f'         {line}', flush=True)
       summary.add(name, outcome)
-  bad = sum(outcome != GOOD for outcome in summary.tries.values())
+  bad = sum(not outcome.startswith(GOOD) for outcome in summary.tries.values())
   print(f'{len(summary.tries)} tries, {bad} of them ended otherwise than uninterrupted')
   return 1 if bad else 0
 

@@ -2,7 +2,8 @@
 
 A try is named `faults:KIND:HARM,HARM`, with what is done at each start: a kill first where the
 fault is to meet a run that resumes. While the fault lasts, a command may succeed, or end with exit
-code 1 or 2 and one line; afterwards it ends as if there had been none. Tries of two different
+code 1 or 2 and one line; afterwards it ends as if there had been none. So does a command that was
+asked to stop by SIGTERM or SIGINT, which ends with exit code 75 or 130. Tries of two different
 commands at the same time are named `faults:KIND:beside=COMMAND+SECONDS`, see `BESIDE`.
 """
 import contextlib
@@ -12,6 +13,8 @@ import os
 import pathlib
 import random
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
-from tests.chaos import kinds
+from tests.chaos import kinds, processes, remains
 from tests.chaos.file_events import Event
 from tests.chaos.harms import Harm
 from tests.chaos.tries import Arena, Outcome, Reference
@@ -51,6 +54,7 @@ class Error(Fault):
     self._left -= event.does == self.word
     if not self._left:
       self._left = -1
+      self.happens()
       number = getattr(errno, self._name)
       raise OSError(number, os.strerror(number), event.path)
 
@@ -70,6 +74,7 @@ class FewFiles(Fault):
   def before(self, event: Event) -> None:
     self._count += event.does == 'read'
     if self._count == self._number:
+      self.happens()
       used = max(map(int, os.listdir('/proc/self/fd'))) + 1
       resource.setrlimit(resource.RLIMIT_NOFILE, (used + self._spare, self._before[1]))
     elif self._count >= self._number + self._length:
@@ -81,7 +86,10 @@ class LargeFiles(Fault):
 
   WORDS: ClassVar[dict[str, str]] = {'size': 'no large files'}
 
-  def start(self) -> None:
+  def start(self, note: processes.Note) -> None:
+    super().start(note)
+    # A handler, too, lets the write fail, as it does in Python, which ignores the signal.
+    signal.signal(signal.SIGXFSZ, lambda *_: self.happens())
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(self.where),) * 2)
 
 
@@ -106,6 +114,9 @@ class Full(Fault):
   def relieve(self, folder: pathlib.Path) -> None:
     subprocess.run(['mount', '-o', 'remount,size=1g', folder], check=True)
 
+  def happened(self, ended: processes.Ended) -> bool:
+    return bool(ended.code) or os.strerror(errno.ENOSPC) in ended.said
+
   @staticmethod
   def is_possible() -> bool:
     """Returns whether this process may mount file systems."""
@@ -122,11 +133,13 @@ class NoLocks(Fault):
 
   WORDS: ClassVar[dict[str, str]] = {'locks': 'no flock'}
 
-  def start(self) -> None:
+  def start(self, note: processes.Note) -> None:
+    super().start(note)
     number = getattr(errno, self.where)
 
     def hook(name: str, args: tuple) -> None:
       if name == 'fcntl.flock':
+        self.happens()
         raise OSError(number, os.strerror(number))
 
     sys.addaudithook(hook)
@@ -142,7 +155,9 @@ class Clock(Harm):
 
   WORDS: ClassVar[dict[str, str]] = {'clock': 'a wrong clock'}
 
-  def start(self) -> None:
+  def start(self, note: processes.Note) -> None:
+    super().start(note)
+    self.happens()
     now, now_ns, seconds = time.time, time.time_ns, int(self.where)
     time.time = lambda: now() + seconds
     time.time_ns = lambda: now_ns() + seconds * 10**9
@@ -192,10 +207,21 @@ def _clock(rng: random.Random, reference: Reference) -> str:
   return f'{_kill(rng, reference)},clock={rng.choice((-3600, 3600))}'
 
 
+def _interrupt(rng: random.Random, reference: Reference) -> str:
+  """A process is stopped as it starts, or as it resumes."""
+  stop = f'interrupt={rng.randint(1, len(reference.events))}'
+  return rng.choice((stop, f'{_kill(rng, reference)},{stop}'))
+
+
+def _term(rng: random.Random, reference: Reference) -> str:
+  return _interrupt(rng, reference).replace('interrupt', 'term')
+
+
 # How to draw the harms of a fault, and its share of the tries.
 DRAWS: dict[str, tuple[Callable[[random.Random, Reference], str], int]] = {
     'read': (_read, 5), 'stat': (_stat, 3), 'change': (_change, 6), 'files': (_files, 3),
-    'size': (_size, 3), 'space': (_space, 5), 'locks': (_locks, 2), 'clock': (_clock, 2)}
+    'size': (_size, 3), 'space': (_space, 5), 'locks': (_locks, 2), 'clock': (_clock, 2),
+    'term': (_term, 5), 'interrupt': (_interrupt, 3)}
 LEVELS = [f'faults:phases:space={percent}' for percent in range(5, 105, 5)]
 
 
@@ -203,8 +229,13 @@ def _itself(kind: kinds.Kind, place: kinds.Place) -> kinds.Command:
   return kind.command(place)
 
 
+def _aside(place: kinds.Place) -> pathlib.Path:
+  """Returns the folder of a report that is made beside a run."""
+  return place.folder.parent / 'aside'
+
+
 def _report(kind: kinds.Kind, place: kinds.Place) -> kinds.Command:
-  return kinds.Command('report', (str(place.work), f'--output={place.folder.parent / "aside"}'))
+  return kinds.Command('report', (str(place.work), f'--output={_aside(place)}'))
 
 
 def _teacher(kind: kinds.Kind, place: kinds.Place) -> kinds.Command:
@@ -235,7 +266,9 @@ class Later(Harm):
 
   WORDS: ClassVar[dict[str, str]] = {'later': 'a start some seconds later'}
 
-  def start(self) -> None:
+  def start(self, note: processes.Note) -> None:
+    super().start(note)
+    self.happens()
     time.sleep(float(self.where))
 
 
@@ -266,7 +299,8 @@ def _draws(
   draw, _ = DRAWS[word]
   for name in itertools.cycle(names):
     kind = KINDS[name]
-    if word == 'locks' and kind.processes > 1:  # Without locks there may be no second process.
+    # Without locks there may be no second process; SIGTERM kills a report, which does not resume.
+    if word == 'locks' and kind.processes > 1 or word == 'term' and name == 'report':
       yield None
       continue
     alone = draw(rng, arena.reference(kind))
@@ -296,9 +330,12 @@ def attempt(arena: Arena, name: str) -> Outcome:
   make, its_codes, codes, _ = BESIDE[word]
   place, outcome = arena.ground.fresh(kind), Outcome()
   own, other = Harm(), Later('later', seconds)
+  shutil.rmtree(_aside(place), ignore_errors=True)
   ended = arena.run(kind, [own, other], [kind.command(place), make(kind, place)])
   outcome.add(ended[0], own, codes)
   outcome.add(ended[1], other, its_codes)
   if all(each.code for each in ended):
     outcome.problems.append(f'nobody: {outcome.harmed}')
+  if word == 'report' and not ended[1].code:
+    outcome.problems += processes.call(remains.report_problems, _aside(place))
   return arena.finish(kind, outcome)

@@ -14,8 +14,10 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,7 +59,9 @@ class FileChange:
 
   def apply(self, folder: pathlib.Path, outside: pathlib.Path) -> str:
     """Changes a file below `folder`, and returns its name and the way."""
-    found = sorted(path for path in folder.rglob('*') if path.is_file())
+    # A folder that is the user's own choice may be a link.
+    found = sorted(path for path in folder.rglob('*') if path.is_file()
+                   and not (self.way == 'link of the folder' and path.parent == folder))
     path = found[int(self.which * len(found))]
     _WAYS[self.way](path, self, outside)
     return f'{self.way} {path.relative_to(folder)}'
@@ -112,6 +116,11 @@ def _link(path: pathlib.Path, change: FileChange, outside: pathlib.Path) -> None
 
 
 def _link_folder(path: pathlib.Path, change: FileChange, outside: pathlib.Path) -> None:
+  """Lets a link lead to another folder, or to a copy with a FIFO in the place of the file."""
+  if change.where < 0.5:
+    outside /= 'copy'
+    shutil.copytree(path.parent, outside, symlinks=True)
+    _replace_by(os.mkfifo)(outside / path.name)
   shutil.rmtree(path.parent)
   path.parent.symlink_to(outside)
 
@@ -189,6 +198,16 @@ def _run_of_all_phases(place: Place) -> None:
   assert kinds.KINDS['phases'].command(place).execute(place) == 0
 
 
+def _run_with_comparison(place: Place) -> None:
+  _run_of_all_phases(place)
+  assert kinds.KINDS['report'].command(place).execute(place) == 0
+
+
+def _sweep_with_comparison(place: Place) -> None:
+  kinds.sweep_is_finished(place)
+  assert kinds.KINDS['report'].command(place).execute(place) == 0
+
+
 def _interrupted(place: Place) -> None:
   _run_of_all_phases(place)
   (place.work / 'student/dih/result.json').unlink()
@@ -244,9 +263,9 @@ _FOLDER = ('--config.data.name=image_folder', '--config.data.train_split=train',
 
 KINDS = {
     'config': Mutated(_nothing, '', _check_config, _config_changes(), share=10),
-    'run': Mutated(_run_of_all_phases, 'work', _main_and_report, share=2),
+    'run': Mutated(_run_with_comparison, 'work', _main_and_report, share=2),
     'resumed': Mutated(_interrupted, 'work/student/dih', _main_and_report, share=2),
-    'sweep': Mutated(kinds.sweep_is_finished, 'work', _sweep_and_report, share=3),
+    'sweep': Mutated(_sweep_with_comparison, 'work', _sweep_and_report, share=3),
     'data': Mutated(_data_is_copied, 'tfds', _prepare(), share=5),
     'images': Mutated(kinds.images_lie_in_folders, 'images', _prepare(*_FOLDER), share=3),
     'export': Mutated(_run_of_all_phases, 'work/student/dih/variables', _load_export, share=6),
@@ -345,9 +364,12 @@ def _problems(ended: processes.Ended) -> list[str]:
 def _watched(place: Place, kind: Mutated, value: Any, note: processes.Note) -> int:
   """Runs the commands of a kind; notes writes outside of its place, and the memory."""
   allowed = (str(place.folder), '/dev/', '/proc/', str(place.data.parent / 'compiled'))
+  # TFDS makes such a folder where it looks for what a data set holds, and leaves it empty.
+  of_tfds = re.compile(rf'os\.mkdir {re.escape(tempfile.gettempdir()[1:])}/tmp\w{{8}}tfds')
 
   def react(event: file_events.Event) -> None:
-    if event.changes and not f'/{event.path}'.startswith(allowed):
+    if (event.changes and not f'/{event.path}'.startswith(allowed)
+        and not of_tfds.fullmatch(str(event))):
       note(f'outside: {event.name} /{event.path}')
 
   os.environ['HOME'] = str(place.home)

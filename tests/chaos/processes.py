@@ -64,11 +64,6 @@ class Ended:
   seconds: float
   hung: bool = False
 
-  @property
-  def killed(self) -> bool:
-    """Returns whether a signal ended the process, which was meant to."""
-    return self.code < 0 and not self.hung
-
 
 Note = Callable[[str], Any]
 Body = Callable[[Note], int]  # What a process does; returns the exit code.
@@ -169,6 +164,7 @@ def _become(body: Body, said: int, noted: int) -> None:
     sys.stdout = open(1, 'w', buffering=1, encoding='utf-8', closefd=False)  # noqa: SIM115
     sys.stderr = open(2, 'w', buffering=1, encoding='utf-8', closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's `&` ignores it.
     code = body(lambda text: os.write(noted, f'{text}\n'.encode()))
   except BaseException:  # As the interpreter does.
     traceback.print_exc()

@@ -1,20 +1,26 @@
 """What a command leaves in its folder, and in what it differs from what another one left."""
 import collections
+import csv
 import hashlib
 import json
 import pathlib
 import re
+import xml.etree.ElementTree
 from collections.abc import Iterator
 from typing import Any
+
+import PIL.Image
 
 # Names of what differs from run to run: times, speeds, and what produced a result.
 _OTHER_EACH_TIME = {
     'seconds', 'examples_per_second', 'latency_ms', 'images_per_second', 'time', 'made_by',
     'command', 'git_commit', 'bytes'}  # tensorstore divides arrays into files as it likes.
-# Lines and columns of texts that hold times and speeds.
-_TIMES = re.compile(r'second|latency|^\| (teacher|heads|student\S*) +\| +\d+ \||ms\b|command|'
-                    r'bytes on disk|git commit')
-_TEXTS = {'.md', '.csv', '.tex', '.txt'}
+# Lines of texts that hold times and speeds, and what produced a result.
+_TIMES = re.compile(r'^\| (bytes on disk|latency of one image|images per second|'
+                    r'(teacher|heads|student\S*) +\| +\d+ \|)|'
+                    r'^(- | *<li><code>)(command|git commit): ')
+_TEXTS = {'.md', '.csv', '.tex', '.txt', '.html'}
+_PICTURES = {'.png', '.svg'}
 Remains = dict[str, dict[str, Any]]
 
 
@@ -23,7 +29,7 @@ def collect(folder: pathlib.Path) -> Remains:
 
   'files' holds the names of all files and folders, with '*' for what is drawn at random; the others
   are 'variables' (digests of arrays), 'results', 'metrics', 'events' (how often a step has a tag),
-  'tables' and 'caches'.
+  'tables', 'pictures' and 'caches'.
   """
   found: Remains = collections.defaultdict(dict)
   names = set()
@@ -43,7 +49,9 @@ def collect(folder: pathlib.Path) -> Remains:
     elif path.suffix == '.json':
       found['results'][name] = _without_times(json.loads(path.read_text()))
     elif path.suffix in _TEXTS and path.is_file():
-      found['tables'][name] = [line for line in _rows(path) if not _TIMES.search(line)]
+      found['tables'][name] = _rows(path)
+    elif path.suffix in _PICTURES:
+      found['pictures'][name] = hashlib.sha256(path.read_bytes()).hexdigest()
     elif path.name == 'rows.bin':
       found['caches'][name] = hashlib.sha256(path.read_bytes()).hexdigest()
   found['events'] = {name: sorted(map(list, collections.Counter(events).items()))
@@ -59,6 +67,38 @@ def differences(whole: Remains, found: Remains) -> list[str]:
           *(f'missing: {name}' for name in sorted(files - now)),
           *(f'{what}: {line}' for what in sorted(whole.keys() | found.keys()) if what != 'files'
             for line in _differ(whole.get(what, {}), found.get(what, {}), ''))]
+
+
+def report_problems(folder: pathlib.Path) -> list[str]:
+  """Returns what is missing, left over or broken in a report, whatever it compares."""
+  report = folder / 'report.md'
+  text = report.read_text() if report.is_file() else ''
+  shown = re.findall(r'^!\[.*\]\((pictures/.*)\.png\)$', text, re.MULTILINE)
+  files = {'report.md', 'results.csv', 'runs.csv', 'tables.tex', 'index.html'}
+  whole = {'files': dict.fromkeys(
+      files.union(f'{name}{suffix}' for name in shown for suffix in _PICTURES), True)}
+  paths = {str(path.relative_to(folder)): path for path in folder.rglob('*') if path.is_file()}
+  broken = [f'broken: {name}' for name, path in sorted(paths.items()) if _is_broken(path)]
+  return [f'report: {line}' for line in (
+      *differences(whole, {'files': dict.fromkeys(paths, True)}), *broken)]
+
+
+def _is_broken(path: pathlib.Path) -> bool:
+  """Returns whether a file of a report is not whole."""
+  try:
+    match path.suffix:
+      case '.png':
+        PIL.Image.open(path).load()
+      case '.svg':
+        xml.etree.ElementTree.parse(path)
+      case '.html':
+        return not path.read_text().rstrip().endswith('</html>')
+      case '.csv':
+        header, *rows = csv.reader(path.read_text().splitlines())
+        return not rows or any(len(row) != len(header) for row in rows)
+    return not path.read_text().endswith('\n') if path.suffix in _TEXTS else False
+  except (OSError, ValueError, SyntaxError):
+    return True
 
 
 def _differ(one: Any, other: Any, path: str) -> Iterator[str]:
@@ -108,10 +148,9 @@ def _events(path: pathlib.Path) -> list[str]:
 def _rows(path: pathlib.Path) -> list[str]:
   lines = path.read_text().splitlines()
   if path.suffix != '.csv':
-    return lines
-  import csv
-  return [str({key: value for key, value in row.items() if not _TIMES.search(key)
-               and key not in _OTHER_EACH_TIME}) for row in csv.DictReader(lines)]
+    return [line for line in lines if not _TIMES.search(line)]
+  return [str({key: value for key, value in row.items() if key not in _OTHER_EACH_TIME})
+          for row in csv.DictReader(lines)]
 
 
 def _without_times(content: Any) -> Any:

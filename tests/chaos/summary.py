@@ -7,6 +7,7 @@ import hashlib
 import json
 import pathlib
 import shlex
+import subprocess
 import sys
 from typing import Any
 
@@ -91,17 +92,22 @@ def table(path: pathlib.Path) -> str:
   rows = []
   for part, kinds in json.loads(path.read_text())['outcomes'].items():
     tries = sum(sum(counts.values()) for counts in kinds.values())
-    good = sum(counts.get(GOOD, 0) for counts in kinds.values())
+    good = sum(count for counts in kinds.values() for outcome, count in counts.items()
+               if outcome.startswith(GOOD))
     rows.append([part, ', '.join(sorted(kinds)), f'{tries:,}', f'{tries - good:,}'])
   return tabulate.tabulate(rows, ['part', 'kinds', 'tries', 'otherwise'], tablefmt='pipe',
                            disable_numparse=True, colalign=['left', 'left', 'right', 'right'])
 
 
 def _code() -> str:
-  """Returns a digest of the code of kdih."""
+  """Returns a digest of kdih and of the harness: of all files that git tracks, or would track."""
   digest = hashlib.sha256()
-  for path in sorted((ROOT / 'kdih').rglob('*.py')):
-    digest.update(path.read_bytes())
+  listed = subprocess.run(
+      ['git', 'ls-files', '--cached', '--others', '--exclude-standard', 'kdih', 'tests/chaos',
+       'tests/helpers'], cwd=ROOT, capture_output=True, text=True, check=True)
+  for name in sorted(listed.stdout.splitlines()):
+    if (ROOT / name).is_file():
+      digest.update(name.encode() + (ROOT / name).read_bytes())
   return digest.hexdigest()[:16]
 
 

@@ -1,7 +1,11 @@
 """A few of the inputs that `python -m tests.chaos` changes by the thousand."""
+import os
+import shutil
+import tempfile
+
 import pytest
 
-from tests.chaos import mutations
+from tests.chaos import kinds, mutations
 from tests.chaos.test_kills import count, named
 
 
@@ -32,3 +36,44 @@ def test_each_way_changes_a_file(tmp_path, way):
   assert change.apply(folder, outside) == f'{way} below/x.json'
   assert not path.is_file() or path.is_symlink() or (
       path.stat().st_size != before.st_size or path.read_bytes() != b'{"a": [1, 2]}')
+
+
+@pytest.mark.parametrize(('where', 'is_copy'), [(0.2, True), (0.9, False)])
+def test_a_link_of_a_folder_is_never_its_root(tmp_path, where, is_copy):
+  folder, outside = tmp_path / 'folder', tmp_path / 'outside'
+  (folder / 'below').mkdir(parents=True)
+  outside.mkdir()
+  for path in (folder / 'a.json', folder / 'z.json', folder / 'below' / 'x.json'):
+    path.write_text('{}')
+  for which in (0, 0.5, 0.99):
+    shutil.rmtree(outside)
+    outside.mkdir()
+    change = mutations.FileChange(which, 'link of the folder', where, 'value', 'y.json')
+    assert change.apply(folder, outside) == 'link of the folder below/x.json'
+    assert not folder.is_symlink() and (folder / 'below').is_symlink()
+    assert (folder / 'below/x.json').is_fifo() == is_copy
+    (folder / 'below').unlink()
+    (folder / 'below').mkdir()
+    (folder / 'below/x.json').write_text('{}')
+
+
+def test_the_empty_folder_of_tfds_alone_is_allowed_outside(tmp_path):
+  """In a process of its own: a hook stays."""
+  made = [tempfile.mkdtemp(suffix) for suffix in ('tfds', 'other')]
+  for folder in made:
+    os.rmdir(folder)
+
+  def execute(*_) -> list[int]:
+    for folder in made:
+      os.mkdir(folder)
+      os.rmdir(folder)
+    return [0]
+
+  pid = os.fork()
+  if not pid:
+    notes = []
+    place = kinds.Place(tmp_path / 'place', tmp_path / 'root' / 'tfds')
+    mutations._watched(place, mutations.Mutated(lambda _: None, '', execute), None, notes.append)
+    made_outside = [note for note in notes if note.startswith('outside: os.mkdir')]
+    os._exit(made_outside != [f'outside: os.mkdir {made[1]}'])
+  assert os.waitpid(pid, 0)[1] == 0

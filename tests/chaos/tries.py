@@ -1,12 +1,13 @@
 """Tries: a kind of run is harmed, then runs again unharmed; what is then there is compared."""
 import contextlib
 import dataclasses
+import signal
 from collections.abc import Sequence
 
 from tests.chaos import file_events, harms as harms_lib, kinds, processes, remains
-from tests.chaos.harms import Harm
+from tests.chaos.harms import HAPPENED, Harm
 
-GOOD = 'as uninterrupted'
+GOOD = 'as uninterrupted'  # So begins the outcome of every try that has no problems.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +40,34 @@ class Outcome:
     harmed: for each process that was harmed, how it ended and the last that it did to a file.
     killed: how many of these were killed.
     seconds: how long all processes took.
+    happened: for each harm whether it has happened.
   """
 
   problems: list[str] = dataclasses.field(default_factory=list)
   harmed: list[str] = dataclasses.field(default_factory=list)
   killed: int = 0
   seconds: float = 0
+  happened: list[bool] = dataclasses.field(default_factory=list)
 
   def add(self, ended: processes.Ended, harm: Harm, codes: frozenset[int]) -> None:
     """Adds how a process that was harmed has ended, which may be with these exit codes."""
+    if str(harm) != '-':
+      self.happened.append(harm.happened(ended))
     changes = [event for event in _events(ended) if event.changes]
     said = ended.said.splitlines()
     self.harmed.append(
         f'{harm}: exit code {ended.code} after {changes[-1] if changes else "no change"}; '
         f'{said[-1][:300] if said else "nothing said"}')
     self.seconds += ended.seconds
-    self.killed += ended.killed
-    if not ended.killed:
-      self.problems += problems_of(ended, codes)
+    self.killed += not ended.hung and -ended.code in harm.signals
+    self.problems += problems_of(ended, codes, harm.signals)
 
   def __str__(self):
-    return ', '.join(sorted({problem.partition(':')[0] for problem in self.problems})) or GOOD
+    if self.problems:
+      return ', '.join(sorted({problem.partition(':')[0] for problem in self.problems}))
+    if all(self.happened):
+      return GOOD
+    return f'{GOOD}, harmed in part' if any(self.happened) else f'{GOOD}, unharmed'
 
 
 class Arena:
@@ -115,10 +123,10 @@ class Arena:
         harms = [harms_lib.parse(text) for text in start.split('&')]
         for harm in harms:
           stack.enter_context(harm.around(place.folder, needed, lambda: self.ground.fresh(kind)))
-        # A process tells what has failed in another one.
-        codes = frozenset[int]().union(*(harm.codes for harm in harms))
+        # A process tells what has failed in another one; another one that stops is no failure.
+        codes = frozenset().union(*(harm.codes for harm in harms)) & {0, 1, 2}
         for ended, harm in zip(self.run(kind, harms), harms, strict=True):
-          outcome.add(ended, harm, codes)
+          outcome.add(ended, harm, harm.codes | codes)
           harm.relieve(place.folder)
         outcome.problems += [f'moved to damaged: {path}' for path in place.folder.rglob('damaged')]
       return self.finish(kind, outcome)
@@ -141,7 +149,7 @@ def _body(place: kinds.Place, command: kinds.Command, harm: Harm) -> processes.B
       note(str(event))
       harm.before(event)
 
-    harm.start()
+    harm.start(note)
     file_events.watch(str(place.folder), react)
     return command.execute(place)
 
@@ -150,20 +158,30 @@ def _body(place: kinds.Place, command: kinds.Command, harm: Harm) -> processes.B
 
 def _events(ended: processes.Ended) -> tuple[file_events.Event, ...]:
   """Returns the operations on files of a process."""
-  return tuple(file_events.Event.parse(note) for note in ended.notes)
+  return tuple(file_events.Event.parse(note) for note in ended.notes
+               if not note.startswith(HAPPENED))
 
 
-def problems_of(ended: processes.Ended, codes: frozenset[int]) -> list[str]:
-  """Returns what is wrong with how a process has ended, which may be with these exit codes."""
+def problems_of(ended: processes.Ended, codes: frozenset[int],
+                signals: frozenset[int] = frozenset()) -> list[str]:
+  """Returns what is wrong with how a process has ended.
+
+  Args:
+    ended: how it has ended.
+    codes: the exit codes with which it may end.
+    signals: the signals that may end it.
+  """
   said = ended.said.splitlines()
   last = said[-1][:400] if said else 'nothing said'
   if ended.hung:
     return [f'hangs: {last}']
+  if ended.code < 0 and -ended.code not in signals:
+    return [f'crash: {signal.Signals(-ended.code).name}; {last}']
   if 'Traceback (most recent call last)' in ended.said:
     return [f'traceback: {last}']
-  if ended.code not in codes:
+  if ended.code >= 0 and ended.code not in codes:
     return [f'exit code {ended.code}: {last}']
-  if ended.code and sum(line.startswith('kdih: ') for line in said) != 1:
+  if ended.code > 0 and sum(line.startswith('kdih: ') for line in said) != 1:
     return [f'no line: {last}']
   # Nothing was damaged.
   return [f'called damaged: {line[:400]}' for line in said if 'damaged' in line]
