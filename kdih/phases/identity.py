@@ -97,7 +97,7 @@ def of_teacher(teachers: Workdir) -> dict[str, Any]:
            'weights': digests.of_json(heads['weights']) if 'weights' in heads else None}
   variables = teachers.path / 'teacher' / 'variables'
   if teacher and files.exists(variables):  # Loading it raises an error if it is needed and missing.
-    data = exported_variables.describe(variables, '--workdir')['data']
+    data = exported_variables.describe(variables, '--workdir').get('data', {})
     found |= {name: data.get(name) for name in ('classes', 'mean', 'std', 'image_shape')}
   return {name: value for name, value in found.items() if value is not None}
 

@@ -1,5 +1,6 @@
 """The pictures in the report of one run."""
 import itertools
+import logging
 from typing import Any
 
 from matplotlib import ticker
@@ -21,9 +22,12 @@ from kdih.report.style import (
   shown,
 )
 
+logger = logging.getLogger(__name__)
+
 _PANELS, _PANEL_HEIGHT = 3, 2.4  # Panels in a row, and inches of one.
 _LEGEND_WIDTH = 2.0  # Inches for each further column of the legend.
 _DECADES = 100  # A logarithmic axis that spans more than this factor has labels at powers of ten.
+_LARGEST = 1e38  # Larger numbers are not finite in float32, and no axis spans those of float64.
 _LINES = ('-', '--', '-.', ':')  # With seven colours, these distinguish 28 curves.
 
 
@@ -94,11 +98,13 @@ def training_curves(curves: dict[str, list[dict]]) -> Figure:
   """Returns a picture of the training loss and the validation accuracy of all phases, by step.
 
   Without validation the training accuracy is drawn. Each phase whose loss has several terms has a
-  panel with the values of these terms.
+  panel with the values of these terms. Numbers that are too large to be drawn are left out, with
+  one warning.
 
   Args:
     curves: {phase: the lines of its `metrics.jsonl`}.
   """
+  curves = _drawable(curves)
   validated = any('val/top1' in line for lines in curves.values() for line in lines)
   terms = {phase: names for phase, lines in curves.items() if len(names := _terms(lines)) > 1}
   rows = -(-len(terms) // _PANELS)
@@ -124,6 +130,18 @@ def training_curves(curves: dict[str, list[dict]]) -> Figure:
     for panel, (phase, names) in zip(panels, terms.items(), strict=False):
       _draw_terms(panel, phase, names, curves[phase])
   return whole
+
+
+def _drawable(curves: dict[str, list[dict]]) -> dict[str, list[dict]]:
+  """Returns the curves without the numbers that no axis can show; a warning says how many."""
+  drawable = {phase: [{name: value for name, value in line.items()
+                       if name == 'step' or abs(value) < _LARGEST} for line in lines]
+              for phase, lines in curves.items()}
+  if left_out := sum(len(line) - len(kept) for phase, lines in curves.items()
+                     for line, kept in zip(lines, drawable[phase], strict=True)):
+    logger.warning(f'report: {left_out} numbers are too large to be drawn, and the training curves '
+                   'lack them')
+  return drawable
 
 
 def _terms(lines: list[dict]) -> list[str]:

@@ -274,7 +274,7 @@ def _compression_rows(results: Results) -> Iterator[list[str]]:
       ('bytes on disk', 'bytes', '{:,}'.format),
       ('latency of one image, ms', 'latency_ms', '{:.2f}'.format),
       (f'images per second, {_BATCH_SIZE} at once', 'images_per_second', '{:,.0f}'.format)):
-    if teacher[key] is not None:
+    if None not in (teacher[key], student[key]):
       yield row(title, teacher[key], student[key], formatted)
   top1 = results['teacher']['test_best_val']['top1']
   best = ' (best val)' if _validated(results) else ''

@@ -1,15 +1,16 @@
 """The JSON files of a run folder: what each file holds, and the one way to read and write them.
 
 A `Struct` below lists the fields that the programs rely on. A file may hold more fields: those of
-other versions are kept as they are. `read` checks a file against its `Struct` and returns the
-content as plain dicts and lists.
+other versions are kept as they are. A field that may be absent has a default, and null is allowed
+only where kdih writes it: whoever reads such a field handles it. `read` checks a file against its
+`Struct` and returns the content as plain dicts and lists.
 """
 import sys
 from typing import Annotated, Any
 
 import msgspec
 from etils import epath
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from kdih import errors
 from kdih.runtime import files
@@ -40,7 +41,7 @@ class _Data(Struct):
   """The fields of `config.data` that the programs rely on."""
 
   name: str
-  folder: str | None = None
+  folder: str = ''
 
 
 class _Config(Struct):
@@ -49,7 +50,7 @@ class _Config(Struct):
   data: _Data
   teacher: _Model
   student: _Student
-  heads: Fields | None = None
+  heads: Fields = {}
   methods: dict[str, Fields] = {}
 
 
@@ -57,8 +58,8 @@ class _MadeBy(Struct):
   """Provenance, see `kdih.runtime.provenance`; a field that an earlier version lacked is absent."""
 
   command: str = ''
-  versions: dict[str, str] | None = None
-  devices: list[str] | None = None
+  versions: dict[str, str] = {}
+  devices: list[str] = []
   platform: str = ''
   xla_flags: str = ''
   git_commit: str = ''
@@ -67,32 +68,35 @@ class _MadeBy(Struct):
 class _Computation(Struct):
   """Digests of the traced networks and methods, see `kdih.phases.computation`."""
 
-  methods: Fields | None = None
+  methods: Fields = {}
 
 
 class _Identity(Struct):
   """The identity of a run, see `kdih.phases.identity.Identity`."""
 
-  data: Fields | None = None
-  teacher: Fields | None = None
-  computation: _Computation | None = None
-  versions: Fields | None = None
+  data: Fields = {}
+  teacher: Fields = {}
+  computation: _Computation | UnsetType = UNSET
+  versions: Fields = {}
 
 
 class Manifest(_MadeBy, kw_only=True):
   """`manifest.json`: the last command of a run, its config, and what the run is made of."""
 
   config: _Config
-  identity: _Identity | None = None
+  identity: _Identity | UnsetType = UNSET
   accepted: list[str] = []
 
 
 class _Scores(Struct):
-  """The mean scores of a classifier on a split: fractions, and the cross-entropy in nats."""
+  """The mean scores of a classifier on a split: fractions, and the cross-entropy in nats.
+
+  The loss is None if it was not finite.
+  """
 
   top1: Fraction
-  top5: Fraction | None = None
-  agreement: Fraction | None = None
+  top5: Fraction | UnsetType = UNSET
+  agreement: Fraction | UnsetType = UNSET
   loss: Finite | None = None
 
 
@@ -102,23 +106,23 @@ class _Measured(Struct):
   val: _Scores | None
   test_last: _Scores
   test_best_val: _Scores
-  parameters: Count | None = None
+  parameters: Count | UnsetType = UNSET
 
 
 class _TaughtBy(Struct):
   """The fingerprints of the teacher and the heads that a phase learned from."""
 
-  variables: str | None = None
-  heads: str | None = None
+  variables: str = ''
+  heads: str = ''
 
 
 class _ResultIdentity(Struct):
   """Digests of what the numbers of a phase depend on, see `Identity.of_phase`."""
 
-  data: str | None = None
-  teacher: _TaughtBy | None = None
-  computation: Fields | None = None
-  versions: Fields | None = None
+  data: str = ''
+  teacher: _TaughtBy | UnsetType = UNSET
+  computation: Fields = {}
+  versions: Fields = {}
 
 
 class _Lost(Struct):
@@ -129,7 +133,10 @@ class _Lost(Struct):
 
 
 class TeacherResult(_Measured, kw_only=True):
-  """`teacher/result.json`: the scores of a finished phase, and its cost in wall-clock seconds."""
+  """`teacher/result.json`: the scores of a finished phase, and its cost in wall-clock seconds.
+
+  The FLOPs are None if they could not be counted.
+  """
 
   parameters: Count
   fingerprint: str
@@ -138,11 +145,11 @@ class TeacherResult(_Measured, kw_only=True):
   seconds: Amount
   examples_per_second: Amount
   flops: Count | None = None
-  best_lost: _Lost | None = None
-  protocol: Fields | None = None
-  identity: _ResultIdentity | None = None
-  accepted: list[str] | None = None
-  made_by: _MadeBy | None = None
+  best_lost: _Lost | UnsetType = UNSET
+  protocol: Fields = {}
+  identity: _ResultIdentity | UnsetType = UNSET
+  accepted: list[str] = []
+  made_by: _MadeBy | UnsetType = UNSET
 
 
 class _Method(Struct):
@@ -155,13 +162,13 @@ class StudentResult(TeacherResult, kw_only=True):
   """`student/METHOD/result.json`; `parts` are the options of the methods that a sum consists of."""
 
   method: _Method
-  parts: Fields | None = None
+  parts: Fields = {}
 
 
 class _Uncertainty(Struct):
   """The mean entropy of a member's soft labels, in nats, and its expected calibration error."""
 
-  entropy: Amount
+  entropy: Annotated[float, Meta(ge=0, le=100)]  # At most the logarithm of the number of classes.
   ece: Fraction
 
 
@@ -181,13 +188,13 @@ class _Analysis(Struct):
   """The analysis of a cohort, as `kdih.cohort.analysis.analyse` returns it."""
 
   members: dict[str, _Uncertainty]
-  agreement: _Agreement | None = None
-  without: dict[str, Fraction] | None = None
+  agreement: _Agreement | UnsetType = UNSET
+  without: dict[str, Fraction] | UnsetType = UNSET
 
   def __post_init__(self):
     if self.agreement and self.agreement.names != list(self.members):
       raise ValueError('`agreement.names` must be the names of `members`')
-    if self.without is not None and 'none' not in self.without:
+    if self.without is not UNSET and 'none' not in self.without:
       raise ValueError('Object missing required field `none` in `without`')
 
 
@@ -196,7 +203,7 @@ class HeadsResult(TeacherResult, kw_only=True):
 
   members: dict[str, _Measured]
   weights: dict[str, list[Finite]] = {}
-  analysis: _Analysis | None = None
+  analysis: _Analysis | UnsetType = UNSET
 
   def __post_init__(self):
     for rule, numbers in self.weights.items():
@@ -207,7 +214,10 @@ class HeadsResult(TeacherResult, kw_only=True):
 
 
 class _Cost(Struct):
-  """What a model costs: FLOPs of a forward pass, milliseconds, bytes of its variables on disk."""
+  """What a model costs: FLOPs of a forward pass, milliseconds, bytes of its variables on disk.
+
+  The FLOPs are None if they could not be counted.
+  """
 
   parameters: Count
   flops: Count | None
@@ -228,10 +238,10 @@ class _Compression(Struct):
 class Results(Struct):
   """`results.json`: the results of all finished phases, and what teacher and student cost."""
 
-  teacher: TeacherResult | None = None
-  heads: HeadsResult | None = None
-  student: dict[str, StudentResult] | None = None
-  compression: _Compression | None = None
+  teacher: TeacherResult | UnsetType = UNSET
+  heads: HeadsResult | UnsetType = UNSET
+  student: dict[str, StudentResult] = {}
+  compression: _Compression | UnsetType = UNSET
 
 
 class _Clock(Struct):
@@ -249,7 +259,10 @@ class _Best(_Lost):
 
 
 class CheckpointMeta(Struct):
-  """The description of a checkpoint; one of an earlier version has no `best`."""
+  """The description of a checkpoint; one of an earlier version has no `best`.
+
+  Metrics and best variables are None if there was no validation.
+  """
 
   meta: _Clock
   metrics: _Scores | None
@@ -284,7 +297,7 @@ class SweepCommand(Struct):
   config: Fields
   pairs: list[tuple[str, str, list[str]]]
   seeds: list[Count]
-  left_out: dict[str, str] | None = None
+  left_out: dict[str, str] = {}
   accepted: list[str] = []
 
   def __post_init__(self):
@@ -319,10 +332,13 @@ class _Digests(Struct):
 
 
 class _ExportedData(Struct):
-  """The images that exported variables expect; `mean` and `std` are of pixels in [0, 1]."""
+  """The images that exported variables expect; `mean` and `std` are of pixels in [0, 1].
 
-  mean: Finite | list[Finite] | None = None
-  std: Finite | list[Finite] | None = None
+  The classes are None if their names are unknown.
+  """
+
+  mean: Finite | list[Finite] | UnsetType = UNSET
+  std: Finite | list[Finite] | UnsetType = UNSET
   classes: list[str] | None = None
 
 
@@ -331,8 +347,8 @@ class ExportedMeta(Struct):
 
   model: Fields
   digests: _Digests
-  data: _ExportedData | None = None
-  teacher: str | None = None
+  data: _ExportedData | UnsetType = UNSET
+  teacher: str = ''
   weights: dict[str, list[Finite]] = {}
 
 

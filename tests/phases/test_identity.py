@@ -309,7 +309,7 @@ def test_a_result_whose_accepted_differences_are_none_is_damaged(scene, capsys):
   path = scene.workdir / 'student/ce/result.json'
   path.write_text(json.dumps({**json.loads(path.read_text()), 'accepted': 3}))
   assert scene.resume() == 2
-  expected = f'{path} is damaged (Expected `array | null`, got `int` - at `$.accepted`)'
+  expected = f'{path} is damaged (Expected `array`, got `int` - at `$.accepted`)'
   assert expected in capsys.readouterr().err
 
 

@@ -234,7 +234,8 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
   (tmp_path / 'empty').mkdir()
   write(tmp_path / 'file', 'text')
   for name, content in {'broken': '{"teacher"', 'list': '[]', 'other': {}, 'text': '"x"',
-                        'deep': {'teacher': {'val': 3}}}.items():
+                        'deep': {'teacher': {'val': 3}},
+                        'null': {'teacher': None, 'student': None, 'heads': None}}.items():
     write(tmp_path / f'{name}.json', content)
   monkeypatch.chdir(tmp_path)
   return tmp_path
@@ -260,6 +261,7 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
     (['text.json'], 'text.json is damaged (Expected `object`, got `str`)'),
     (['deep.json'],
      'deep.json is damaged (Expected `object | null`, got `int` - at `$.teacher.val`)'),
+    (['null.json'], 'null.json is damaged (Expected `object`, got `null` - at `$.teacher`)'),
 ])
 def test_a_bad_command_ends_in_one_line_and_writes_nothing(folders, capsys, argv, expected):
   before = contents(folders), sorted(folders.rglob('*'))

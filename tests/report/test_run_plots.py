@@ -149,6 +149,22 @@ def test_a_logarithmic_axis_has_ticks_in_any_range(low, high):
     assert 2 <= len(ticks) <= 12
 
 
+@pytest.mark.parametrize('numbers', [
+    (1.7e308, -1.7e308), (1.7e308,), (9e37, -9e37), (9e37, 5e-324), (-1.7e308, 9e37, 1e-300)])
+def test_numbers_that_no_axis_can_show_are_left_out_with_one_warning(tmp_path, capsys, numbers):
+  train = [{'step': step, 'train/loss': loss, 'train/ce': loss, 'train/kl': 1.0, 'val/top1': loss}
+           for step, loss in enumerate((0.5, *numbers))]
+  figure = run_plots.training_curves({'student/kd': train})
+  style.save(figure, tmp_path / 'x.png')
+  drawn = [loss for loss in (0.5, *numbers) if abs(loss) < 1e38]
+  assert curves_drawn(figure.axes[0])['student/kd'] == [
+      (train[(0.5, *numbers).index(loss)]['step'], loss) for loss in drawn]
+  left_out = 3 * (1 + len(numbers) - len(drawn))
+  assert capsys.readouterr().err.splitlines() == ([
+      f'report: {left_out} numbers are too large to be drawn, and the training curves lack them']
+      if left_out else [])
+
+
 def test_28_curves_look_different():
   many = {f'student/{number}': lines(1.0 + number) for number in range(28)}
   loss = run_plots.training_curves(many).axes[0]

@@ -238,6 +238,20 @@ def test_compression_of_other_variables_is_measured_anew(whole, tmp_path, role):
   assert results['compression'][role]['fingerprint'] != 'other'
 
 
+@pytest.mark.parametrize('role', ['teacher', 'student'])
+def test_costs_and_losses_that_are_unknown_are_left_out(whole, tmp_path, role):
+  run, known = copy_of(whole, tmp_path), json.loads(json.dumps(whole[1]['compression']))
+  known[role]['flops'] = None
+  run_files.write(run.path / 'results.json', {'compression': known})
+  student = run.result('student/ce')
+  student['test_best_val']['loss'], student['flops'] = None, None
+  run.finish('student/ce', student)
+  run_report.write(run, MODULES, CONFIG)
+  text = text_of(run)
+  assert '| FLOPs of one image' not in text and '| bytes on disk' in text
+  assert row(text.split('## Compression')[0], 'student ce')[4] == '-'
+
+
 # Runs of which something is missing.
 
 

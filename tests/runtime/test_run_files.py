@@ -8,7 +8,9 @@ import resource
 import subprocess
 import sys
 import tarfile
+import typing
 
+import msgspec
 import numpy as np
 import pytest
 from etils import epath
@@ -146,6 +148,29 @@ def test_scores_are_fractions_and_finite(tmp_path, field, value):
   (changed if field == 'parameters' else changed['test_last'])[field] = value
   (tmp_path / 'x.json').write_text(json.dumps(changed).replace('Infinity', '1e400'))
   assert refused(tmp_path / 'x.json', run_files.StudentResult)
+
+
+def test_null_is_allowed_only_where_kdih_writes_it():
+  """Readers need to expect it nowhere else."""
+  allowed = {
+      f'{kind.__name__}.{name}' for kind in vars(run_files).values()
+      if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+      for name, hint in typing.get_type_hints(kind).items()
+      if name in kind.__annotations__ and type(None) in typing.get_args(hint)}
+  assert allowed == {'_Scores.loss', '_Measured.val', 'TeacherResult.flops', '_Cost.flops',
+                     'CheckpointMeta.metrics', 'CheckpointMeta.best', '_ExportedData.classes'}
+
+
+@pytest.mark.parametrize(('name', 'field'), [
+    ('student', 'accepted'), ('student', 'protocol'), ('heads', 'analysis'), ('results', 'teacher'),
+    ('results', 'heads'), ('results', 'student'), ('results', 'compression'),
+    ('manifest', 'versions'), ('manifest', 'identity'), ('manifest', 'accepted')])
+def test_null_is_not_taken_for_a_field_that_is_absent(tmp_path, name, field):
+  kind, content = FILES[name]
+  run_files.write(tmp_path / 'x.json', {**content, field: None})
+  assert refused(tmp_path / 'x.json', kind)
+  run_files.write(tmp_path / 'x.json', {key: content[key] for key in content if key != field})
+  assert not refused(tmp_path / 'x.json', kind)
 
 
 def test_numpy_and_numbers_that_are_not_finite_can_be_written(tmp_path):
