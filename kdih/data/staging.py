@@ -1,5 +1,4 @@
 """Copies of prepared data sets on an object store, kept on the local disk to be read from there."""
-import fcntl
 import hashlib
 import logging
 import os
@@ -74,7 +73,7 @@ def staged(data_dir: str, name: str) -> str:
 def _use(copy: pathlib.Path) -> None:
   """Keeps other processes from removing a copy, until this one ends; `stage` holds its lock."""
   lock = os.open(copy / '.lock', os.O_RDWR | os.O_CREAT)
-  files.flock(lock, fcntl.LOCK_SH)
+  files.flock(lock, shared=True)
   if copy in _locks:  # The copy has been used before, and perhaps removed by hand since.
     os.close(_locks[copy])
   _locks[copy] = lock
@@ -84,7 +83,7 @@ def _use(copy: pathlib.Path) -> None:
 def _is_used(copy: pathlib.Path) -> bool:
   """Returns whether a process may use a copy: it does, or the file system has no locks."""
   with open(copy / '.lock', 'ab') as lock:
-    return not files.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return not files.flock(lock.fileno(), wait=False)
 
 
 def _places(data_dir: str, name: str) -> tuple[str, pathlib.Path]:

@@ -1,5 +1,6 @@
 """Exported variables and their description: the link from one phase, or run, to the next."""
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from kdih.training import orbax_files
 
 if TYPE_CHECKING:
   import ml_collections
+
+logger = logging.getLogger(__name__)
 
 Variables = dict[str, Any]
 
@@ -257,6 +260,24 @@ def _read_meta(path: epath.PathLike, setting: str) -> dict:
   if not unchanged:
     raise _damaged(setting, path, 'their description is not the one that was written')
   return stored
+
+
+def check_exported(folder: epath.Path, finished: dict) -> None:
+  """Checks what a finished phase has exported; logs a warning if it is missing.
+
+  Args:
+    folder: of the phase.
+    finished: its result.
+
+  Raises:
+    ConfigError: the variables are damaged, or are not those that the result names.
+  """
+  path = folder / 'variables'
+  if files.exists(path / 'meta'):
+    _check_finished(path, _read_meta(path, '--workdir'), finished)
+  else:
+    logger.warning(f'{path}: there are no exported variables; remove {folder / "result.json"} to '
+                   'have them made again from the checkpoints')
 
 
 def _check_finished(path: epath.PathLike, meta: dict, finished: dict | None) -> None:

@@ -103,6 +103,9 @@ def _checked(
   built = networks.build(config, datasets.describe(builder, config.data))
   _check_phases(config, built, workdir)
   check_existing(config, built, workdir)
+  for phase in _phases(config, built):
+    if result := workdir.result(phase):
+      exported_variables.check_exported(workdir.path / phase, result)
   return workdir, builder, built, accepted
 
 
@@ -199,8 +202,9 @@ def check_existing(
   if _is_needed(config, 'teacher', teachers):
     path = config.teacher.variables
     _, meta = exported_variables.load_teacher(path, config, built)
-    owner = exported_variables.fingerprint(meta)
-    _check_taken('teacher', path, owner, teachers)
+    fingerprint = exported_variables.fingerprint(meta)
+    _check_taken('teacher', path, fingerprint, teachers)
+    owner: str | None = fingerprint
   else:
     owner = (teachers.result('teacher') or {}).get('fingerprint')  # None: still to be trained.
   if _is_needed(config, 'heads', teachers):

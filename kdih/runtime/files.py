@@ -1,7 +1,6 @@
 """Files, local or on an object store: paths, atomic writes, locks, links, errors of the system."""
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -14,6 +13,11 @@ from etils import epath
 
 from kdih import errors
 from kdih.runtime import processes
+
+try:
+  import fcntl
+except ImportError:  # On Windows.
+  fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +116,7 @@ def _temporary(path: epath.Path) -> Iterator[epath.Path]:
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.tmp')
     with open(temporary, 'xb') as file:
       try:
-        flock(file.fileno(), fcntl.LOCK_EX)
+        flock(file.fileno())
         if exists(temporary):  # Otherwise another process has removed it before it was locked.
           yield temporary
           return
@@ -125,7 +129,7 @@ def _temporary(path: epath.Path) -> Iterator[epath.Path]:
 def _remove_unless_locked(path: epath.Path) -> None:
   # It may be complete by now, or be another user's.
   with contextlib.suppress(OSError), open(path, 'r+b') as file:
-    if flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+    if flock(file.fileno(), wait=False):
       path.unlink()
 
 
@@ -207,18 +211,21 @@ def locked(path: epath.PathLike, *, waiting: str | None = None) -> Iterator[None
     lock.release()
 
 
-def flock(descriptor: int, operation: int) -> bool:
+def flock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:
   """Locks an open file until it is closed; returns whether this process now holds the lock.
 
-  It does not if another process holds the lock, or if the file system has no locks.
+  It does not if another process holds the lock, or if there are no locks on this file system.
 
   Args:
     descriptor: of the file, which is open for writing.
-    operation: `fcntl.LOCK_EX`, or `fcntl.LOCK_SH` for a lock that several can hold; with
-      `fcntl.LOCK_NB` unless to wait for another process.
+    shared: whether others can hold the lock, too, if theirs is shared.
+    wait: whether to wait for another process.
   """
+  if fcntl is None:
+    return False
+  operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
   try:
-    fcntl.flock(descriptor, operation)
+    fcntl.flock(descriptor, operation if wait else operation | fcntl.LOCK_NB)
   except OSError:
     return False
   return True

@@ -20,7 +20,8 @@ from kdih.report import explore
 from kdih.runtime import digests
 from kdih.runtime.workdir import Workdir
 from kdih.training import orbax_files
-from tests.helpers.runs import exported, read_config
+from tests.helpers.runs import exported, read_config, tiny_command
+from tests.helpers.started import assert_bit_identical
 
 pytestmark = pytest.mark.slow
 
@@ -184,17 +185,17 @@ def test_students_explorer_and_report_work_with_its_normalisation(
   np.testing.assert_allclose(found['final'], expected['final'], atol=1e-5)
 
 
-@pytest.mark.parametrize('data', [
-    {}, {'mean': [0.5]}, {'mean': [0.5], 'std': [0.0]}, {'mean': ['a'], 'std': [1.0]},
-    {'mean': [0.5, 0.5], 'std': [1.0]}, {'mean': None, 'std': [1.0]}, None, [1]])
 def test_variables_are_found_below_the_home_folder(finished, tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(finished.parent))
   path = f'~/{finished.name}/teacher/variables'
   assert exported_variables.describe(path) == exported_variables.describe(
       finished / 'teacher' / 'variables')
-  assert exported_variables.load_model(path)[1].keys() >= {'params'}
+  assert exported_variables.load_model(path, model='tests.helpers.tiny_nets:TinyNet')[1].keys() >= {'params'}
 
 
+@pytest.mark.parametrize('data', [
+    {}, {'mean': [0.5]}, {'mean': [0.5], 'std': [0.0]}, {'mean': ['a'], 'std': [1.0]},
+    {'mean': [0.5, 0.5], 'std': [1.0]}, {'mean': None, 'std': [1.0]}, None, [1]])
 def test_a_description_without_a_normalisation_is_refused(finished, digits_dir, tmp_path, data):
   path = copied(finished, tmp_path / 'v', lambda meta: meta.update(data=data))
   line = refused(prepared, tmp_path / 'w', digits_dir, f'teacher.variables={path}')
@@ -331,6 +332,26 @@ def test_variables_that_differ_in_a_number_are_refused(finished, copy, tmp_path,
   exported_variables.save(copy.workdir.path / phase / 'variables', changed,
                           described(finished / phase / 'variables'))
   assert 'does not hold the variables that' in refused(run_student, copy, 'dih')
+
+
+def test_a_finished_student_with_the_variables_of_another_is_refused(
+    finished, copy, digits_dir, tmp_path, capsys):
+  folder = copy.workdir.path / 'student' / 'kd'
+  replaced(folder / 'variables', finished / 'student/ce/variables')
+  assert main.main(tiny_command(copy.workdir.path, digits_dir)) == 2
+  assert f"--workdir: '{folder}/variables' does not hold the variables" in capsys.readouterr().err
+
+
+def test_exported_variables_that_are_missing_are_named_and_made_again_by_the_remedy(
+    finished, copy, digits_dir, tmp_path, capsys):
+  shutil.rmtree(copy.workdir.path / 'student/kd/variables')
+  command = tiny_command(copy.workdir.path, digits_dir)
+  assert main.main(command) == 0
+  result = copy.workdir.path / 'student/kd/result.json'
+  assert f'there are no exported variables; remove {result} to' in capsys.readouterr().err
+  result.unlink()
+  assert main.main(command) == 0
+  assert_bit_identical(copy.workdir.path, finished, ('student/kd', 'student/dih'))
 
 
 def change_weights(experiment, change):
