@@ -38,7 +38,8 @@ def run(config: 'ml_collections.ConfigDict', workdir: 'epath.PathLike') -> dict[
     The results, as in `results.json`.
 
   Raises:
-    ConfigError: a setting is wrong; nothing has been written to the workdir.
+    ConfigError: a setting is wrong; nothing has been written to the workdir, but for locks if
+      another process uses it, or has begun another run in it since the checks.
     TrainingError: training cannot continue.
     PreemptedError: the process received SIGTERM; the same command resumes the run.
   """

@@ -81,15 +81,19 @@ class Experiment:
   def open(self) -> None:
     """Creates the workdir and records the identity of the run, as far as it is known by now.
 
+    Under the lock of the manifest it checks again that the run can resume: another command may have
+    begun the run since the first check.
+
     Raises:
-      ConfigError: the teacher was trained again, and its variables have changed.
+      ConfigError: another command has begun the run with another config or identity, or the teacher
+        was trained again, and its variables have changed.
+      FileError: a file of the workdir is damaged.
     """
     assert self.identity, 'a run that trains has an identity'
-    teacher, accepted = identity_lib.of_teacher(self.teachers), self.identity.accepted
-    if teacher != self.identity.teacher:
-      accepted += tuple(resume.check_teacher(self.workdir, teacher, self.config.accept))
-    self.identity = dataclasses.replace(self.identity, teacher=teacher, accepted=accepted)
-    identity_lib.record(self.workdir, self.identity, self.config)
+    now = dataclasses.replace(self.identity, teacher=identity_lib.of_teacher(self.teachers))
+    with self.workdir.locked_manifest():
+      self.identity = resume.check_again(self.workdir, now, resolved(self.config))
+      identity_lib.record(self.workdir, self.identity, self.config)
 
   @property
   def described_data(self) -> dict[str, Any]:

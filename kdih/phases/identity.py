@@ -115,7 +115,7 @@ def record(workdir: Workdir, now: Identity, config: 'ml_collections.ConfigDict')
   """Writes the manifest of a run.
 
   The manifest keeps earlier methods that this config lacks, and the identity of an earlier teacher
-  until the teacher has been trained again.
+  until the teacher has been trained again. The caller must hold the lock of the manifest.
   """
   manifest = workdir.manifest() or {'config': {}}
   before, parts = manifest.get('identity') or {}, now.parts()

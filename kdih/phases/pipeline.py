@@ -115,10 +115,12 @@ def run(experiment: Experiment) -> None:
   The caller must hold the lock of the workdir.
 
   Raises:
+    ConfigError: another command has begun or changed the run since `prepare_run`.
     TrainingError: the loss is not finite, memory ran out, or a checkpoint cannot be written.
     PreemptedError: the process received SIGTERM; the same command resumes the run.
   """
   config = experiment.config
+  _check_copied(config, experiment.workdir)
   experiment.open()
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   for phase in _phases(config, experiment.networks):
@@ -211,6 +213,15 @@ def check_existing(
     path = config.heads.variables
     _, meta = exported_variables.load_heads(path, built, owner)
     _check_taken('heads', path, exported_variables.fingerprint(meta), teachers)
+
+
+def _check_copied(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
+  """Raises ConfigError if a finished phase copied other variables than the config names."""
+  for phase in ('teacher', 'heads'):
+    path = config[phase].variables
+    if workdir.result(phase) and _is_needed(config, phase, workdir):
+      meta = exported_variables.describe(path)
+      _check_taken(phase, path, exported_variables.fingerprint(meta), workdir)
 
 
 def _is_needed(config: ml_collections.ConfigDict, phase: str, teachers: Workdir) -> bool:

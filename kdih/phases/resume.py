@@ -2,6 +2,7 @@
 
 If a part of its identity differs, it resumes only if `config.accept` names the part.
 """
+import dataclasses
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -40,13 +41,20 @@ def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = Tr
   """
   manifest = workdir.manifest()
   workdir.check()
+  found = _of_config(workdir, manifest, config, student=student)
+  return _accepted(workdir.path, {'config': found}, config['accept'])
+
+
+def _of_config(
+    workdir: Workdir, manifest: dict[str, Any] | None, config: dict[str, Any], *, student: bool
+) -> list[str]:
+  """Returns the differences between a config and a manifest."""
   if manifest is None:
     return []
   begun = _begun(workdir.path, config) if student else ()
-  found = _differences(
+  return _differences(
       workdir.path / 'manifest.json', manifest['config'], config,
       lambda fields: {**protocol.fixed(fields, student=student), **protocol.methods(fields, begun)})
-  return _accepted(workdir.path, {'config': found}, config['accept'])
 
 
 def check_swept(workdir: Workdir, config: dict[str, Any], known: Collection[str]) -> list[str]:
@@ -134,27 +142,63 @@ def check(workdir: Workdir, now: Identity, config: dict[str, Any]) -> list[str]:
   Raises:
     ConfigError: there are other differences; the message lists all differences.
   """
-  manifest = workdir.manifest() or {}
-  before = manifest.get('identity') or {}
+  manifest = workdir.manifest()
+  changed, found = _of_identity(workdir, manifest, now, config)
+  for line in changed:
+    logger.warning(f'{workdir.path}: {line}')
+  return [*_earlier(manifest), *_accepted(workdir.path, found, config['accept'])]
+
+
+def check_again(workdir: Workdir, now: Identity, config: dict[str, Any]) -> Identity:
+  """Repeats `check_config` and `check` for a run that begins or has trained its teachers.
+
+  Since those, another command may have begun the run, and the teacher may have been trained again.
+  The caller must hold the lock of the manifest until it has written the manifest.
+
+  Args:
+    workdir: of the run.
+    now: the identity of this command, with what it has accepted.
+    config: of this command, as nested dicts.
+
+  Returns:
+    The identity, with all differences that this command and earlier ones have accepted. Those that
+    are new are logged.
+
+  Raises:
+    ConfigError: there are other differences; the message lists all differences.
+    FileError: a file of the workdir is damaged.
+  """
+  manifest = workdir.manifest()
+  workdir.check()
+  student = 'methods' in now.computation  # Without, it is the teacher of a sweep, and its heads.
+  found = {'config': _of_config(workdir, manifest, config, student=student),
+           **_of_identity(workdir, manifest, now, config)[1]}
+  accepted = _accepted(workdir.path, found, config['accept'], now.accepted)
+  return dataclasses.replace(now, accepted=tuple(dict.fromkeys(
+      (*now.accepted, *_earlier(manifest), *accepted))))
+
+
+def _earlier(manifest: dict[str, Any] | None) -> Sequence[str]:
+  """Returns the differences that earlier commands accepted."""
+  return (manifest or {}).get('accepted', ())
+
+
+def _of_identity(
+    workdir: Workdir, manifest: dict[str, Any] | None, now: Identity, config: dict[str, Any]
+) -> tuple[list[str], dict[str, list[str]]]:
+  """Returns the versions to report, and the differences between an identity and a manifest."""
+  before = (manifest or {}).get('identity') or {}
   stored = {part: before.get(part) or {} for part in now.parts()}
   try:
     changed, refused = _versions(stored['versions'], now.versions, config)
-    found = {'data': changes.differences(stored['data'], now.data),
-             'teacher': _teacher(stored['teacher'], now.teacher),
-             'computation': computation.differences(stored['computation'], now.computation),
-             'versions': refused}
+    return changed, {
+        'data': changes.differences(stored['data'], now.data),
+        'teacher': _teacher(stored['teacher'], now.teacher),
+        'computation': computation.differences(stored['computation'], now.computation),
+        'versions': refused}
   except (AttributeError, KeyError, TypeError, ValueError) as error:  # Fields may hold anything.
     raise errors.FileError(workdir.path / 'manifest.json',
                            f'its identity cannot be used: {errors.first_line(error)}') from error
-  for line in changed:
-    logger.warning(f'{workdir.path}: {line}')
-  return [*manifest.get('accepted', ()), *_accepted(workdir.path, found, config['accept'])]
-
-
-def check_teacher(workdir: Workdir, teacher: dict[str, Any], accept: Sequence[str]) -> list[str]:
-  """Compares the teacher as `check` does: it may have been trained again after `check`."""
-  before = ((workdir.manifest() or {}).get('identity') or {}).get('teacher') or {}
-  return _accepted(workdir.path, {'teacher': _teacher(before, teacher)}, accept)
 
 
 def _teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -188,12 +232,13 @@ def _begun(workdir: epath.Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def _accepted(
-    workdir: epath.Path, found: dict[str, list[str]], accept: Sequence[str]
+    workdir: epath.Path, found: dict[str, list[str]], accept: Sequence[str],
+    logged: Collection[str] = (),
 ) -> list[str]:
   """Logs and returns the accepted differences; raises ConfigError if there are others."""
   _require_accepted(workdir, found, accept)
   accepted = [f'{part}: {line}' for part, lines in found.items() for line in lines]
-  for line in accepted:
+  for line in _unknown(accepted, logged):
     logger.warning(f'{workdir}: accepted: {line}')
   return accepted
 

@@ -74,6 +74,22 @@ class Workdir:
       _require_free(self.path / '.lock')
       yield
 
+  @contextlib.contextmanager
+  def locked_manifest(self) -> Iterator[None]:
+    """Keeps other processes from changing the manifest, and waits for one that does.
+
+    Sweeps of several methods share it. An object store has no locks.
+
+    Raises:
+      ConfigError: the folder cannot be made.
+    """
+    self._make()
+    with contextlib.ExitStack() as stack:
+      if processes.is_first() and not is_remote(self.path):
+        stack.enter_context(files.locked(
+            self.path / '.manifest.lock', waiting=f'{self.path}: waits for another process'))
+      yield
+
   def _make(self) -> None:
     try:
       self.path.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,11 @@ from etils import epath
 from kdih import errors
 from kdih.data import duplicates, sizes, source
 from kdih.data.splits import Splits
-from kdih.phases import dry_run, memory, pipeline, resume
+from kdih.phases import dry_run, memory, pipeline
 from kdih.phases.experiment import Experiment
 from kdih.phases.student import train_together
 from kdih.runtime import environment, run_files
 from kdih.runtime.files import InUseError
-from kdih.runtime.workdir import resolved
 from kdih.sweep import plan
 from kdih.sweep.jobs import Job, Jobs, Sweep
 from kdih.sweep.resume import Checks
@@ -134,9 +133,8 @@ class Worker:
     """Returns the run of a job, opened.
 
     Raises:
-      ConfigError: a later command with another config has begun the run.
+      ConfigError: another command has begun the run with another config or identity.
     """
-    resume.check_config(job.workdir, resolved(job.config), student=job.phase.startswith('student/'))
     experiment = self._checks.experiment(job, self._splits)
     experiment.open()
     return experiment
