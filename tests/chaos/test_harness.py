@@ -114,13 +114,11 @@ def test_a_try_with_harms_that_did_not_happen_is_another_good_one():
 @pytest.mark.parametrize(('text', 'expected'), [
     ('term=2', 'SIGTERM'), ('interrupt=2', 'SIGINT'), ('change=EIO+2', 'OSError'),
     ('size=0', 'OSError'), ('term=5', 'nothing')])
-def test_a_harm_happens_in_its_process(tmp_path, text, expected):
-  """In a process of its own: hooks, limits and handlers stay."""
+def test_a_harm_happens_in_its_process(tmp_path, in_a_child, text, expected):
   def stop(number: int, _) -> None:
     raise RuntimeError(signal.Signals(number).name)
 
-  pid = os.fork()
-  if not pid:
+  def harmed() -> list:
     noted, harm = [], harms.parse(text)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
@@ -132,8 +130,10 @@ def test_a_harm_happens_in_its_process(tmp_path, text, expected):
       (tmp_path / 'y').write_text('1')
     except (OSError, RuntimeError) as error:
       found = 'OSError' if isinstance(error, OSError) else str(error)
-    os._exit(found != expected or noted != [f'happened {text}'] * (expected != 'nothing'))
-  assert os.waitpid(pid, 0)[1] == 0
+    return [*noted, found]
+
+  happened = [f'happened {text}'] * (expected != 'nothing')
+  assert in_a_child(harmed) == [*happened, expected]
 
 
 @pytest.mark.parametrize('text', [
@@ -153,10 +153,8 @@ def test_a_kill_that_is_drawn_is_made_again_from_its_text():
     assert str(harms.parse(str(harm))) == str(harm)
 
 
-def test_a_file_event_happens_before_the_operation(tmp_path):
-  """In a process of its own: a hook stays."""
-  pid = os.fork()
-  if not pid:
+def test_a_file_event_happens_before_the_operation(tmp_path, in_a_child):
+  def seen_events() -> list:
     seen = []
     file_events.watch(str(tmp_path), lambda event: seen.append(
         (*event, event.does, os.path.lexists(tmp_path / 'x'))))
@@ -166,11 +164,12 @@ def test_a_file_event_happens_before_the_operation(tmp_path):
     (tmp_path / 'y').exists()
     (tmp_path / 'y').unlink()
     (tmp_path.parent / 'elsewhere').touch()
-    os._exit(seen != [
-        ('write', 'x', 'change', False), ('os.rename', 'x', 'change', True),
-        ('read', 'y', 'read', False), ('stat', 'y', 'stat', False),
-        ('os.remove', 'y', 'change', False)])
-  assert os.waitpid(pid, 0)[1] == 0
+    return seen
+
+  assert in_a_child(seen_events) == [
+      ['write', 'x', 'change', False], ['os.rename', 'x', 'change', True],
+      ['read', 'y', 'read', False], ['stat', 'y', 'stat', False],
+      ['os.remove', 'y', 'change', False]]
 
 
 def test_the_table_of_the_documents_is_that_of_the_summary():

@@ -57,8 +57,7 @@ def test_a_link_of_a_folder_is_never_its_root(tmp_path, where, is_copy):
     (folder / 'below/x.json').write_text('{}')
 
 
-def test_the_empty_folder_of_tfds_alone_is_allowed_outside(tmp_path):
-  """In a process of its own: a hook stays."""
+def test_the_empty_folder_of_tfds_alone_is_allowed_outside(tmp_path, in_a_child):
   made = [tempfile.mkdtemp(suffix) for suffix in ('tfds', 'other')]
   for folder in made:
     os.rmdir(folder)
@@ -69,11 +68,10 @@ def test_the_empty_folder_of_tfds_alone_is_allowed_outside(tmp_path):
       os.rmdir(folder)
     return [0]
 
-  pid = os.fork()
-  if not pid:
+  def noted() -> list[str]:
     notes = []
     place = kinds.Place(tmp_path / 'place', tmp_path / 'root' / 'tfds')
     mutations._watched(place, mutations.Mutated(lambda _: None, '', execute), None, notes.append)
-    made_outside = [note for note in notes if note.startswith('outside: os.mkdir')]
-    os._exit(made_outside != [f'outside: os.mkdir {made[1]}'])
-  assert os.waitpid(pid, 0)[1] == 0
+    return [note for note in notes if note.startswith('outside: os.mkdir')]
+
+  assert in_a_child(noted) == [f'outside: os.mkdir {made[1]}']
