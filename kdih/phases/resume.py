@@ -15,6 +15,7 @@ from kdih.config.schema import Flat
 from kdih.data import changes
 from kdih.phases import computation
 from kdih.phases.identity import Identity
+from kdih.runtime import files
 from kdih.runtime.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ def _of_config(
 ) -> list[str]:
   """Returns the differences between a config and a manifest."""
   if manifest is None:
-    return []
+    phases = [workdir.path / 'teacher', workdir.path / 'heads', *workdir.path.glob('student/*')]
+    are_begun = any(files.exists(folder / name)
+                    for folder in phases for name in ('result.json', 'checkpoints'))
+    return ['manifest.json is missing, which holds the settings of its phases'] if are_begun else []
   begun = _begun(workdir.path, config) if student else ()
   return _differences(
       workdir.path / 'manifest.json', manifest['config'], config,

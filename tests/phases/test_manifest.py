@@ -107,3 +107,17 @@ def test_the_manifest_keeps_the_methods_of_sweeps_that_begin_at_the_same_time(
   variants = {'kd_alpha=5e-1', 'dih_alpha=5e-1'}
   assert variants <= manifest['config']['methods'].keys()
   assert variants <= manifest['identity']['computation']['methods'].keys()
+
+
+def test_phases_without_a_manifest_are_those_of_an_unknown_config(
+    tmp_path, finished, digits_dir, capsys):
+  workdir = shutil.copytree(finished, tmp_path / 'w')
+  (workdir / 'manifest.json').unlink()
+  before, command = contents(workdir), tiny_command(workdir, digits_dir, '--config.seed=99')
+  assert main.main(command) == 2
+  assert ('manifest.json is missing, which holds the settings of its phases. '
+          in capsys.readouterr().err)
+  assert contents(workdir) == before
+  assert main.main([*command, '--accept=config']) == 0
+  assert json.loads((workdir / 'manifest.json').read_text())['accepted'] == [
+      'config: manifest.json is missing, which holds the settings of its phases']
