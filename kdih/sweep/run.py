@@ -37,8 +37,8 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
     ConfigError: a setting is wrong; nothing has been written.
     DataError: the images cannot be used; nothing has been written.
   """
-  begun = time.time()
   sweep = Sweep(config, path)
+  earlier = failures(sweep)
   checks = Checks(sweep)
   for reason in sweep.left_out.values():
     logger.warning(f'sweep: left out: {reason}')
@@ -52,7 +52,7 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
     duplicates.warn_if_shared(sweep.builder, config.data)
   else:
     logger.info(f'sweep: all {sum(map(len, sweep.jobs()))} jobs were finished before')
-  worker = Worker(sweep, checks, splits, begun)
+  worker = Worker(sweep, checks, splits, earlier)
   worker.work()
   return worker.failures
 
@@ -64,14 +64,15 @@ class Worker:
     sweep: its jobs.
     checks: of the sweep; `identify` has been called.
     splits: of the data set.
-    begun: time of the start, in seconds since 1970: jobs that failed earlier are tried again.
+    earlier: the `failures` when the process began: these jobs are tried again.
 
   Attributes:
     failures: why a job failed, by its name.
   """
 
-  def __init__(self, sweep: Sweep, checks: Checks, splits: Splits, begun: float):
-    self._sweep, self._checks, self._splits, self._begun = sweep, checks, splits, begun
+  def __init__(self, sweep: Sweep, checks: Checks, splits: Splits,
+               earlier: dict[str, run_files.Fields]):
+    self._sweep, self._checks, self._splits, self._earlier = sweep, checks, splits, earlier
     names = [job.name for jobs in sweep.jobs() for job in jobs]
     self._positions = {name: f'{number} of {len(names)}' for number, name in enumerate(names, 1)}
     self.failures: dict[str, str] = {}
@@ -142,7 +143,7 @@ class Worker:
   def _try(self, job: Job) -> None:
     """Does the job; an error is written to `failure.json`, and the sweep continues."""
     logger.info(f'sweep: {job.name} ({self._positions[job.name]})')
-    failure = job.workdir.path / job.phase / 'failure.json'
+    failure = _failure_file(job)
     try:
       experiment = self._open(job)
       failure.unlink(missing_ok=True)
@@ -158,11 +159,28 @@ class Worker:
 
   def _failed_meanwhile(self, job: Job) -> bool:
     """Returns whether the job has failed in another process since this one began."""
-    failure = run_files.read(job.workdir.path / job.phase / 'failure.json', run_files.Failure)
-    if failure is None or failure.get('time', 0) < self._begun:
+    failure = run_files.read(_failure_file(job), run_files.Failure)
+    # Two failures differ at least in their time. The clock of another machine may be ahead.
+    if failure is None or failure == self._earlier.get(job.name):
       return False
     self.failures[job.name] = failure['error']
     return True
+
+
+def failures(sweep: Sweep) -> dict[str, run_files.Fields]:
+  """Returns what `failure.json` holds, by the name of each job that has failed.
+
+  Raises:
+    FileError: such a file is damaged.
+    UnreadableError: such a file cannot be read.
+  """
+  found = {job.name: run_files.read(_failure_file(job), run_files.Failure)
+           for jobs in sweep.jobs() for job in jobs}
+  return {name: failure for name, failure in found.items() if failure is not None}
+
+
+def _failure_file(job: Job) -> epath.Path:
+  return job.workdir.path / job.phase / 'failure.json'
 
 
 def _unicode(text: str) -> str:

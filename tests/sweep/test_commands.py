@@ -80,7 +80,7 @@ def test_a_run_that_a_later_command_has_begun_otherwise_does_not_go_on(
   manifest = result.parents[2] / 'manifest.json'
   result.unlink()
   before = manifest.read_bytes()
-  worker = Worker(first, checks, splits, begun=0.0)
+  worker = Worker(first, checks, splits, earlier={})
   assert all(map(worker.settle, first.jobs()))
   reason, = worker.failures.values()
   assert 'config.student.train.learning_rate (was 0.02, is 0.1)' in reason

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 from kdih import main
+from kdih.data import source
+from kdih.sweep.jobs import Sweep
+from kdih.sweep.resume import Checks
+from kdih.sweep.run import Worker, failures
 from tests.helpers.runs import ROOT, exported, read_config, tiny_command
 from tests.helpers.slow import slow
 from tests.helpers.sweeps import MODEL, NETS, PAIR, results, run
@@ -102,18 +106,31 @@ def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
 
 
 @pytest.mark.slow
-def test_what_failed_is_tried_again_unless_another_process_did_so_meanwhile(
-    copy, digits_dir, capsys):
-  folder = copy / PAIR / 'seed1/student/kd'
-  folder.mkdir()
+def test_what_failed_earlier_is_tried_again_also_if_a_clock_was_ahead(tmp_path, digits_dir):
+  folder = tmp_path / PAIR / 'seed1/student/ce'
+  folder.mkdir(parents=True)
   failure = {'error': 'its machine is broken', 'time': time.time() + 1000}
   (folder / 'failure.json').write_text(json.dumps(failure))
-  assert run(copy, digits_dir, '--methods=kd', '--seeds=1') == 1
-  assert 'kd/seed1: its machine is broken' in capsys.readouterr().err
-  assert [path.name for path in folder.iterdir()] == ['failure.json']
-  (folder / 'failure.json').write_text(json.dumps({**failure, 'time': time.time()}))
-  assert run(copy, digits_dir, '--methods=kd', '--seeds=1') == 0
+  assert run(tmp_path, digits_dir, '--methods=ce', '--seeds=1') == 0
   assert (folder / 'result.json').exists() and not (folder / 'failure.json').exists()
+
+
+@pytest.mark.parametrize('earlier', [None, {'error': 'its machine is broken', 'time': 2e9}])
+def test_what_has_failed_in_another_process_meanwhile_is_not_tried_again(
+    tmp_path, digits_dir, earlier):
+  """The clock of the other process is behind."""
+  folder = tmp_path / PAIR / 'seed1/student/ce'
+  folder.mkdir(parents=True)
+  if earlier:
+    (folder / 'failure.json').write_text(json.dumps(earlier))
+  sweep = Sweep(read_config(tmp_path, digits_dir, '--config.sweep.methods=ce',
+                            '--config.sweep.seeds=1'), tmp_path)
+  splits = source.open_splits(sweep.builder, sweep.config.data)
+  worker = Worker(sweep, Checks(sweep), splits, failures(sweep))
+  (folder / 'failure.json').write_text('{"error": "its machine is broken", "time": 1.0}')
+  worker.work()
+  assert worker.failures == {f'{MODEL}/{MODEL}/ce/seed1': 'its machine is broken'}
+  assert [path.name for path in folder.iterdir()] == ['failure.json']
 
 
 @pytest.mark.slow
