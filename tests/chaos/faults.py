@@ -299,8 +299,9 @@ def _draws(
   draw, _ = DRAWS[word]
   for name in itertools.cycle(names):
     kind = KINDS[name]
-    # Without locks there may be no second process; SIGTERM kills a report, which does not resume.
-    if word == 'locks' and kind.processes > 1 or word == 'term' and name == 'report':
+    # Without locks there may be no second process. SIGTERM kills a report, which does not resume;
+    # a run that has fewer lines than steps logs, and saves, where it is stopped.
+    if (word == 'locks' and kind.processes > 1) or (word == 'term' and name in ('report', 'lines')):
       yield None
       continue
     alone = draw(rng, arena.reference(kind))
