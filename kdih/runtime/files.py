@@ -105,6 +105,8 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   except OSError as error:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
+    if path.is_dir():  # `epath` gives no number then.
+      raise IsADirectoryError(errno.EISDIR, 'it is a folder', str(path)) from error
     raise OSError(error.errno, error.strerror, str(path)) from error
 
 
