@@ -33,7 +33,7 @@ from kdih.phases.networks import Networks
 from kdih.phases.student import run_student
 from kdih.phases.teacher import run_teacher
 from kdih.runtime import devices, environment, files
-from kdih.runtime.workdir import Workdir, resolved
+from kdih.runtime.workdir import Workdir, check_apart, resolved
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def _checked(
   checks.check(config)
   for role in ('teacher', 'student'):  # A typing error is reported before changes of the config.
     registry.find(config[role].name, f'config.{role}.name')
+  check_apart(path)
   workdir = Workdir(path)
   accepted = resume.check_config(workdir, resolved(config))
   check_devices(config)

@@ -13,6 +13,7 @@ Runs that are unfinished, damaged or under another protocol are listed, and all
 other runs are compared. Exit codes: 0 done, 2 nothing to compare.
 """
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -82,17 +83,23 @@ def _output(flag: str, paths: Sequence[str]) -> pathlib.Path:
     raise errors.ConfigError('--output: is not set; set the folder for the report of several runs')
   folder = pathlib.Path(files.given('--output', flag) if flag
                         else pathlib.Path(paths[0]) / 'comparison')
-  if not flag and not folder.parent.is_dir():
+  if not flag and not os.path.isdir(folder.parent):  # It fails at no name, however long.
     raise errors.ConfigError(f'{paths[0]}: there is no such folder; give the folder of a run or '
                              'a sweep')
   if not flag and folder.is_symlink():
     raise errors.ConfigError(f'{folder} is a symbolic link, and what it points to would be written '
                              'to; set --output to a folder')
+  files.check_writable('--output', folder)
   files.require_no_links(folder, '--output')
-  for path in (folder / 'report.md', folder / 'index.html'):
-    if files.exists(path) and not _is_ours(path):
-      raise errors.ConfigError(f'--output: {path} is not part of a comparison and would be '
-                               'overwritten; choose another folder')
+  try:
+    others = [path for path in (folder / 'report.md', folder / 'index.html')
+              if files.exists(path) and not _is_ours(path)]
+  except OSError as error:
+    raise errors.ConfigError(f'--output: {error.filename} cannot be read ({error.strerror}); '
+                             'choose another folder') from error
+  if others:
+    raise errors.ConfigError(f'--output: {others[0]} is not part of a comparison and would be '
+                             'overwritten; choose another folder')
   return folder
 
 
@@ -126,7 +133,7 @@ def write(
     parts += [f'## {tables.markdown_escaped(heading)}',
               tables.markdown_escaped(tables.caption(pair)),
               tables.markdown(pair),
-              *findings.findings(pair)]
+              *map(tables.markdown_escaped, findings.findings(pair))]
   parts += _section('What is missing or was left out', problems)
   text = '\n\n'.join(parts)
   shown: list[str] = []

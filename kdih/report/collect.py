@@ -29,7 +29,7 @@ def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
   """
   found = _Collection()
   for path in map(pathlib.Path, paths):
-    if not path.is_dir():
+    if not os.path.isdir(path):  # It fails at no name, however long.
       found.note(f'{path}: there is no such folder')
       continue
     if not found.search(path):

@@ -186,7 +186,7 @@ def _draw_curves(axes: Axes, curves: dict[str, list[dict]], name: str, scale: in
   styles = zip(itertools.cycle(COLOURS), itertools.cycle(_LINES), strict=False)
   for (phase, lines), (colour, line_style) in zip(curves.items(), styles, strict=False):
     points = [(line['step'], scale * line[name]) for line in lines if name in line]
-    axes.plot([step for step, _ in points], [value for _, value in points], label=phase,
+    axes.plot([step for step, _ in points], [value for _, value in points], label=shown(phase),
               color=colour, linestyle=line_style, linewidth=1.3,
               marker='.' if len(points) == 1 else '')
   axes.set_xlabel('step')

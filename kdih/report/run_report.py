@@ -8,11 +8,13 @@ import jax
 import ml_collections
 import tabulate
 
+from kdih import errors
 from kdih.cohort.members import FINAL, MEAN
 from kdih.models import cost
 from kdih.phases import exported_variables
 from kdih.phases.networks import Networks
 from kdih.report import run_plots, style
+from kdih.report.tables import markdown_escaped
 from kdih.runtime import run_files
 from kdih.runtime.files import write_atomically
 from kdih.runtime.workdir import Workdir
@@ -161,9 +163,12 @@ def _validated(results: Results) -> bool:
 
 
 def _accuracy_cells(results: Results) -> list[list[str]]:
-  """Returns the rows of the accuracy table, the titles first; the first cell is a name."""
+  """Returns the rows of the accuracy table, the titles first; the first cell is a name.
+
+  The names are of whoever wrote the results, and can be printed.
+  """
   columns = _columns(results)
-  rows = [[name, *(column.cell(result) for column in columns)]
+  rows = [[errors.printable(name), *(column.cell(result) for column in columns)]
           for name, result in _classifiers(results).items()]
   return [['', *(column.title for column in columns)], *rows]
 
@@ -190,7 +195,8 @@ def _alignment(titles: list[str]) -> list[str]:
 def _markdown(
     results: Results, config: ml_collections.ConfigDict, pictures: dict[str, str], manifest: Any
 ) -> str:
-  parts = [f'# {config.data.name}: {config.teacher.name} → {config.student.name}']
+  names = config.data.name, config.teacher.name, config.student.name
+  parts = ['# {}: {} → {}'.format(*map(markdown_escaped, names))]
   if not _classifiers(results):
     parts.append('No phase is finished yet.')
 
@@ -205,8 +211,8 @@ def _markdown(
         '## Compression',
         _markdown_table([['', 'teacher', 'student', 'student, % of teacher'],
                          *_compression_rows(results)]),
-        f'Inference on one device ({costs["device"]}). FLOPs are those of a forward pass, a '
-        'multiply-add counted as two. Times are medians.']
+        f'Inference on one device ({markdown_escaped(costs["device"])}). FLOPs are those of a '
+        'forward pass, a multiply-add counted as two. Times are medians.']
 
   if phases := _phases(results):
     parts += [
@@ -216,14 +222,14 @@ def _markdown(
             *([phase, f'{result["steps"]:,}', f'{result["seconds"]:,.1f}',
                f'{result["examples_per_second"]:,.0f}'] for phase, result in phases.items())])]
 
-  if changed := [f'- {phase}: {line}' for phase, result in phases.items()
+  if changed := [f'- {markdown_escaped(f"{phase}: {line}")}' for phase, result in phases.items()
                  for line in result.get('accepted', ())]:
     parts += ['## Accepted changes',
               'These parts of the run had changed when it was resumed, before the phase ended:',
               '\n'.join(changed)]
 
-  if lost := [f'- {phase}: those of step {best["step"]:,}, with a validation accuracy of '
-              f'{_percent(best["top1"])} %' for phase, result in phases.items()
+  if lost := [f'- {markdown_escaped(phase)}: those of step {best["step"]:,}, with a validation '
+              f'accuracy of {_percent(best["top1"])} %' for phase, result in phases.items()
               if (best := result.get('best_lost'))]:
     parts += ['## Lost variables',
               'The files of the best variables of these phases were damaged. The best ones that '
@@ -292,6 +298,6 @@ def markdown_table(results: Results) -> str:
 
 
 def _markdown_table(cells: list[list[str]]) -> str:
-  header, *rows = [[cell.replace('\n', ' ') for cell in row] for row in cells]
+  header, *rows = [[markdown_escaped(cell) for cell in row] for row in cells]
   return tabulate.tabulate(rows, header, tablefmt='pipe', disable_numparse=True,
                            colalign=_alignment(header))

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from kdih import errors
 from kdih.runtime.files import write_atomically
 
 GREY = '#666666'
@@ -58,7 +59,8 @@ def label_point(
 
 
 def shown(name: str) -> str:
-  """Returns a name for a picture: shortened in the middle if it is long, and never a formula."""
+  """Returns a name for a picture: in one line, shortened if it is long, and never a formula."""
+  name = errors.printable(name)
   cut = name if len(name) <= 26 else f'{name[:12]}…{name[-13:]}'
   return cut.replace('$', r'\$')
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import tabulate
 
+from kdih import errors
 from kdih.report.aggregate import BASELINES, Gain, Pair, Run
 from kdih.report.published import Published
 
@@ -85,8 +86,10 @@ def _alignment(header: list[str]) -> list[str]:
 
 
 def markdown_escaped(text: str) -> str:
-  """Returns the text with the special characters of Markdown escaped."""
-  return ''.join(f'\\{char}' if char in '\\|*<`[' else char for char in text)
+  """Returns the text in one line that can be printed, with Markdown's special characters escaped.
+  """
+  return ''.join(
+      f'\\{char}' if char in '\\|*<`[' else char for char in errors.printable(text))
 
 
 def latex(pair: Pair) -> str:

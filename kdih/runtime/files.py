@@ -106,6 +106,8 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
       temporary.write_bytes(content)
       temporary.replace(path)
   except OSError as error:
+    if path.is_dir():  # `epath` gives no number then.
+      raise IsADirectoryError(errno.EISDIR, 'it is a folder', str(path)) from error
     raise OSError(error.errno, error.strerror, str(path)) from error
 
 

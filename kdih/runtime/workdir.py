@@ -1,5 +1,6 @@
 """The folder of a run: its manifest, its lock, and the results of its phases."""
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
   import ml_collections
 
 
+_OWN = ('teacher', 'heads', 'student', 'comparison')  # Folders that a run makes in its own.
 _PATTERN = '*?[\\'  # Orbax takes a path with one of these for a pattern of several paths.
 
 
@@ -46,15 +48,17 @@ class Workdir:
     An object store has no locks: a second process would not be noticed there.
 
     Raises:
-      ConfigError: another process runs in this folder, or a sweep does one of its phases.
+      ConfigError: another process runs in this folder, or a sweep does one of its phases; or the
+        folder cannot be locked.
     """
     self._make()
     with contextlib.ExitStack() as stack:
       if processes.is_first() and not is_remote(self.path):
         try:
-          stack.enter_context(files.locked(self.path / '.lock'))
-          for lock in self.path.glob('.locks/*'):
-            _require_free(lock)
+          with named_in_errors(self.path):
+            stack.enter_context(files.locked(self.path / '.lock'))
+            for lock in self.path.glob('.locks/*'):
+              _require_free(lock)
         except files.InUseError:
           raise errors.ConfigError(
               f'--workdir: another process is running in {self.path}; wait for it, or choose '
@@ -66,12 +70,15 @@ class Workdir:
     """Keeps other processes from this phase; other phases of the folder can run meanwhile.
 
     Raises:
+      ConfigError: the folder cannot be locked.
       InUseError: another process does this phase, or runs in the whole folder.
     """
     folder = self.path / '.locks'
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.locked(folder / name.replace('/', '.')):
-      _require_free(self.path / '.lock')
+    with contextlib.ExitStack() as stack:
+      with named_in_errors(self.path):
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(files.locked(folder / name.replace('/', '.')))
+        _require_free(self.path / '.lock')
       yield
 
   @contextlib.contextmanager
@@ -173,6 +180,28 @@ def check_shared(path: epath.PathLike) -> None:
   if is_remote(path):
     raise errors.ConfigError(f'--workdir: {path} is not a folder of a file system, and processes '
                              'cannot share it safely; choose a local or mounted folder')
+
+
+@contextlib.contextmanager
+def named_in_errors(path: epath.PathLike) -> Iterator[None]:
+  """Turns an error of the system, which a lock in the workdir `path` meets, into a ConfigError."""
+  try:
+    yield
+  except OSError as error:
+    reason = f'{error.strerror or errors.first_line(error)}: {error.filename or path}'
+    raise errors.ConfigError(f'--workdir: {path} cannot be locked ({reason}); make it writable for '
+                             'you, with all that it holds, or choose another folder') from error
+
+
+def check_apart(path: epath.PathLike) -> None:
+  """Raises ConfigError if `path` lies in a folder that another run fills."""
+  path = epath.Path(path if is_remote(path) else os.path.realpath(path))
+  for above in path.parents:
+    name = path.relative_to(above).parts[0]
+    if name in _OWN and files.exists(above / 'manifest.json'):
+      raise errors.ConfigError(
+          f'--workdir: {path} lies in the folder {name!r} of the run in {above}, which could not '
+          'be resumed then; choose another folder')
 
 
 def _require_free(lock: epath.Path) -> None:

@@ -11,6 +11,7 @@ with a checkpoint, 130 interrupted.
 """
 import sys
 
+from kdih import errors
 from kdih.config import flags
 from kdih.runtime import environment, program
 
@@ -39,7 +40,7 @@ def _run(argv: list[str]) -> int:
     return 0
   failures = run(config, workdir)
   for name, reason in failures.items():
-    print(f'failed: {name}: {reason}', file=sys.stderr)
+    print(errors.printable(f'failed: {name}: {reason}'), file=sys.stderr)
   if failures:
     print(f'kdih: {len(failures)} failed; the same command tries them again', file=sys.stderr)
   print(f'\ntables and pictures: python -m kdih.report {workdir}')

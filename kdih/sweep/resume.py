@@ -1,4 +1,5 @@
 """Whether a sweep can resume: whether its workdir holds runs of the same recipe and identity."""
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,7 +14,7 @@ from kdih.phases import cache_plan, identity, memory, pipeline, resume
 from kdih.phases.experiment import Experiment
 from kdih.phases.identity import Identity
 from kdih.runtime import files, run_files
-from kdih.runtime.workdir import Workdir, resolved
+from kdih.runtime.workdir import Workdir, named_in_errors, resolved
 from kdih.sweep import plan
 from kdih.sweep.jobs import Job, Sweep
 
@@ -122,7 +123,10 @@ class Checks:
     except OSError as error:
       raise errors.ConfigError(f'--workdir: {sweep.path} cannot be made ({error.strerror}); '
                                'choose another folder') from error
-    with files.locked(sweep.path / '.sweep.lock', waiting='sweep: waits for another process'):
+    with contextlib.ExitStack() as stack:
+      with named_in_errors(sweep.path):
+        stack.enter_context(files.locked(
+            sweep.path / '.sweep.lock', waiting='sweep: waits for another process'))
       before = self._commands()
       self._check_commands(before)  # Another command may have begun since the first check.
       command = {

@@ -11,6 +11,7 @@ import pytest
 
 from kdih import errors, main
 from kdih.runtime import digests, preemption
+from kdih.sweep import __main__ as sweep
 from kdih.training import metric_log
 from tests.helpers.damage import contents
 from tests.helpers.runs import read_config, tiny_command
@@ -179,6 +180,28 @@ def test_a_read_only_workdir_is_refused(tmp_path, digits_dir, capsys):
     assert 'cannot be written to; choose another folder' in capsys.readouterr().err
   finally:
     subprocess.run(['umount', str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize('program', [main, sweep])
+@pytest.mark.parametrize('inner', ['student', 'teacher/checkpoints'])
+def test_a_workdir_in_a_phase_of_another_run_is_refused(
+    tmp_path, finished, digits_dir, capsys, program, inner):
+  workdir = shutil.copytree(finished, tmp_path / 'w')
+  before = contents(workdir)
+  assert program.main(tiny_command(workdir / inner, digits_dir)) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line == (f'kdih: --workdir: {workdir / inner} lies in the folder '
+                  f'{inner.split("/")[0]!r} of the run in {workdir}, which could not be resumed '
+                  'then; choose another folder')
+  assert contents(workdir) == before
+
+
+def test_a_lock_that_cannot_be_taken_is_refused(tmp_path, digits_dir, capsys):
+  (tmp_path / '.lock').mkdir()
+  assert main.main(tiny_command(tmp_path, digits_dir)) == 2
+  assert capsys.readouterr().err.splitlines()[-1].startswith(
+      f'kdih: --workdir: {tmp_path} cannot be locked (')
+  assert [path.name for path in tmp_path.iterdir()] == ['.lock']
 
 
 @pytest.mark.slow

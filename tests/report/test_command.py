@@ -251,8 +251,14 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
     (['no', '--output=x'], 'no: no finished student to compare; no: there is no such folder'),
     (['file'], 'file: there is no such folder'),
     (['empty'], 'empty: no finished student to compare; empty: holds no student'),
-    (['w', '--output=file'], '--output: file cannot be written (Not a directory: '),
-    (['w', '--output=file/x'], '--output: file/x cannot be written (Not a directory: '),
+    (['w', '--output=file'], '--output: file is a file; choose a folder'),
+    (['w', '--output=file/x'], '--output: /'),
+    (['w', f'--output={"x" * 256}'],
+     f'--output: {"x" * 256} cannot be opened (File name too long); choose another folder'),
+    (['w', f'--output={"x/" * 2044}y'], '--output: x/'),
+    (['x' * 256], f'{"x" * 256}: there is no such folder'),
+    (['x' * 256, '--output=x'], f'{"x" * 256}: no finished student to compare; '),
+    ([f'{"x" * 256}.json'], f'{"x" * 256}.json: holds no results'),
     (['w', '--output=w'],
      '--output: w/report.md is not part of a comparison and would be overwritten'),
     (['no.json'], 'no.json: holds no results'), (['other.json'], 'other.json: holds no results'),
@@ -297,6 +303,23 @@ def test_the_table_of_a_run_is_printed(folders, capsys):
   write(folders / 'results.json', {'student': {'ce': result(0.625)}})
   assert report.main(['kdih.report', 'results.json']) == 0
   assert re.search(r'\| student ce +\| +61\.50 \| +62\.50 \|', capsys.readouterr().out)
+
+
+def test_the_table_of_a_run_holds_names_as_text(folders, capsys):
+  write(folders / 'results.json', {'student': {'\x1b[31m<b>|\n# H': result(0.625)}})
+  assert report.main(['kdih.report', 'results.json']) == 0
+  assert '| student \ufffd\\[31m\\<b>\\| # H |' in capsys.readouterr().out
+
+
+def test_sentences_in_markdown_hold_names_as_text(tmp_path):
+  manifest(tmp_path)
+  for name in ('<b>', '<i>'):
+    student(tmp_path, name)
+  for path in tmp_path.glob('student/*/result.json'):
+    write(path, result(0.6, method=dict(kind='ce'), parts={}))
+  assert run(tmp_path)[0] == 0
+  text = (tmp_path / 'comparison' / 'report.md').read_text()
+  assert 'variants of \\<b>, \\<' in text and not re.search(r'(?<!\\)<', text)
 
 
 def test_help(capsys):

@@ -1,6 +1,7 @@
 """The pictures of a run: the numbers that are drawn, read back, for any number of classifiers."""
 import itertools
 
+import matplotlib.text
 import pytest
 
 from kdih.report import run_plots, style
@@ -163,6 +164,15 @@ def test_numbers_that_no_axis_can_show_are_left_out_with_one_warning(tmp_path, c
   assert capsys.readouterr().err.splitlines() == ([
       f'report: {left_out} numbers are too large to be drawn, and the training curves lack them']
       if left_out else [])
+
+
+def test_names_of_phases_and_terms_are_text(tmp_path):
+  name = 'student/\x1b[31m$\\frac{\n'
+  figure = run_plots.training_curves({name: lines(2.0, **{'ce': 1.0, '\x1b$\\frac{': 1.0})})
+  style.save(figure, tmp_path / 'x.png')
+  written = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+  assert all(text.isprintable() for text in written)
+  assert 'student/\ufffd[31m\\$\\frac{ ' in written
 
 
 def test_28_curves_look_different():

@@ -1,5 +1,6 @@
 """The table, `report.md`, `results.json` and the pictures of runs, whole and in part."""
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -108,6 +109,26 @@ def test_table_keeps_the_order_of_depth():
   lines = run_report.table({'heads': heads('Conv_0', 'Block_2', 'Block_10')}).split('\n')
   assert [line.split()[1] for line in lines if line.startswith('head')] == [
       'Conv_0', 'Block_2', 'Block_10']
+
+
+HOSTILE = '\x1b[31m<img src=x onerror=alert(1)>|a\n# H'
+
+
+def test_names_are_text_on_the_terminal_and_in_markdown(tmp_path):
+  run = Workdir(tmp_path)
+  finish(run, 'heads', heads(HOSTILE))
+  finish(run, 'student/<b>|', result(0.6, accepted=[f'data: {HOSTILE}'],
+                                     best_lost={'step': 3, 'top1': 0.5}))
+  results = run_report.write(run, MODULES, CONFIG)
+  terminal = run_report.table(results)
+  assert 'head \ufffd[31m<img src=x onerror=alert(1)>|a # H ' in terminal
+  assert all(line.isprintable() for line in terminal.split('\n'))
+  text = text_of(run)
+  assert all(line.isprintable() for line in text.split('\n')) and '\n# H' not in text
+  assert not re.search(r'(?<!\\)<', text)
+  assert {len(re.findall(r'(?<!\\)\|', line)) for line in text.split('\n')
+          if line.startswith('|')} == {9, 5}  # Accuracy and training.
+  assert text.count('onerror') == 2  # The member, and the change that was accepted.
 
 
 def test_table_of_nothing():

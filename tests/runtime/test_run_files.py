@@ -358,6 +358,14 @@ def test_where_there_is_nothing_nothing_is_read(tmp_path, name):
   assert run_files.read(tmp_path / name, dict) is None
 
 
+def test_a_folder_in_the_place_of_a_file_is_called_one(tmp_path):
+  (tmp_path / 'report.md').mkdir()
+  with pytest.raises(IsADirectoryError) as raised:
+    files.write_atomically(tmp_path / 'report.md', 'text')
+  assert str(raised.value) == f"[Errno 21] it is a folder: '{tmp_path}/report.md'"
+  assert [path.name for path in tmp_path.iterdir()] == ['report.md']
+
+
 def test_a_file_that_cannot_be_written_is_named_and_unchanged(tmp_path):
   run_files.write(tmp_path / 'a.json', {'x': 1})
   before = resource.getrlimit(resource.RLIMIT_FSIZE)

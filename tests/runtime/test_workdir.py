@@ -1,14 +1,20 @@
 """Who may work in the folder of a run at the same time."""
 import errno
 import fcntl
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 from kdih import errors
 from kdih.runtime import files
-from kdih.runtime.workdir import Workdir
+from kdih.runtime.workdir import Workdir, check_apart
 from kdih.training import orbax_files
+from tests.helpers.runs import ROOT
 
 
 def refused(context) -> bool:
@@ -49,6 +55,77 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
     assert (tmp_path / '.lock').exists()
   assert capsys.readouterr().err == (
       f'{tmp_path}/.lock: this file system has no locks; start no second process here\n')
+
+
+def lock_kd(workdir):
+  return workdir.locked_phase('student/kd')
+
+
+LOCKS = {'.lock': Workdir.locked, '.locks/other': Workdir.locked, '.locks': lock_kd,
+         '.locks/student.kd': lock_kd}
+
+
+@pytest.mark.parametrize('name', LOCKS)
+def test_a_lock_that_cannot_be_taken_is_refused_with_its_setting(tmp_path, name):
+  if name == '.locks':
+    (tmp_path / name).touch()
+  else:
+    (tmp_path / name).mkdir(parents=True)
+  with pytest.raises(errors.ConfigError) as raised, LOCKS[name](Workdir(tmp_path)):
+    pass
+  assert str(raised.value).startswith(f'--workdir: {tmp_path} cannot be locked (')
+  assert name in str(raised.value)
+  assert str(raised.value).endswith(
+      '); make it writable for you, with all that it holds, or choose another folder')
+
+
+AS_ANOTHER = """
+import os, sys
+from kdih.runtime.workdir import Workdir
+path = sys.argv[1]
+os.setgroups([])
+os.setresuid(65534, 65534, 65534)
+for context in (Workdir(path).locked(), Workdir(path).locked_phase('teacher')):
+  try:
+    with context:
+      print('locked')
+  except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason='only root becomes another user')
+def test_the_lock_of_another_user_is_refused_with_its_setting():
+  with tempfile.TemporaryDirectory() as workdir:  # The other user cannot get to that of pytest.
+    os.chmod(workdir, 0o777)
+    pathlib.Path(workdir, '.lock').touch(mode=0o644)
+    done = subprocess.run([sys.executable, '-c', AS_ANOTHER, workdir], cwd=ROOT, check=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True,
+                          text=True)
+  assert done.stdout.splitlines() == 2 * [
+      f'--workdir: {workdir} cannot be locked (Permission denied: {workdir}/.lock); make it '
+      'writable for you, with all that it holds, or choose another folder']
+
+
+@pytest.mark.parametrize('inner', ['student', 'student/kd', 'teacher/checkpoints/x', 'comparison',
+                                   'heads/..//heads', 'link/kd'])
+def test_a_workdir_in_a_folder_that_a_run_fills_is_refused(tmp_path, inner):
+  Workdir(tmp_path / 'run').open({})
+  (tmp_path / 'run/student').mkdir()
+  (tmp_path / 'run/link').symlink_to(tmp_path / 'run/student')
+  with pytest.raises(errors.ConfigError) as raised:
+    check_apart(tmp_path / 'run' / inner)
+  assert str(raised.value).startswith(f'--workdir: {tmp_path}/run/')
+  assert str(raised.value).endswith(
+      f'of the run in {tmp_path}/run, which could not be resumed then; choose another folder')
+
+
+@pytest.mark.parametrize('path', ['run', 'run/net', 'run/student.Net/seed3', 'run/net/seed3/more',
+                                  'student', 'student/teacher', 'gs://bucket/run'])
+def test_other_workdirs_in_a_workdir_are_taken(tmp_path, monkeypatch, path):
+  Workdir(tmp_path / 'run').open({})
+  monkeypatch.chdir(tmp_path)
+  check_apart(path)
 
 
 @pytest.mark.parametrize('name', ['job[1]', 'a*b', 'what?', 'a\\b'])
