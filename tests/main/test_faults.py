@@ -14,6 +14,7 @@ from kdih.runtime import digests, preemption
 from kdih.sweep import __main__ as sweep
 from kdih.training import metric_log
 from tests.helpers.damage import contents
+from tests.helpers.made_workdirs import single
 from tests.helpers.runs import read_config, tiny_command
 from tests.helpers.started import RESUME, assert_bit_identical, finish, start, wait_for_step
 
@@ -185,8 +186,8 @@ def test_a_read_only_workdir_is_refused(tmp_path, digits_dir, capsys):
 @pytest.mark.parametrize('program', [main, sweep])
 @pytest.mark.parametrize('inner', ['student', 'teacher/checkpoints'])
 def test_a_workdir_in_a_phase_of_another_run_is_refused(
-    tmp_path, finished, digits_dir, capsys, program, inner):
-  workdir = shutil.copytree(finished, tmp_path / 'w')
+    tmp_path, digits_dir, capsys, program, inner):
+  workdir = single(tmp_path / 'w', 'ce')
   before = contents(workdir)
   assert program.main(tiny_command(workdir / inner, digits_dir)) == 2
   line, = capsys.readouterr().err.splitlines()
