@@ -32,11 +32,11 @@ def collect(folder: pathlib.Path) -> Remains:
   'tables', 'pictures' and 'caches'.
   """
   found: Remains = collections.defaultdict(dict)
-  names = set()
+  names, ranks = set(), _ranks(folder)
   for path in sorted(folder.rglob('*')):
     name = str(path.relative_to(folder))
     if path.suffix != '.lock' and path.name != '.lock':  # Some locks are files that come and go.
-      names.add(_general(name))
+      names.add(_general(name, ranks))
     if path.name == 'variables' and (path / 'meta').is_dir():
       found['variables'][name] = _variables(path)
     elif re.search(r'/(checkpoints|variables|damaged)/', name):
@@ -122,8 +122,18 @@ def _differ(one: Any, other: Any, path: str) -> Iterator[str]:
     yield f'{path} is {str(other)[:80]} where {str(one)[:80]} was'
 
 
-def _general(name: str) -> str:
-  """Returns the name of a file without the parts that are drawn at random, or hold a time."""
+def _ranks(folder: pathlib.Path) -> dict[str, str]:
+  """Returns names for the folders of checkpoints, from the first: a run saves where it stops."""
+  return {str(path.relative_to(folder)): f'{found.relative_to(folder)}/#{rank}'
+          for found in folder.rglob('checkpoints')
+          for rank, path in enumerate(sorted(
+              (path for path in found.iterdir() if path.name.isdecimal()),
+              key=lambda path: int(path.name)))}
+
+
+def _general(name: str, ranks: dict[str, str]) -> str:
+  """Returns the name of a file without what is drawn at random, a time, or a number of steps."""
+  name = re.sub(r'^.*/checkpoints/\d+(?=/|$)', lambda found: ranks[found[0]], name)
   name = re.sub(r'events\.out\.tfevents.*', 'events', name)
   return re.sub(r'/d/[0-9a-f]{32}$', '/d/*', name)
 
