@@ -87,6 +87,7 @@ def load_model(
     ConfigError: there are no exported variables of a model at `path`, they are damaged, or their
       model is not part of kdih and `model` does not name it.
   """
+  path = files.given('path', path)
   meta = _read_meta(path, 'path')
   described = meta['model']
   if 'name' not in described:

@@ -3,7 +3,9 @@
 `loop` and `loop_schedule` decide when checkpoints are written.
 """
 import dataclasses
+import errno
 import logging
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 _BEST, _DELETED = 'best', 'deleted'  # Folders beside the checkpoints.
 _KEPT = 2  # Checkpoints: the last one, and the one before it to rewind to.
-_NAMES = ocp.path.step.standard_name_format()  # Of the folders of checkpoints.
 SELECTION = 'top1'  # The validation metric that chooses the best variables.
 
 
@@ -77,6 +78,8 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.LatestN(_KEPT), enable_async_checkpointing=False,
         todelete_subdir=_DELETED))  # A checkpoint is moved at once, and removed file by file.
+    if set(self._manager.all_steps()) != set(self._contents):  # Orbax takes an error for no file.
+      raise OSError(errno.EIO, os.strerror(errno.EIO), str(self._directory))
     self._give_up()
     self._keep_best()
 
@@ -299,7 +302,7 @@ class Checkpoints:
     steps, damaged = sorted(ocp.utils.checkpoint_steps(self._directory)), {}
     for step in steps:
       try:
-        _NAMES.find_step(self._directory, step).commit_timestamp  # noqa: B018  The manager asks.
+        orbax_files.require_step(self._directory, step)
         _, self._contents[step] = self._read(step)
       except Exception as error:  # orbax and tensorstore raise many kinds.
         damaged[step] = orbax_files.damage(error)

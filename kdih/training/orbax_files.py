@@ -113,6 +113,12 @@ def read(path: epath.PathLike, **items: ocp.args.CheckpointArgs) -> Any:
   return _try_again(attempt, path)
 
 
+def require_step(directory: epath.Path, step: int) -> None:
+  """Checks what orbax's manager reads of a checkpoint, other than its items. Raises as `read`."""
+  names = ocp.path.step.standard_name_format()
+  _try_again(lambda: names.find_step(directory, step).commit_timestamp, directory)
+
+
 def _try_again(attempt: Callable[[], Any], path: epath.PathLike) -> Any:
   """Returns what `attempt` does; tries again after an error, for orbax hides those of the system.
 

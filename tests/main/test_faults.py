@@ -31,7 +31,7 @@ def test_sigterm_saves_at_once_and_the_same_command_goes_on(tmp_path, digits_dir
   """In the middle of an epoch, between two evaluations, with the memory bank of CRD."""
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   options = ('--config.student.methods=crd', '--config.data.loader=streaming',
-             '--config.student.train.evaluate_every=1000', '--config.student.train.length=400',
+             '--config.student.train.evaluate_every=1000', '--config.student.train.length=250',
              '--config.log_every_steps=1')
   assert run_alone(whole, digits_dir, *options, steps=6)[0] == 0
   [process] = start(cut, digits_dir, *options, processes=1, steps=6)
@@ -41,7 +41,7 @@ def test_sigterm_saves_at_once_and_the_same_command_goes_on(tmp_path, digits_dir
   assert code == RESUME
   assert 'student/crd: asked to stop, and saved at step' in said.splitlines()[-1]
   saved = int(said.split('saved at step ')[1].split(';')[0])
-  assert 10 <= saved < 400
+  assert 10 <= saved < 250
   assert (cut / 'student/crd/checkpoints' / str(saved)).is_dir()
   code, _, said = run_alone(cut, digits_dir, *options, steps=6)
   assert code == 0
@@ -63,14 +63,14 @@ def test_sigterm_is_never_taken_for_damage(tmp_path, digits_dir, finished, monke
 
   monkeypatch.setattr(digests, 'of', stopped)
   command, codes = tiny_command(tmp_path, digits_dir, ONLY_TEACHER), []
-  for kill_at in itertools.count(1, 2):
+  for kill_at in itertools.count(1, 3):
     calls = 0
     codes.append(main.main(command))
     if calls < kill_at:
       break
     if codes[-1] == 0:  # In the last moments of all. Then there is something to resume, again.
       (tmp_path / 'teacher' / 'result.json').unlink()
-  assert set(codes) == {0, RESUME} and codes[-1] == 0 and codes.count(RESUME) >= 4
+  assert set(codes) == {0, RESUME} and codes[-1] == 0 and codes.count(RESUME) > 2
   assert 'damaged' not in (said := capsys.readouterr().err) and 'lost' not in said
   assert_bit_identical(tmp_path, finished, ('teacher',))
 

@@ -1,4 +1,5 @@
 """Host memory: a long run holds it flat, and streamed data need not fit into it."""
+import os
 import subprocess
 import sys
 
@@ -39,7 +40,8 @@ def memory(workdir, data_dir, marks, *options) -> dict[str, int]:
   """Bytes of resident memory at each of the steps `marks`."""
   command = [sys.executable, '-c', RUN, str(ROOT), str(workdir), str(data_dir),
              ','.join(map(str, marks)), *options]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  done = subprocess.run(command, capture_output=True, text=True, check=False,
+                        env={**os.environ, 'XLA_FLAGS': ''})  # With XLA's optimizations.
   assert done.returncode == 0, done.stderr[-2000:]
   lines = [line.split() for line in done.stdout.splitlines() if line.startswith('rss ')]
   return {mark: int(size) for _, mark, size in lines}

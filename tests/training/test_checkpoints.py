@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import pathlib
@@ -300,6 +301,38 @@ def test_a_folder_that_cannot_be_listed_now_is_not_damaged(tmp_path, saved, monk
     with pytest.raises(OSError, match='Stale file handle'):
       opened(folder)
   assert contents(tmp_path) == before
+  assert_holds(opened(folder), 3)
+
+
+def test_a_path_of_which_the_system_cannot_tell_is_not_missing(tmp_path, saved, monkeypatch):
+  """Orbax takes it for missing: at each moment, the checkpoints are whole, or an error says so."""
+  stat, calls, fail_at = os.stat, 0, 0
+
+  def fail(path, *args, **kwargs):
+    nonlocal calls
+    if str(tmp_path) in str(path):
+      calls += 1
+      if calls == fail_at:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+    return stat(path, *args, **kwargs)
+
+  monkeypatch.setattr(orbax_files, '_PAUSES', (0.0,))
+  monkeypatch.setattr(os, 'stat', fail)
+  failures, folder = 0, copied(saved, tmp_path)
+  before = {path.name for path in tmp_path.iterdir()}
+  for fail_at in itertools.count(1, 5):
+    calls = 0
+    try:
+      checkpoints = opened(folder)
+    except (OSError, errors.UnreadableError):
+      failures += 1
+    else:
+      assert checkpoints.last_step == 3 and checkpoints.last_two == [2, 3]
+    if calls < fail_at:
+      break
+    assert {path.name for path in tmp_path.iterdir()} == before
+  monkeypatch.setattr(os, 'stat', stat)
+  assert fail_at > 20 and failures < 5
   assert_holds(opened(folder), 3)
 
 
