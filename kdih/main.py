@@ -8,7 +8,7 @@
 
 With --dry_run the command prints the time and the memory that the run will take, and trains
 nothing. Run the same command again to resume a run that was interrupted. Exit codes: 0 done, 1
-training failed, 2 a setting is wrong, 75 stopped by SIGTERM with a checkpoint, 130 interrupted.
+training failed, 2 a setting is wrong, 75 stopped by SIGTERM, 130 interrupted.
 """
 import functools
 import sys

@@ -6,8 +6,8 @@
 
 Run the same command again to resume a sweep that was interrupted, and to repeat the runs that
 failed. Several processes with the same workdir, on one machine or on several that share the folder,
-share the work. Exit codes: 0 done, 1 some runs failed, 2 a setting is wrong, 75 stopped by SIGTERM
-with a checkpoint, 130 interrupted.
+share the work. Exit codes: 0 done, 1 some runs failed, 2 a setting is wrong, 75 stopped by
+SIGTERM, 130 interrupted.
 """
 import sys
 
