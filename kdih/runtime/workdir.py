@@ -88,13 +88,14 @@ class Workdir:
     Sweeps of several methods share it. An object store has no locks.
 
     Raises:
-      ConfigError: the folder cannot be made.
+      ConfigError: the folder cannot be made or locked.
     """
     self._make()
     with contextlib.ExitStack() as stack:
       if processes.is_first() and not is_remote(self.path):
-        stack.enter_context(files.locked(
-            self.path / '.manifest.lock', waiting=f'{self.path}: waits for another process'))
+        with named_in_errors(self.path):
+          stack.enter_context(files.locked(
+              self.path / '.manifest.lock', waiting=f'{self.path}: waits for another process'))
       yield
 
   def _make(self) -> None:

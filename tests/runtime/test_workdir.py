@@ -62,7 +62,7 @@ def lock_kd(workdir):
 
 
 LOCKS = {'.lock': Workdir.locked, '.locks/other': Workdir.locked, '.locks': lock_kd,
-         '.locks/student.kd': lock_kd}
+         '.locks/student.kd': lock_kd, '.manifest.lock': Workdir.locked_manifest}
 
 
 @pytest.mark.parametrize('name', LOCKS)
