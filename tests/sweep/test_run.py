@@ -14,6 +14,7 @@ import pytest
 
 from kdih import main
 from kdih.data import source
+from kdih.phases import pipeline
 from kdih.sweep.jobs import Sweep
 from kdih.sweep.resume import Checks
 from kdih.sweep.run import Worker, failures
@@ -103,6 +104,19 @@ def test_a_failure_is_isolated_and_listed(copy, digits_dir, capsys):
   assert 'NotFiniteError' in json.loads((folder / 'kd/failure.json').read_text())['traceback']
   assert not (folder / 'kd/result.json').exists()
   assert (folder / 'kd_matched/result.json').exists()
+
+
+def test_why_a_job_failed_is_printed_without_control_characters(
+    tmp_path, digits_dir, capsys, monkeypatch):
+  def fails(experiment):
+    raise ValueError('a \x1b[31mred\x07 line')
+
+  monkeypatch.setattr(pipeline, 'runner', lambda phase: fails)
+  assert run(tmp_path, digits_dir, '--methods=ce', '--seeds=1') == 1
+  shown = f'failed: {MODEL}/{MODEL}/ce/seed1: a \ufffd[31mred\ufffd line\n'
+  assert shown in capsys.readouterr().err
+  failure = json.loads((tmp_path / PAIR / 'seed1/student/ce/failure.json').read_text())
+  assert failure['error'] == 'a \ufffd[31mred\ufffd line'
 
 
 @pytest.mark.slow
