@@ -1,12 +1,8 @@
-"""Runs the harness as a program: its processes must begin before jax computes anything."""
+"""A process of its own for what cannot be undone."""
 import json
 import os
-import subprocess
-import sys
 
 import pytest
-
-from tests.helpers.runs import ROOT
 
 
 @pytest.fixture
@@ -30,19 +26,3 @@ def in_a_child():
     return json.loads(text)
 
   return call
-
-
-@pytest.fixture(scope='session')
-def outcomes(tmp_path_factory):
-  """A function that makes some tries, and returns what the summary says."""
-  def outcomes_of(*arguments: str) -> dict:
-    folder = tmp_path_factory.mktemp('chaos')
-    ended = subprocess.run(
-        [sys.executable, '-m', 'tests.chaos', f'--output={folder / "chaos.json"}', *arguments],
-        cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, stderr=subprocess.STDOUT,
-        stdout=subprocess.PIPE, text=True, check=False)
-    assert ended.returncode in (0, 1) and 'Traceback' not in ended.stdout.splitlines()[-1], (
-        ended.stdout[-3000:])
-    return json.loads((folder / 'chaos.json').read_text())
-
-  return outcomes_of

@@ -281,8 +281,9 @@ def plan(arena: Arena, chosen: list[str], seed: int) -> Iterator[str]:
   streams: list[tuple[Iterator[str | None], int]] = [(_draws(arena, word, names, rng), weight)
              for word, (_, weight) in DRAWS.items() if full or word != 'space']
   streams += [(_besides(arena, chosen, rng), 4), (iter(levels), 3)]
-  # In turns, so that any number of tries has some of all.
-  turns = itertools.cycle([stream for stream, weight in streams for _ in range(weight)])
+  # In turns, so that a few tries are of different faults.
+  turns = itertools.cycle([stream for turn in range(max(weight for _, weight in streams))
+                           for stream, weight in streams if turn < weight])
   seen: set[str] = set()
   misses = 0
   while misses < 1000:

@@ -2,6 +2,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from kdih import errors, main
+from kdih.data import sampling
 from kdih.runtime import digests, preemption
 from kdih.sweep import __main__ as sweep
 from kdih.training import metric_log
@@ -27,25 +29,36 @@ def run_alone(workdir, digits_dir, *overrides, steps):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_at_once_and_the_same_command_goes_on(tmp_path, digits_dir):
+def test_sigterm_saves_at_once_and_the_same_command_goes_on(
+    tmp_path, digits_dir, capsys, monkeypatch):
   """In the middle of an epoch, between two evaluations, with the memory bank of CRD."""
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
-  options = ('--config.student.methods=crd', '--config.data.loader=streaming',
-             '--config.student.train.evaluate_every=1000', '--config.student.train.length=250',
-             '--config.log_every_steps=1')
-  assert run_alone(whole, digits_dir, *options, steps=6)[0] == 0
-  [process] = start(cut, digits_dir, *options, processes=1, steps=6)
-  wait_for_step(cut, 'student/crd', 10)
-  process.send_signal(signal.SIGTERM)
-  [(code, _, said)] = finish([process])
-  assert code == RESUME
-  assert 'student/crd: asked to stop, and saved at step' in said.splitlines()[-1]
-  saved = int(said.split('saved at step ')[1].split(';')[0])
-  assert 10 <= saved < 250
-  assert (cut / 'student/crd/checkpoints' / str(saved)).is_dir()
-  code, _, said = run_alone(cut, digits_dir, *options, steps=6)
-  assert code == 0
+  commands = [tiny_command(
+      workdir, digits_dir, '--config.student.methods=crd', '--config.data.loader=streaming',
+      '--config.student.train.evaluate_every=1000', '--config.student.train.length=23',
+      '--config.log_every_steps=1') for workdir in (whole, cut)]
+  assert main.main(commands[0]) == 0
+  with monkeypatch.context() as patch:
+    patch.setattr(sampling, 'train_batches', until_sigterm(sampling.train_batches, step=17))
+    assert main.main(commands[1]) == RESUME
+  saved = re.fullmatch(
+      r'kdih: student/crd: asked to stop, and saved at step (\d+); .*',
+      capsys.readouterr().err.splitlines()[-1])[1]
+  assert 6 < int(saved) < 23
+  assert (cut / 'student/crd/checkpoints' / saved).is_dir()
+  assert main.main(commands[1]) == 0
   assert_bit_identical(cut, whole, ('teacher', 'student/crd'))
+
+
+def until_sigterm(train_batches, step: int):
+  """Returns `train_batches` that sends SIGTERM when a step's batch is drawn, somewhat ahead."""
+  def batches(subset, batch_size, seed, start, stop):
+    for at, batch in enumerate(train_batches(subset, batch_size, seed, start, stop), start):
+      if at == step:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch
+
+  return batches
 
 
 @pytest.mark.slow
