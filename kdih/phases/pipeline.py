@@ -121,7 +121,7 @@ def run(experiment: Experiment) -> None:
     PreemptedError: the process received SIGTERM; the same command resumes the run.
   """
   config = experiment.config
-  _check_copied(config, experiment.workdir)
+  check_copied(config, experiment.workdir)
   experiment.open()
   environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   for phase in _phases(config, experiment.networks):
@@ -216,7 +216,7 @@ def check_existing(
     _check_taken('heads', path, exported_variables.fingerprint(meta), teachers)
 
 
-def _check_copied(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
+def check_copied(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
   """Raises ConfigError if a finished phase copied other variables than the config names."""
   for phase in ('teacher', 'heads'):
     path = config[phase].variables

@@ -10,7 +10,7 @@ from kdih import errors
 from kdih.config import protocol
 from kdih.data import identity as data_identity
 from kdih.data.splits import Splits
-from kdih.phases import cache_plan, identity, memory, pipeline, resume
+from kdih.phases import cache_plan, exported_variables, identity, memory, pipeline, resume
 from kdih.phases.experiment import Experiment
 from kdih.phases.identity import Identity
 from kdih.runtime import files, run_files
@@ -26,8 +26,8 @@ class Checks:
     sweep: to compare.
 
   Raises:
-    ConfigError: the workdir holds runs of another config, or a teacher that cannot be used;
-      nothing has been written.
+    ConfigError: the workdir holds runs of another config, a teacher that cannot be used, or other
+      variables than a result names; nothing has been written.
   """
 
   def __init__(self, sweep: Sweep):
@@ -50,6 +50,9 @@ class Checks:
     for folder in sorted(sweep.path.glob('*/*/seed*')):  # These runs share a table with ours.
       self._differences |= dict.fromkeys(resume.check_swept(
           Workdir(folder), resolved(sweep.pairs[0].config), self._known))
+    for job in itertools.chain.from_iterable(sweep.jobs()):
+      if result := job.workdir.result(job.phase):
+        exported_variables.check_exported(job.workdir.path / job.phase, result)
 
   def _commands(self) -> list[dict]:
     """Returns the earlier commands. Raises FileError if `sweep.json` is damaged."""

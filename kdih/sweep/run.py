@@ -134,9 +134,11 @@ class Worker:
     """Returns the run of a job, opened.
 
     Raises:
-      ConfigError: another command has begun the run with another config or identity.
+      ConfigError: another command has begun the run with another config or identity, or has copied
+        other variables than the config names.
     """
     experiment = self._checks.experiment(job, self._splits)
+    pipeline.check_copied(job.config, experiment.teachers)
     experiment.open()
     return experiment
 

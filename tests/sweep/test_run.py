@@ -83,6 +83,19 @@ def test_the_same_command_changes_no_file_and_another_adds_to_them(copy, digits_
 
 
 @pytest.mark.slow
+def test_a_finished_student_with_the_variables_of_another_is_refused(copy, digits_dir, capsys):
+  one, other = (copy / PAIR / seed / 'student/ce/variables' for seed in ('seed1', 'seed2'))
+  shutil.rmtree(one)
+  shutil.copytree(other, one)
+  before = files(copy)
+  capsys.readouterr()
+  assert run(copy, digits_dir, '--methods=ce,dih', '--seeds=1,2,3') == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"kdih: --workdir: '{one}' does not hold the variables that ")
+  assert files(copy) == before
+
+
+@pytest.mark.slow
 def test_a_job_is_logged_with_its_position_and_a_finished_sweep_in_one_line(
     copy, digits_dir, capsys):
   shutil.rmtree(copy / PAIR / 'seed2/student/ce')
@@ -145,6 +158,24 @@ def test_what_has_failed_in_another_process_meanwhile_is_not_tried_again(
   worker.work()
   assert worker.failures == {f'{MODEL}/{MODEL}/ce/seed1': 'its machine is broken'}
   assert [path.name for path in folder.iterdir()] == ['failure.json']
+
+
+def test_a_teacher_that_another_sweep_has_copied_meanwhile_is_not_taken_for_the_own(
+    tmp_path, finished, digits_dir):
+  sweep = Sweep(read_config(
+      tmp_path, digits_dir, '--config.sweep.methods=kd', '--config.sweep.seeds=1',
+      f'--config.teacher.variables={finished}/teacher/variables'), tmp_path)
+  splits, checks = source.open_splits(sweep.builder, sweep.config.data), Checks(sweep)
+  checks.identify(splits)
+  result = json.loads((finished / 'teacher/result.json').read_text())
+  folder = tmp_path / PAIR.split('/')[0] / 'teacher'
+  folder.mkdir(parents=True)
+  (folder / 'result.json').write_text(json.dumps({**result, 'fingerprint': 'of the other'}))
+  worker = Worker(sweep, checks, splits, failures(sweep))
+  worker.work()
+  (job, reason), = worker.failures.items()
+  assert job == f'{MODEL}/{MODEL}/kd/seed1' and 'has changed since it was copied to' in reason
+  assert not list(tmp_path.rglob('metrics.jsonl'))
 
 
 @pytest.mark.slow
