@@ -90,7 +90,7 @@ def _output(flag: str, paths: Sequence[str]) -> pathlib.Path:
     raise errors.ConfigError(f'{folder} is a symbolic link, and what it points to would be written '
                              'to; set --output to a folder')
   files.check_writable('--output', folder)
-  files.require_no_links(folder, '--output')
+  files.require_ordinary(folder, '--output')
   try:
     others = [path for path in (folder / 'report.md', folder / 'index.html')
               if files.exists(path) and not _is_ours(path)]

@@ -21,6 +21,8 @@ except ImportError:  # On Windows.
 
 logger = logging.getLogger(__name__)
 
+# Of the files that runs and reports write.
+_SUFFIXES = ('.json', '.jsonl', '.md', '.txt', '.png', '.svg', '.csv', '.tex', '.html', '.bin')
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
@@ -165,12 +167,15 @@ def _mode(path: epath.Path) -> int | None:
   return None
 
 
-def require_no_links(folder: epath.PathLike, setting: str) -> None:
-  """Raises ConfigError if there is a symbolic link in a folder, through which others are written.
+def require_ordinary(folder: epath.PathLike, setting: str) -> None:
+  """Checks that files can be written in a folder, and nowhere else.
 
   Args:
     folder: local; it may not exist. It may itself be a link.
     setting: the setting that names the folder, for the error.
+
+  Raises:
+    ConfigError: there is a symbolic link in the folder, or a folder with the name of a file.
   """
   for here, folders, names in os.walk(folder):
     for name in sorted((*folders, *names)):
@@ -179,6 +184,10 @@ def require_no_links(folder: epath.PathLike, setting: str) -> None:
         raise errors.ConfigError(errors.in_line(
             f'{setting}: {path} is a symbolic link, and what it points to would be written to; '
             'put a copy in its place, or choose another folder'))
+      if name in folders and os.path.splitext(name)[1] in _SUFFIXES:
+        raise errors.ConfigError(errors.in_line(
+            f'{setting}: {path} is a folder, and a file would be written in its place; remove it, '
+            'or choose another folder'))
 
 
 @contextlib.contextmanager

@@ -158,11 +158,11 @@ class Workdir:
     """Checks the folder before anything is written.
 
     Raises:
-      ConfigError: there is a symbolic link in the folder.
+      ConfigError: there is a symbolic link in the folder, or a folder with the name of a file.
       FileError: a result or `results.json` is damaged.
     """
     if not is_remote(self.path):
-      files.require_no_links(self.path, '--workdir')
+      files.require_ordinary(self.path, '--workdir')
     self.results()
     self.reported()
 

@@ -154,6 +154,17 @@ def test_links_in_a_run_from_elsewhere_are_not_written_through(
   assert contents(outside) == {'notes.txt': b'mine'}
 
 
+@pytest.mark.parametrize('name', ['report.md', 'student/kd/metrics.jsonl', 'curves.png'])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_a_run_begins(
+    tmp_path, digits_dir, capsys, name):
+  (tmp_path / name).mkdir(parents=True)
+  assert main.main(tiny_command(tmp_path, digits_dir)) == 2
+  assert f'--workdir: {tmp_path / name} is a folder, and a file' in capsys.readouterr().err
+  assert contents(tmp_path) == {}
+  assert report.main(['report', str(tmp_path / 'run'), f'--output={tmp_path}']) == 2
+  assert f'--output: {tmp_path / name} is a folder, and a file' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_workdir_may_be_a_link(tmp_path, finished, digits_dir):
   shutil.copytree(finished, tmp_path / 'w')
