@@ -65,17 +65,17 @@ def _run(argv: list[str]) -> int:
 
   checks.check(config)
   processes.join(config.distributed)
-  preemption.listen()
-  if config.dry_run:
-    text = pipeline.estimate(config, workdir)
+  with preemption.listening():
+    if config.dry_run:
+      text = pipeline.estimate(config, workdir)
+      if processes.is_first():
+        print(text)
+      return 0
+    results = run(config, workdir)
     if processes.is_first():
-      print(text)
+      print(run_report.table(results))
+      print(f'\nresults and report: {workdir}/report.md')
     return 0
-  results = run(config, workdir)
-  if processes.is_first():
-    print(run_report.table(results))
-    print(f'\nresults and report: {workdir}/report.md')
-  return 0
 
 
 # Runs a command line, program name first, and returns the exit code.

@@ -18,8 +18,12 @@ _training = threading.Event()
 _calls = itertools.count()  # Calls of `reached`, the same number in every process.
 
 
-def listen() -> None:
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
   """Turns SIGTERM into a PreemptedError; inside `training` it waits for the next step or the end.
+
+  So is any error after the signal: a library may have raised it in place of that one. The handler
+  stays, and ignores further signals; `surroundings.restored` removes it.
 
   Outside of the main thread, where Python handles no signals, it does nothing. If several processes
   run as one, JAX handles the signal in all of them instead.
@@ -27,16 +31,8 @@ def listen() -> None:
   _requested.clear()
   if surroundings.in_main_thread() and not processes.joined():
     signal.signal(signal.SIGTERM, _request)
-
-
-def _request(*_) -> None:
-  _requested.set()
-  if not _training.is_set():
-    _leave()
-
-
-def _leave() -> None:
-  raise errors.PreemptedError('stopped by SIGTERM; run the same command again to resume')
+  with _preferred():
+    yield
 
 
 @contextlib.contextmanager
@@ -44,11 +40,12 @@ def training() -> Iterator[None]:
   """Delays the signal inside the context until `reached`, to have time for a checkpoint."""
   _training.set()
   try:
-    yield
+    with _preferred():
+      yield
   finally:
     _training.clear()
-  if _requested.is_set():
-    _leave()
+  if _is_requested():
+    raise _error()
 
 
 def reached() -> bool:
@@ -56,4 +53,31 @@ def reached() -> bool:
   if devices.num_processes() > 1:
     # JAX lets all processes stop at the same number, the next one that none has passed.
     return multihost_utils.reached_preemption_sync_point(next(_calls))
-  return _requested.is_set()
+  return _is_requested()
+
+
+def _request(*_) -> None:
+  again = _requested.is_set()
+  _requested.set()
+  if not (again or _training.is_set()):
+    raise _error()
+
+
+def _is_requested() -> bool:
+  """Returns whether the signal came, in a command that still runs."""
+  return _requested.is_set() and signal.getsignal(signal.SIGTERM) is _request
+
+
+@contextlib.contextmanager
+def _preferred() -> Iterator[None]:
+  """Raises a PreemptedError in place of another error, if the signal came before."""
+  try:
+    yield
+  except Exception as error:
+    if _is_requested():
+      raise _error() from error
+    raise
+
+
+def _error() -> errors.PreemptedError:
+  return errors.PreemptedError('stopped by SIGTERM; run the same command again to resume')

@@ -34,11 +34,11 @@ def _run(argv: list[str]) -> int:
   from kdih.runtime import preemption  # These imports take seconds.
   from kdih.sweep.run import estimate, run
 
-  preemption.listen()
-  if config.dry_run:
-    print(estimate(config, workdir))
-    return 0
-  failures = run(config, workdir)
+  with preemption.listening():
+    if config.dry_run:
+      print(estimate(config, workdir))
+      return 0
+    failures = run(config, workdir)
   for name, reason in failures.items():
     print(errors.printable(f'failed: {name}: {reason}'), file=sys.stderr)
   if failures:

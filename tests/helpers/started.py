@@ -1,10 +1,12 @@
-"""Processes of `kdih.main`, started for real, alone or several that run as one."""
+"""Processes of `kdih.main`, started for real, alone or several that run as one; and SIGTERM."""
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
 
+from kdih.runtime import preemption, surroundings
 from kdih.training import metric_log
 from tests.helpers.runs import ROOT, exported, tiny_command
 
@@ -31,6 +33,13 @@ def start(workdir, digits_dir, *overrides, processes=2, steps=6) -> list[subproc
        *([f'--process_id={number}'] if together else [])],
       env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
           for number in range(processes)]
+
+
+@contextlib.contextmanager
+def listening():
+  """SIGTERM is heard as in a command; afterwards it ends the process again."""
+  with surroundings.restored(), preemption.listening():
+    yield
 
 
 def finish(started) -> list[tuple[int, str, str]]:

@@ -1,4 +1,6 @@
 """What happens to a run when the machine or the numbers fail it: each for real."""
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -12,13 +14,20 @@ import pytest
 
 from kdih import errors, main
 from kdih.data import sampling
-from kdih.runtime import digests, preemption
+from kdih.runtime import digests, preemption, program
 from kdih.sweep import __main__ as sweep
 from kdih.training import metric_log
 from tests.helpers.damage import contents
 from tests.helpers.made_workdirs import single
 from tests.helpers.runs import read_config, tiny_command
-from tests.helpers.started import RESUME, assert_bit_identical, finish, start, wait_for_step
+from tests.helpers.started import (
+  RESUME,
+  assert_bit_identical,
+  finish,
+  listening,
+  start,
+  wait_for_step,
+)
 
 ONLY_TEACHER = '--config.phases=teacher'
 
@@ -89,28 +98,63 @@ def test_sigterm_is_never_taken_for_damage(tmp_path, digits_dir, finished, monke
 
 
 def test_sigterm_is_not_taken_for_an_error_of_the_users_code():
-  preemption.listen()
-  try:
-    with pytest.raises(errors.PreemptedError), errors.of_users_code('config.teacher.name: '):
-      os.kill(os.getpid(), signal.SIGTERM)
-      time.sleep(5)
-  finally:
-    preemption.listen()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  with (pytest.raises(errors.PreemptedError), listening(),
+        errors.of_users_code('config.teacher.name: ')):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
 
 
-def test_sigterm_outside_of_training_ends_the_run_at_once(tmp_path, digits_dir):
-  preemption.listen()
-  try:
-    with pytest.raises(errors.PreemptedError, match='run the same command again to resume'):
+def test_sigterm_outside_of_training_ends_the_run_at_once():
+  with (pytest.raises(errors.PreemptedError, match='run the same command again to resume'),
+        listening()):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+
+
+def test_sigterm_in_training_waits_for_its_end_also_if_that_is_an_error():
+  reached = []
+  for error in (None, errors.NotFiniteError('too large')):
+    with pytest.raises(errors.PreemptedError) as raised, listening(), preemption.training():
+      os.kill(os.getpid(), signal.SIGTERM)
+      reached.append(preemption.reached())
+      if error:
+        raise error
+    assert raised.value.__cause__ is error
+  assert reached == [True, True]
+
+
+def test_an_error_that_a_library_raises_for_sigterm_is_none():
+  with pytest.raises(errors.PreemptedError), listening():
+    try:
       os.kill(os.getpid(), signal.SIGTERM)
       time.sleep(5)
-    with pytest.raises(errors.PreemptedError), preemption.training():
-      os.kill(os.getpid(), signal.SIGTERM)
-      assert preemption.reached()
-  finally:
-    preemption.listen()  # Forgets the signals.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except errors.PreemptedError:
+      raise ValueError('the data is damaged') from None
+
+
+@pytest.mark.parametrize('moment', [0, 1])
+def test_a_second_sigterm_is_ignored_and_the_next_command_knows_of_none(moment):
+  def body(_):
+    with preemption.listening():
+      try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+      finally:
+        if moment == 0:
+          os.kill(os.getpid(), signal.SIGTERM)
+
+  class Stderr(io.StringIO):
+    def write(self, text):
+      if moment == 1:  # While the line of the error is written.
+        os.kill(os.getpid(), signal.SIGTERM)
+      return super().write(text)
+
+  with contextlib.redirect_stderr(Stderr()) as said:
+    assert program.main(['kdih'], '', body) == RESUME
+  assert said.getvalue() == 'kdih: stopped by SIGTERM; run the same command again to resume\n'
+  assert not preemption.reached()
+  with preemption.training():
+    pass
 
 
 @pytest.mark.slow

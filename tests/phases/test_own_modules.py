@@ -11,8 +11,8 @@ from kdih import errors, main
 from kdih.data import sampling
 from kdih.data.spec import DataSpec
 from kdih.phases import exported_variables, networks
-from kdih.runtime import preemption
 from tests.helpers.runs import exported, read_config
+from tests.helpers.started import listening
 
 KEPT = 'tests.helpers.odd_nets:Kept'
 PHASES = ('teacher', 'heads', 'student/dih', 'student/dml')
@@ -47,15 +47,12 @@ def run_in_pieces(config, workdir, monkeypatch) -> int:
   with monkeypatch.context() as patch:
     patch.setattr(sampling, 'train_batches', interrupted)
     while True:
-      preemption.listen()
       try:
-        main.run(config, workdir)
-        break
+        with listening():
+          main.run(config, workdir)
+        return stops
       except errors.PreemptedError:
         stops += 1
-  preemption.listen()
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  return stops
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_a_report_leaves_its_process_as_it_was(arguments):
 def change_everything(_) -> int:
   environment.set_environment({'deterministic': True})
   environment.keep_compiled('/no/such/folder')
-  preemption.listen()
+  preemption.listening().__enter__()
   os.environ['HOME'] = '/'
   assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
   assert jax.config.values['jax_compilation_cache_dir'] == '/no/such/folder'
@@ -86,11 +86,16 @@ def test_however_it_ends(error):
   assert surroundings() == before
 
 
+def listen(_) -> int:
+  with preemption.listening():
+    return 0
+
+
 @pytest.mark.usefixtures('unprepared')
 def test_a_command_runs_outside_of_the_main_thread():
   codes = []
   thread = threading.Thread(target=lambda: codes.append(program.main(
-      ['kdih'], '', lambda _: preemption.listen() or 0)))
+      ['kdih'], '', listen)))
   thread.start()
   thread.join()
   assert codes == [0]

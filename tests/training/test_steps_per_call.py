@@ -12,11 +12,12 @@ from kdih import errors, main
 from kdih.data import sampling
 from kdih.phases import networks
 from kdih.phases.teacher import teacher_task
-from kdih.runtime import devices, preemption
+from kdih.runtime import devices
 from kdih.training import metric_log, state, steps_per_call
 from tests.helpers.arrays import PREPROCESS, Arrays, compiled_step, fed
 from tests.helpers.runs import exported, read_config
 from tests.helpers.slow import slow
+from tests.helpers.started import listening
 from tests.helpers.tiny_nets import NoTaps, TinyNet
 
 
@@ -141,12 +142,9 @@ def teacher(workdir, digits_dir, monkeypatch, per_call, loader='memory', stop_at
           os.kill(os.getpid(), signal.SIGTERM)
         yield batch
 
-    preemption.listen()
-    with monkeypatch.context() as patch, pytest.raises(errors.PreemptedError):
+    with monkeypatch.context() as patch, pytest.raises(errors.PreemptedError), listening():
       patch.setattr(sampling, 'train_batches', interrupted)
       main.run(config, workdir)
-    preemption.listen()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
   main.run(config, workdir)
   lines = metric_log.read_metrics(workdir / 'teacher' / 'metrics.jsonl')
   return [{k: v for k, v in line.items() if k != 'examples_per_second'} for line in lines], (

@@ -14,7 +14,7 @@ from kdih import errors
 from kdih.data import sampling
 from kdih.phases import networks
 from kdih.phases.teacher import teacher_task
-from kdih.runtime import devices, preemption
+from kdih.runtime import devices
 from kdih.sweep import plan
 from kdih.training import checkpoints, metric_log, state as state_lib
 from kdih.training.step import compile_train_step, make_train_step
@@ -200,8 +200,6 @@ def test_a_group_that_was_cut_off_ends_with_the_same_bits(
     with monkeypatch.context() as patch:
       patch.setattr(sampling, 'train_batches', interrupted)
       assert sweeps.run(cut, digits_dir, *options) == 75
-    preemption.listen()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     saved = [5, 5, 5]
   else:
     save = checkpoints.Checkpoints.save
