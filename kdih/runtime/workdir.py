@@ -129,6 +129,8 @@ class Workdir:
   def results(self) -> dict[str, Any]:
     """Returns the results of all finished phases: {'teacher', 'heads', 'student': {method: ...}}.
 
+    They are the same in all processes.
+
     Raises:
       FileError: one of them, or the manifest, is damaged.
     """
@@ -137,14 +139,18 @@ class Workdir:
       result = self.result(name)
       if result:
         found[name] = result
-    students = [path.parent.name for path in self.path.glob('student/*/result.json')]
-    # In the order of the config; students of an earlier command last.
-    manifest = run_files.read(self.path / 'manifest.json', run_files.Manifest)
-    order = manifest['config']['student']['methods'] if manifest else []
-    names = sorted(students, key=lambda m: (order.index(m) if m in order else len(order), m))
+    # Others may not see a new file of a network's file system yet.
+    names = devices.from_first_process(self._students())
     if names:
       found['student'] = {name: self.result(f'student/{name}') for name in names}
     return found
+
+  def _students(self) -> list[str]:
+    """Returns the finished students in the order of the config; those of earlier commands last."""
+    students = [path.parent.name for path in self.path.glob('student/*/result.json')]
+    manifest = run_files.read(self.path / 'manifest.json', run_files.Manifest)
+    order = manifest['config']['student']['methods'] if manifest else []
+    return sorted(students, key=lambda m: (order.index(m) if m in order else len(order), m))
 
   def reported(self) -> dict[str, Any] | None:
     """Returns the fields of `results.json`, `run_files.Results`, or None before the first report.

@@ -3,6 +3,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from kdih import errors
-from kdih.runtime import files
+from kdih.runtime import devices, files
 from kdih.runtime.workdir import Workdir, check_apart
 from kdih.training import orbax_files
 from tests.helpers.runs import ROOT
@@ -146,3 +147,14 @@ def test_other_characters_in_the_path_are_taken(tmp_path, name):
   orbax_files.export(tmp_path / name / 'variables', state, {'x': 1})
   assert orbax_files.restore(tmp_path / name / 'variables')['params']['w'].tolist() == [1, 1, 1]
   assert orbax_files.shapes(tmp_path / name / 'variables', 'variables') == {'params/w': (3,)}
+
+
+def test_a_process_that_does_not_see_a_student_yet_has_the_results_of_the_first(
+    tmp_path, finished, monkeypatch):
+  sent = []
+  monkeypatch.setattr(
+      devices, 'from_first_process', lambda content: sent.append(content) or content)
+  results = Workdir(finished).results()
+  late = shutil.copytree(finished, tmp_path / 'late', ignore=shutil.ignore_patterns('dih'))
+  monkeypatch.setattr(devices, 'from_first_process', lambda _: sent.pop(0))
+  assert Workdir(late).results() == results and not sent
