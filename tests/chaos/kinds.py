@@ -197,7 +197,10 @@ class Ground:
     shutil.rmtree(place.folder, ignore_errors=True)
     place.home.mkdir(parents=True)
     processes.call(kind.prepare, place)
-    shutil.copytree(place.folder, template, symlinks=True)
+    half = template.with_name(f'{kind.name}.half')  # Of a command that was killed meanwhile.
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(place.folder, half, symlinks=True)
+    half.rename(template)
     return template
 
   def place(self, kind: Kind) -> Place:

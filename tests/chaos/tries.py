@@ -141,8 +141,11 @@ class Arena:
       outcome.problems += [problem.replace(':', ' afterwards:', 1)
                            for problem in problems_of(ended, frozenset({0}))]
       outcome.seconds += ended.seconds
-    found = remains.differences(self.reference(kind).remains, self._remains(kind),
-                                stopped=outcome.stopped)
+    whole = self.reference(kind).remains
+    try:
+      found = remains.differences(whole, self._remains(kind), stopped=outcome.stopped)
+    except RuntimeError as error:  # A file that cannot be read is what is looked for here.
+      found = [f'unreadable: {str(error).splitlines()[-1]}']
     # What many tries have in common does not hide the others.
     outcome.problems += sorted(found, key=lambda line: line.startswith(('left over', 'events')))
     return outcome

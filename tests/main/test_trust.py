@@ -192,12 +192,14 @@ def test_names_in_a_sweep_lead_nowhere_else(tmp_path, monkeypatch, name, place):
   folder = swept(tmp_path / 'in', 'ce', seeds=(30,))
   asked = {'teacher': 'resnet110', 'student': 'resnet8', 'method': 'ce', place: name}
   write(folder / 'sweep.json', [{'pairs': [[asked['teacher'], asked['student'], [asked['method']]]],
-                                 'left_out': {}, 'seeds': [30]}])
+                                 'left_out': {}, 'seeds': [30], 'config': {}}])
   looked_at = watch(monkeypatch)
-  runs, problems = collect.collect([folder])
+  runs, (problem,) = collect.collect([folder])
   assert len(runs) == 1
-  assert len(problems) == 1
-  assert all(path.resolve().is_relative_to(folder) for path in looked_at)
+  # Folders of models are named as their import paths, with dots in place of colons and slashes.
+  is_folder = place != 'method' and name in ('../../../out', '/etc', 'a/../../../../b')
+  assert ('not begun: ' if is_folder else 'sweep.json is damaged (`pairs` holds a ') in problem
+  assert looked_at and all(path.resolve().is_relative_to(folder) for path in looked_at)
 
 
 def watch(monkeypatch):
