@@ -163,4 +163,4 @@ def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  program.end(main(sys.argv))
