@@ -259,14 +259,20 @@ class _Best(_Lost):
 
 
 class CheckpointMeta(Struct):
-  """The description of a checkpoint; one of an earlier version has no `best`.
+  """The description of a checkpoint; one of an earlier version has the first two fields alone.
 
   Metrics and best variables are None if there was no validation.
+
+  Attributes:
+    lost: better variables than `best`, which were damaged; or None.
+    scheduled: whether an undisturbed run writes this checkpoint, too.
   """
 
   meta: _Clock
   metrics: _Scores | None
   best: _Best | None = None
+  lost: _Lost | None = None
+  scheduled: bool = True
 
 
 class Rewind(Struct):
