@@ -277,10 +277,12 @@ class CheckpointMeta(Struct):
 
 class Rewind(Struct):
   """`checkpoints/rewind.json`: the step that training went back to, and its learning rate's factor.
+
+  The factor is one half for each rewind, of which `config.max_rewinds` allows 100.
   """
 
   step: Count
-  learning_rate_scale: Fraction
+  learning_rate_scale: Annotated[float, Meta(ge=2**-100, le=1)]
 
 
 class MetricsLine(Struct):
@@ -326,7 +328,7 @@ class CacheIndex(Struct):
   """`cache.json`: what a teacher cache was computed from, and the SHA-256 digest of each block."""
 
   identity: Fields
-  block: Annotated[int, Meta(ge=1)]
+  block: Annotated[int, Meta(ge=1, le=2**31 - 1)]
   digests: list[str]
 
 
