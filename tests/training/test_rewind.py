@@ -14,11 +14,8 @@ from kdih import errors
 from kdih.runtime import digests, files, preemption
 from kdih.training import checkpoints as checkpoints_lib, loop, state
 from kdih.training.loop_schedule import LoopSchedule
+from tests.helpers.limits import EVERY, LIMITS, STEPS
 from tests.helpers.slow import slow
-
-# The largest scale of the learning rate with which a step has a finite loss: seven rewinds.
-LIMITS = {3: 1 / 2, 4: 1 / 2, 7: 1 / 16, 11: 1 / 32, 14: 1 / 128}
-STEPS, EVERY = 16, 2
 
 
 class Killed(BaseException):
