@@ -45,6 +45,7 @@ FILES = {
         {'pairs': [['t', 's', ['ce']]], 'seeds': [1], 'left_out': {'t/s/kd': 'x'},
          'config': CONFIG, 'accepted': ['x']}]),
     'failure': (run_files.Failure, {'error': 'x', 'time': 1.0, 'traceback': 'y'}),
+    'rewind': (run_files.Rewind, {'step': 2, 'learning_rate_scale': 0.5}),
     'cache': (run_files.CacheIndex, {'identity': {'data': 'd'}, 'block': 2, 'digests': ['x']}),
 }
 
@@ -110,7 +111,7 @@ def test_every_number_and_text_that_is_relied_on_has_a_type(tmp_path, name):
     replace(changed, path, [[{}]])
     (tmp_path / 'x.json').write_text(json.dumps(changed))
     refusals += refused(tmp_path / 'x.json', kind)
-  assert refusals >= {'failure': 2, 'cache': 4}.get(name, 7)
+  assert refusals >= {'failure': 2, 'cache': 4, 'rewind': 2}.get(name, 7)
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -150,6 +151,13 @@ def test_scores_are_fractions_and_finite(tmp_path, field, value):
   assert refused(tmp_path / 'x.json', run_files.StudentResult)
 
 
+@pytest.mark.parametrize('scale', [0, 1e-60, 1.5])
+def test_a_rewind_with_a_factor_that_leaves_no_learning_rate_or_raises_it_is_refused(
+    tmp_path, scale):
+  run_files.write(tmp_path / 'x.json', {'step': 2, 'learning_rate_scale': scale})
+  assert refused(tmp_path / 'x.json', run_files.Rewind)
+
+
 def test_null_is_allowed_only_where_kdih_writes_it():
   """Readers need to expect it nowhere else."""
   allowed = {
@@ -158,7 +166,8 @@ def test_null_is_allowed_only_where_kdih_writes_it():
       for name, hint in typing.get_type_hints(kind).items()
       if name in kind.__annotations__ and type(None) in typing.get_args(hint)}
   assert allowed == {'_Scores.loss', '_Measured.val', 'TeacherResult.flops', '_Cost.flops',
-                     'CheckpointMeta.metrics', 'CheckpointMeta.best', '_ExportedData.classes'}
+                     'CheckpointMeta.metrics', 'CheckpointMeta.best', 'CheckpointMeta.lost',
+                     '_ExportedData.classes'}
 
 
 @pytest.mark.parametrize(('name', 'field'), [
