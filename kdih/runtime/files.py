@@ -24,6 +24,12 @@ logger = logging.getLogger(__name__)
 # Of the files that runs and reports write.
 _SUFFIXES = ('.json', '.jsonl', '.md', '.txt', '.png', '.svg', '.csv', '.tex', '.html', '.bin')
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+# How messages of tensorstore begin, and TensorFlow's numbers, if a store did not give a file. Of the
+# other codes, such as DATA_LOSS, OUT_OF_RANGE and FAILED_PRECONDITION, the file is the cause.
+_REFUSED = {'PERMISSION_DENIED': 7, 'UNAUTHENTICATED': 16}
+_UNANSWERED = {'CANCELLED': 1, 'UNKNOWN': 2, 'DEADLINE_EXCEEDED': 4, 'RESOURCE_EXHAUSTED': 8,
+               'ABORTED': 10, 'INTERNAL': 13, 'UNAVAILABLE': 14}
+_CLIENTS = ('aiohttp.', 'gcsfs.', 'google.auth.')  # Whose own errors are those of a store.
 
 
 class InUseError(RuntimeError):
@@ -253,14 +259,32 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def system_error(error: BaseException) -> int | None:
-  """Returns the number (`errno`) of an error by which the system could not read or write.
+  """Returns the number (`errno`) of an error by which a file could not be read or written now.
 
   Returns None if the error says something about a file itself: it is missing, of another kind, or
-  its content is damaged. What cannot be read now is not known to be damaged.
+  its content is damaged. What cannot be read now is not known to be damaged. An object store that
+  does not answer has no number of its own: EIO stands for it, and EACCES if it denies the access.
   """
   if isinstance(error, MemoryError):
     return errno.ENOMEM
   # tensorstore raises ValueError, with the number in the message.
   in_text = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
   number = int(in_text[1] or in_text[2]) if in_text else getattr(error, 'errno', None)
+  if number is None:
+    return _store_error(error)
   return None if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) else number
+
+
+def _store_error(error: BaseException) -> int | None:
+  """Returns what `system_error` does for an error without a number."""
+  if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+    return None
+  module = type(error).__module__
+  code = (getattr(error, 'error_code', None) if module.startswith('tensorflow.')
+          else str(error).partition(':')[0])
+  if isinstance(error, PermissionError) or code in (*_REFUSED, *_REFUSED.values()):
+    return errno.EACCES
+  if (isinstance(error, OSError) or module.startswith(_CLIENTS)
+      or code in (*_UNANSWERED, *_UNANSWERED.values())):
+    return errno.EIO
+  return None

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import typing
 
+import gcsfs.retry
 import msgspec
 import numpy as np
 import pytest
@@ -314,20 +315,23 @@ def test_processes_of_one_number_write_at_the_same_time(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize('number', [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
-def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize('error, reason', [
+    *((OSError(number, os.strerror(number)), os.strerror(number))
+      for number in (errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES)),
+    (gcsfs.retry.HttpError({'code': 503, 'message': 'Backend error'}), 'Backend error, 503')])
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error, reason):
   path = tmp_path / 'result.json'
   run_files.write(path, TEACHER)
 
   def fail(_):
-    raise OSError(number, os.strerror(number))
+    raise error
 
   with monkeypatch.context() as patch:
     patch.setattr(type(epath.Path(path)), 'read_bytes', fail)
     with pytest.raises(errors.UnreadableError) as raised:
       run_files.read(path, run_files.TeacherResult)
-  assert str(raised.value) == (f'{path} cannot be read ({os.strerror(number)}); make it readable, '
-                               'or run the same command again')
+  assert str(raised.value) == (
+      f'{path} cannot be read ({reason}); make it readable, or run the same command again')
   assert run_files.read(path, run_files.TeacherResult) == TEACHER
 
 
