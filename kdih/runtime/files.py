@@ -149,7 +149,7 @@ def exists(path: epath.Path) -> bool:
   Raises:
     OSError: the system cannot tell, such as at a stale file handle; `Path.exists` says no then.
   """
-  return path.exists() if is_remote(path) else _mode(path) is not None
+  return path.exists() if is_remote(path) else status(path) is not None
 
 
 def is_file(path: epath.Path) -> bool:
@@ -158,13 +158,20 @@ def is_file(path: epath.Path) -> bool:
   Raises:
     OSError: as `exists`.
   """
-  return path.is_file() if is_remote(path) else stat.S_ISREG(_mode(path) or 0)
+  if is_remote(path):
+    return path.is_file()
+  found = status(path)
+  return found is not None and stat.S_ISREG(found.st_mode)
 
 
-def _mode(path: epath.Path) -> int | None:
-  """Returns what a local path is, as `os.stat` says, or None if there is nothing."""
+def status(path: epath.PathLike) -> os.stat_result | None:
+  """Returns what `os.stat` does for a local path, or None if there is nothing.
+
+  Raises:
+    OSError: as `exists`.
+  """
   try:
-    return os.stat(path).st_mode
+    return os.stat(path)
   except OSError as error:
     if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
       raise
