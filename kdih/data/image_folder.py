@@ -329,8 +329,9 @@ def _unreadable(path: pathlib.Path, error: Exception) -> errors.DataError:
   number = system_error(error)
   if number is None:  # It is gone, or a folder.
     return _changed(path)
-  return errors.DataError(f'config.data.folder: {path} cannot be read ({os.strerror(number)}); make '
-                          'it readable, or run the same command again')
+  return errors.DataError(
+      f'config.data.folder: {path} cannot be read ({os.strerror(number)}); make it readable, or '
+      'run the same command again')
 
 
 def _changed(path: pathlib.Path) -> errors.DataError:

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 # Of the files that runs and reports write.
 _SUFFIXES = ('.json', '.jsonl', '.md', '.txt', '.png', '.svg', '.csv', '.tex', '.html', '.bin')
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-# How messages of tensorstore begin, and TensorFlow's numbers, if a store did not give a file. Of the
-# other codes, such as DATA_LOSS, OUT_OF_RANGE and FAILED_PRECONDITION, the file is the cause.
+# How messages of tensorstore begin, and TensorFlow's numbers, where a store gave no file. Of other
+# codes, such as DATA_LOSS, OUT_OF_RANGE and FAILED_PRECONDITION, the file is the cause.
 _REFUSED = {'PERMISSION_DENIED': 7, 'UNAUTHENTICATED': 16}
 _UNANSWERED = {'CANCELLED': 1, 'UNKNOWN': 2, 'DEADLINE_EXCEEDED': 4, 'RESOURCE_EXHAUSTED': 8,
                'ABORTED': 10, 'INTERNAL': 13, 'UNAVAILABLE': 14}

@@ -365,8 +365,8 @@ def test_an_image_that_cannot_be_read_now_is_not_called_damaged(
 
   monkeypatch.setattr(module, name, fail)
   assert checked(config_for(folder)) == (
-      f'config.data.folder: {path} cannot be read ({os.strerror(number)}); make it readable, or run '
-      'the same command again')
+      f'config.data.folder: {path} cannot be read ({os.strerror(number)}); make it readable, or '
+      'run the same command again')
 
 
 @pytest.mark.parametrize('size', [0, 4])

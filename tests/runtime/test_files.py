@@ -45,7 +45,7 @@ def test_a_store_that_denies_the_access_is_an_error_of_the_system(error):
     tensorstore('OUT_OF_RANGE: ', 'Requested byte range [0, 8) is not valid for value of size 0'),
     tensorstore('FAILED_PRECONDITION: ', 'Truncated Zstd-compressed stream; at byte 0'),
     tensorstore('NOT_FOUND: ', ''), tensorstore('', 'ZSTD_decompressStream() failed'),
-    tf.errors.DataLossError(None, None, 'corrupted record'), tf.errors.NotFoundError(None, None, ''),
+    tf.errors.DataLossError(None, None, 'corrupted'), tf.errors.NotFoundError(None, None, ''),
     FileNotFoundError('x/metadata not found.'), IsADirectoryError('x'), NotADirectoryError('x'),
     KeyError('UNKNOWN'), ValueError('it names no splits')])
 def test_what_is_damaged_or_missing_is_none(error):
