@@ -7,6 +7,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import filelock
 from etils import epath
@@ -29,6 +30,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _REFUSED = {'PERMISSION_DENIED': 7, 'UNAUTHENTICATED': 16}
 _UNANSWERED = {'CANCELLED': 1, 'UNKNOWN': 2, 'DEADLINE_EXCEEDED': 4, 'RESOURCE_EXHAUSTED': 8,
                'ABORTED': 10, 'INTERNAL': 13, 'UNAVAILABLE': 14}
+_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{16}\.tmp')  # The names that `_temporary` gives.
 _CLIENTS = ('aiohttp.', 'gcsfs.', 'google.auth.')  # Whose own errors are those of a store.
 
 
@@ -92,8 +94,11 @@ def size(path: epath.Path) -> int:
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   """Writes a file so that it is either complete or unchanged; only the first process writes.
 
-  A process that is killed may leave a temporary file, which the next one that writes removes. On a
-  file system without locks it stays, for it may be that of another process that writes.
+  It is so after a power cut, too: the content is on the disk before it has the name of the file.
+
+  A process that is killed may leave a temporary file, which the next one that writes any file in
+  the folder removes. On a file system without locks it stays, for it may be that of another process
+  that writes.
 
   Raises:
     OSError: the file cannot be written; it is unchanged.
@@ -107,28 +112,28 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     path.write_bytes(content)
     return
   for left in path.parent.iterdir():
-    if re.fullmatch(rf'\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp', left.name):
+    if _TEMPORARY.fullmatch(left.name):
       _remove_unless_locked(left)
   try:
-    with _temporary(path) as temporary:
-      temporary.write_bytes(content)
-      temporary.replace(path)
+    with _temporary(path) as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+      os.replace(file.name, path)
   except OSError as error:
-    if path.is_dir():  # `epath` gives no number then.
-      raise IsADirectoryError(errno.EISDIR, 'it is a folder', str(path)) from error
     raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
-def _temporary(path: epath.Path) -> Iterator[epath.Path]:
-  """Makes a file beside another one, and holds its lock, so that nobody takes it for left over."""
+def _temporary(path: epath.Path) -> Iterator[BinaryIO]:
+  """Opens a file beside another one, and holds its lock, so that nobody takes it for left over."""
   while True:
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.tmp')
     with open(temporary, 'xb') as file:
       try:
         flock(file.fileno())
         if exists(temporary):  # Otherwise another process has removed it before it was locked.
-          yield temporary
+          yield file
           return
       except OSError:
         with contextlib.suppress(OSError):
