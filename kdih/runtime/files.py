@@ -193,19 +193,41 @@ def require_ordinary(folder: epath.PathLike, setting: str) -> None:
     setting: the setting that names the folder, for the error.
 
   Raises:
-    ConfigError: there is a symbolic link in the folder, or a folder with the name of a file.
+    ConfigError: there is a symbolic link in the folder, or a folder with the name of a file; or a
+      folder in it cannot be listed now.
   """
-  for here, folders, names in os.walk(folder):
-    for name in sorted((*folders, *names)):
-      path = os.path.join(here, name)
-      if os.path.islink(path):
+  pending = [os.fspath(folder)]
+  while pending:
+    for entry in _entries(pending.pop(), setting):
+      if entry.is_symlink():
         raise errors.ConfigError(errors.in_line(
-            f'{setting}: {path} is a symbolic link, and what it points to would be written to; '
-            'put a copy in its place, or choose another folder'))
-      if name in folders and os.path.splitext(name)[1] in _SUFFIXES:
-        raise errors.ConfigError(errors.in_line(
-            f'{setting}: {path} is a folder, and a file would be written in its place; remove it, '
-            'or choose another folder'))
+            f'{setting}: {entry.path} is a symbolic link, and what it points to would be written '
+            'to; put a copy in its place, or choose another folder'))
+      if entry.is_dir():
+        if os.path.splitext(entry.name)[1] in _SUFFIXES:
+          raise errors.ConfigError(errors.in_line(
+              f'{setting}: {entry.path} is a folder, and a file would be written in its place; '
+              'remove it, or choose another folder'))
+        pending.append(entry.path)
+
+
+def _entries(folder: str, setting: str) -> list[os.DirEntry[str]]:
+  """Returns what a folder holds, sorted; [] for one into which this process cannot write.
+
+  Raises:
+    ConfigError: as `require_ordinary`.
+  """
+  try:
+    with os.scandir(folder) as entries:
+      return sorted(entries, key=lambda entry: entry.name)
+  except OSError as error:
+    # It is gone, or another user's, such as `lost+found`.
+    if system_error(error) is None or (
+        isinstance(error, PermissionError) and not os.access(folder, os.X_OK)):
+      return []
+    raise errors.ConfigError(errors.in_line(
+        f'{setting}: {folder} cannot be listed ({error.strerror}); make it readable, or run the '
+        'same command again')) from error
 
 
 @contextlib.contextmanager

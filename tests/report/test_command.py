@@ -278,7 +278,7 @@ def test_a_bad_command_ends_in_one_line_and_writes_nothing(folders, capsys, argv
 
 
 @pytest.mark.parametrize('make', [
-    lambda path: write(path, '# Another report'), os.mkfifo, os.mkdir,
+    lambda path: write(path, '# Another report'), os.mkfifo,
     lambda path: (path.touch(), os.truncate(path, 2**36))])
 def test_what_is_no_comparison_is_not_overwritten_nor_read_to_its_end(folders, capsys, make):
   (folders / 'w' / 'comparison').mkdir()

@@ -1,5 +1,6 @@
 """What the system, or a store, cannot do now is told apart from what is damaged."""
 import errno
+import os
 
 import aiohttp
 import gcsfs.retry
@@ -7,6 +8,7 @@ import google.auth.exceptions
 import pytest
 import tensorflow as tf
 
+from kdih import errors
 from kdih.runtime import files
 
 
@@ -50,3 +52,40 @@ def test_a_store_that_denies_the_access_is_an_error_of_the_system(error):
     KeyError('UNKNOWN'), ValueError('it names no splits')])
 def test_what_is_damaged_or_missing_is_none(error):
   assert files.system_error(error) is None
+
+
+@pytest.fixture
+def unlisted(tmp_path, monkeypatch):
+  """A function that keeps the folder `w/x`, which holds a link, from being listed."""
+  (tmp_path / 'w/x').mkdir(parents=True)
+  (tmp_path / 'w/x/result.json').symlink_to('/elsewhere')
+  scandir = os.scandir
+
+  def refuse(number):
+    def fail(path='.'):
+      if str(path).endswith('w/x'):
+        raise OSError(number, os.strerror(number), path)
+      return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', fail)
+
+  return refuse
+
+
+@pytest.mark.parametrize('number', [errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_folder_that_cannot_be_listed_now_may_hold_a_link(tmp_path, unlisted, number):
+  unlisted(number)
+  with pytest.raises(errors.ConfigError) as raised:
+    files.require_ordinary(tmp_path / 'w', '--workdir')
+  assert str(raised.value) == (
+      f'--workdir: {tmp_path}/w/x cannot be listed ({os.strerror(number)}); make it readable, or '
+      'run the same command again')
+
+
+def test_a_folder_that_is_gone_or_another_users_holds_none(tmp_path, unlisted, monkeypatch):
+  unlisted(errno.ENOENT)
+  files.require_ordinary(tmp_path / 'w', '--workdir')
+  unlisted(errno.EACCES)
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)  # Root may enter everything.
+  files.require_ordinary(tmp_path / 'w', '--workdir')
+  files.require_ordinary(tmp_path / 'none', '--workdir')
