@@ -70,7 +70,7 @@ def find(root: epath.PathLike, dataset: str) -> Found:
   """
   folder = epath.Path(root).expanduser() / dataset
   try:
-    inside = list(folder.iterdir()) if files.exists(folder) and not files.is_file(folder) else []
+    inside = list(folder.iterdir()) if files.is_folder(folder) else []
     places = {'': folder} | {path.name: path for path in inside if not path.name.startswith('.')
                              and not tfds.core.Version.is_valid(path.name)}
     found = {config: _prepared_in(place) for config, place in sorted(places.items())}

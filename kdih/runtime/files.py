@@ -169,6 +169,18 @@ def is_file(path: epath.Path) -> bool:
   return found is not None and stat.S_ISREG(found.st_mode)
 
 
+def is_folder(path: epath.Path) -> bool:
+  """Returns whether a path is a folder.
+
+  Raises:
+    OSError: as `exists`.
+  """
+  if is_remote(path):
+    return path.is_dir()
+  found = status(path)
+  return found is not None and stat.S_ISDIR(found.st_mode)
+
+
 def status(path: epath.PathLike) -> os.stat_result | None:
   """Returns what `os.stat` does for a local path, or None if there is nothing.
 
