@@ -138,8 +138,9 @@ def test_flags_that_are_never_read_are_refused(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=never_read')
   with pytest.raises(errors.ConfigError) as raised:
     environment.set_xla_flags(deterministic=True)
-  assert str(raised.value) == ("XLA_FLAGS: XLA does not accept '--xla_dump_to=never_read' (it has not "
-                               'read them in 0.01 seconds); correct or unset it')
+  assert str(raised.value) == (
+      "XLA_FLAGS: XLA does not accept '--xla_dump_to=never_read' (it has not read them in 0.01 "
+      'seconds); correct or unset it')
 
 
 def test_a_library_that_refuses_a_variable_is_named(tmp_path, monkeypatch):
