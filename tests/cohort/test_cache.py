@@ -1,4 +1,5 @@
 """Cached teacher signals: tables, their files, and settings that are refused."""
+import os
 import threading
 
 import jax
@@ -92,6 +93,19 @@ def test_a_build_that_was_cut_off_goes_on_behind_the_last_whole_block(begun):
   going_on.add(BLOCKS[4:])
   assert store(begun).done == 5
   np.testing.assert_array_equal(store(begun).rows(), BLOCKS)
+
+
+def test_a_block_is_on_the_disk_before_its_digest(begun, monkeypatch):
+  path, synced, fsync = begun / 'rows.bin', [], os.fsync
+
+  def recorded(descriptor):
+    fsync(descriptor)
+    synced.append(os.path.samestat(os.fstat(descriptor), path.stat())
+                  and path.read_bytes() == BLOCKS.astype(DTYPE).tobytes())
+
+  monkeypatch.setattr(os, 'fsync', recorded)
+  store(begun).add(BLOCKS[4:])
+  assert synced == [True, False]  # The second one is `cache.json`.
 
 
 @pytest.mark.parametrize('changed', ['teacher', 'heads'])
