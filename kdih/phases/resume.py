@@ -38,7 +38,7 @@ def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = Tr
 
   Raises:
     ConfigError: there are other differences; the message lists all differences.
-    FileError: a file of the workdir is damaged.
+    FileError, UnreadableError: a file of the workdir is damaged, or cannot be read now.
   """
   manifest = workdir.manifest()
   workdir.check()
@@ -170,7 +170,7 @@ def check_again(workdir: Workdir, now: Identity, config: dict[str, Any]) -> Iden
 
   Raises:
     ConfigError: there are other differences; the message lists all differences.
-    FileError: a file of the workdir is damaged.
+    FileError, UnreadableError: a file of the workdir is damaged, or cannot be read now.
   """
   manifest = workdir.manifest()
   workdir.check()

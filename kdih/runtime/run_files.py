@@ -386,12 +386,15 @@ def read(path: epath.PathLike, kind: Any) -> Any:
     if _depth(content) > _MAX_DEPTH:
       raise RecursionError
     msgspec.convert(content, kind)
-  except OSError as error:
-    raise errors.UnreadableError(path, error.strerror or str(error)) from error
   except RecursionError as error:
     raise errors.FileError(path, f'its content is nested over {_MAX_DEPTH} deep') from error
   except (msgspec.MsgspecError, UnicodeDecodeError) as error:
     raise errors.FileError(path, str(error)) from error
+  except Exception as error:  # Libraries for object stores raise many kinds.
+    if not (isinstance(error, OSError) or files.system_error(error)):
+      raise
+    reason = getattr(error, 'strerror', None) or errors.first_line(error)
+    raise errors.UnreadableError(path, reason) from error
   return content
 
 

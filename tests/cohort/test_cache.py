@@ -1,5 +1,6 @@
 """Cached teacher signals: tables, their files, and settings that are refused."""
 import json
+import os
 import threading
 
 import jax
@@ -105,6 +106,19 @@ def test_a_folder_without_a_block_is_begun_with_blocks_of_the_size_that_is_asked
   (tmp_path / 'cache.json').write_text(json.dumps(
       {'identity': {'teacher': 'a', 'heads': 'b'}, 'block': 10**9, 'digests': []}))
   assert store(tmp_path).block == 2
+
+
+def test_a_block_is_on_the_disk_before_its_digest(begun, monkeypatch):
+  path, synced, fsync = begun / 'rows.bin', [], os.fsync
+
+  def recorded(descriptor):
+    fsync(descriptor)
+    synced.append(os.path.samestat(os.fstat(descriptor), path.stat())
+                  and path.read_bytes() == BLOCKS.astype(DTYPE).tobytes())
+
+  monkeypatch.setattr(os, 'fsync', recorded)
+  store(begun).add(BLOCKS[4:])
+  assert synced == [True, False]  # The second one is `cache.json`.
 
 
 @pytest.mark.parametrize('changed', ['teacher', 'heads'])

@@ -345,6 +345,31 @@ def test_a_read_that_fails_once_is_tried_again(tmp_path, saved, monkeypatch, cap
   assert not (tmp_path / 'damaged').exists()
 
 
+def test_where_a_store_does_not_answer_nothing_is_damaged_moved_or_lost(
+    tmp_path, saved, monkeypatch):
+  """Tried again after every pause; a test on a disk, for what tensorstore says of a store."""
+  folder, restore, pauses = copied(saved, tmp_path), ocp.Checkpointer.restore, []
+  before = contents(tmp_path)
+
+  def unanswered(checkpointer, path, **kwargs):
+    if path.parts[-2:] == silent:
+      raise ValueError('UNAVAILABLE: Error reading "gs://b/x": CURL error[28] Timeout was reached')
+    return restore(checkpointer, path, **kwargs)
+
+  monkeypatch.setattr(orbax_files.time, 'sleep', pauses.append)
+  for silent in (('checkpoints', '3'), ('best', '3')):
+    with monkeypatch.context() as patch:
+      patch.setattr(ocp.Checkpointer, 'restore', unanswered)
+      with pytest.raises(OSError, match='Input/output error') as raised:
+        opened(folder)
+    assert raised.value.filename == str(folder.parent.joinpath(
+        'checkpoints', *silent[silent[0] == 'checkpoints':]))
+    assert contents(tmp_path) == before
+  assert pauses == [*orbax_files._PAUSES] * 2
+  assert_holds(opened(folder), 3)
+  assert_best(opened(folder), 3)
+
+
 @pytest.mark.parametrize('unlisted', ['meta', 'state', '3'])
 def test_a_folder_that_cannot_be_listed_now_is_not_damaged(tmp_path, saved, monkeypatch, unlisted):
   folder, scandir = copied(saved, tmp_path), os.scandir

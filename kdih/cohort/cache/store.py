@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -96,6 +97,8 @@ class Store:
       with path.open('r+b') as file:
         file.seek(self.done * self._image_bytes)
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # Else a power cut could leave a digest without its block.
       self._digests.append(hashlib.sha256(content).hexdigest())
       run_files.write(self.folder / 'cache.json', {
           'identity': self._identity, 'block': self.block, 'digests': self._digests})
