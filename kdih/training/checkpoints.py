@@ -357,7 +357,7 @@ class Checkpoints:
 
 def _is_best(metrics: dict[str, float], best: dict[str, Any] | None) -> bool:
   """Returns whether a validation was no worse than that of the best variables before it."""
-  return not best or metrics[SELECTION] >= best[SELECTION]
+  return best is None or metrics[SELECTION] >= best[SELECTION]
 
 
 def _unused(path: epath.Path) -> epath.Path:
