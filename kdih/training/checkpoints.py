@@ -111,7 +111,9 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(stored_state), meta=ocp.args.JsonSave(stored)))
       self._require_whole(step, stored_state)
-    except (OSError, ValueError) as error:  # tensorstore raises ValueError.
+    except Exception as error:  # tensorstore raises ValueError, object stores many kinds.
+      if not isinstance(error, OSError | ValueError) and files.system_error(error) is None:
+        raise
       raise errors.TrainingError(
           f'the checkpoint of step {step} cannot be written to {self._directory} '
           f'({orbax_files.reason(error)}); {last_good}. Fix this and run the same command '

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tarfile
 
+import gcsfs
 import jax
 import numpy as np
 import optax
@@ -568,6 +569,18 @@ def test_events_that_find_no_room_are_an_error_of_the_system(tmp_path):
       (folder / 'fill').write_bytes(bytes(2**14))
     with pytest.raises(OSError, match='TensorBoard events: .*; No space left on device$'):
       metric_log.MetricWriter(folder, 0)
+
+
+def test_a_store_that_does_not_answer_while_a_checkpoint_is_saved_is_one_line(
+    tmp_path, monkeypatch):
+  checkpoints = save(tmp_path / 'checkpoints', steps=(2, 3))
+
+  def save_to_store(*args, **kwargs):
+    raise gcsfs.retry.HttpError({'code': 503, 'message': 'Backend error'})
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', save_to_store)
+  with pytest.raises(errors.TrainingError, match=r'step 4 cannot be written to .* \(Backend error'):
+    checkpoints.save(state_at(4), {}, None)
 
 
 @pytest.mark.parametrize('deleted', ['.', '2'])
