@@ -39,9 +39,12 @@ def given(setting: str, path: epath.PathLike) -> epath.Path:
   """Returns the path that a setting names, with the home folder in the place of `~`.
 
   Raises:
-    ConfigError: there is no such home folder, or the address is of an unknown kind.
+    ConfigError: there is no such home folder, the address is of an unknown kind, or there is a null
+      character in the path.
   """
   shown = repr(errors.in_line(os.fspath(path)))
+  if '\0' in os.fspath(path):
+    raise errors.ConfigError(f'{setting}: {shown} has a null character; write another path')
   expanded = os.path.expanduser(os.fspath(path))
   if expanded.startswith('~'):
     raise errors.ConfigError(f'{setting}: {shown} has no home folder; write the whole path, or set '
@@ -64,6 +67,10 @@ def check_writable(setting: str, path: epath.Path) -> None:
                              'text; choose another folder') from None
   try:
     existing = existing_part(path)
+    missing = path.absolute().parts[len(existing.absolute().parts):]
+    for part in (path, *(existing / name for name in missing)):
+      with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(part)  # `exists` says no at a name that is too long.
   except OSError as error:
     raise errors.ConfigError(f'{setting}: {path} cannot be opened ({error.strerror}); choose '
                              'another folder') from error
@@ -175,7 +182,8 @@ def require_ordinary(folder: epath.PathLike, setting: str) -> None:
     setting: the setting that names the folder, for the error.
 
   Raises:
-    ConfigError: there is a symbolic link in the folder, or a folder with the name of a file.
+    ConfigError: there is a symbolic link in the folder, a folder with the name of a file, or what
+      is neither a file nor a folder. In hidden folders, such as .git, nothing is written but locks.
   """
   for here, folders, names in os.walk(folder):
     for name in sorted((*folders, *names)):
@@ -188,6 +196,12 @@ def require_ordinary(folder: epath.PathLike, setting: str) -> None:
         raise errors.ConfigError(errors.in_line(
             f'{setting}: {path} is a folder, and a file would be written in its place; remove it, '
             'or choose another folder'))
+      # Another process may have removed it since it was listed.
+      if not (os.path.isfile(path) or os.path.isdir(path)) and os.path.lexists(path):
+        raise errors.ConfigError(errors.in_line(
+            f'{setting}: {path} is neither a file nor a folder; remove it, or choose another '
+            'folder'))
+    folders[:] = [name for name in folders if name == '.locks' or not name.startswith('.')]
 
 
 @contextlib.contextmanager
