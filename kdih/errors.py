@@ -28,12 +28,14 @@ class FileError(ConfigError):
                              'to have it made again'))
 
 
-class UnreadableError(FileError):
-  """A file of a run folder cannot be read now, and is not known to be damaged."""
+class UnreadableError(ConfigError):
+  """A file of a run folder cannot be read now, for this `reason`, and is not known to be damaged.
+
+  It is no FileError: nobody does without what may be whole.
+  """
 
   def __init__(self, path: object, reason: str):
-    self.reason = reason
-    ConfigError.__init__(self, in_line(
+    super().__init__(in_line(
         f'{path} cannot be read ({reason}); make it readable, or run the same command again'))
 
 

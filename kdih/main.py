@@ -82,4 +82,4 @@ def _run(argv: list[str]) -> int:
 main = functools.partial(program.main, help_text=f'{__doc__}\n{flags.usage(_SHORT)}', body=_run)
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  program.end(main(sys.argv))

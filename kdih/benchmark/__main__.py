@@ -96,4 +96,4 @@ def _write(settings: Settings, content: dict[str, Any]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  program.end(main(sys.argv))

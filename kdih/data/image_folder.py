@@ -14,7 +14,7 @@ from tensorflow_datasets.core import hashing
 from kdih import errors
 from kdih.data import images
 from kdih.data.spec import DataSpec, looks
-from kdih.runtime.files import is_remote
+from kdih.runtime.files import is_remote, status, system_error
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 _MAX_BYTES = 2**29
@@ -118,24 +118,21 @@ class ImageFolder:
           raise _changed(path)
         stream.seek(max(file.size - last, 0) if last else 0)
         return stream.read()
-    except FileNotFoundError:
-      raise _changed(path) from None
     except OSError as error:
-      raise errors.DataError(
-          f'config.data.folder: {path} cannot be read ({errors.first_line(error)})') from error
+      raise _unreadable(path, error) from error
 
   def pixels(self, file: ImageFile) -> np.ndarray:
     """Reads an image, uint8 [height, width, 3].
 
     Raises:
       UnreadableImagesError: the file is no image.
-      DataError: it was changed or removed.
+      DataError: it was changed or removed, or cannot be read.
     """
-    content = self.content(file)
+    content, path = self.content(file), self._folder / file.name
     try:
       return images.decode_upright(content)
     except Exception as error:  # PIL raises many kinds.
-      raise images.UnreadableImagesError({self._folder / file.name: images.fault(error)}) from error
+      raise images.UnreadableImagesError({path: _fault(path, error)}) from error
 
 
 class FolderSplit:
@@ -161,7 +158,7 @@ class FolderSplit:
 
     Raises:
       UnreadableImagesError: some of the files are no images.
-      DataError: a file was changed or removed.
+      DataError: a file was changed or removed, or cannot be read.
     """
     batch = np.empty((len(indices), *self.spec.image_shape), np.uint8)
     faults: dict[pathlib.Path, str] = {}
@@ -188,6 +185,7 @@ def open_folder(data: ml_collections.ConfigDict) -> ImageFolder:
   Raises:
     ConfigError: there is no such folder or split, or their classes do not fit together.
     UnreadableImagesError: some of the files are no images.
+    DataError: a file cannot be read.
   """
   if not data.folder:
     raise errors.ConfigError('config.data.folder: is not set; name the folder that holds your '
@@ -278,18 +276,21 @@ def _image_files(
   """Yields the regular files that have room in memory; adds all others to `faults`.
 
   To open what is no regular file might wait for ever.
+
+  Raises:
+    DataError: the system cannot tell what a file is.
   """
   for name in names:
     try:
-      status = os.stat(folder / name)
-    except OSError:  # A link to nothing.
-      status = None
-    if not (status and stat.S_ISREG(status.st_mode)):
+      found = status(folder / name)
+    except OSError as error:
+      raise _unreadable(folder / name, error) from error
+    if not (found and stat.S_ISREG(found.st_mode)):  # Such as a link to nothing.
       faults[folder / name] = images.fault(ValueError())
-    elif status.st_size > _MAX_BYTES:
+    elif found.st_size > _MAX_BYTES:
       faults[folder / name] = f'larger than {_MAX_BYTES >> 20} MiB, the limit for an image file'
     else:
-      yield ImageFile(name, labels[name.split('/')[1]], status.st_size, status.st_mtime_ns)
+      yield ImageFile(name, labels[name.split('/')[1]], found.st_size, found.st_mtime_ns)
 
 
 def _common_size(
@@ -298,16 +299,39 @@ def _common_size(
   """Returns height and width of all images, None if they differ; adds what is none to `faults`.
 
   It stops at the first image that differs, unless there are faults, which are all looked for.
+
+  Raises:
+    DataError: an image was removed, or cannot be read.
   """
   sizes = set()
   for path in paths:
     try:
       sizes.add(images.read_size(path))
     except Exception as error:  # PIL raises many kinds.
-      faults[path] = images.fault(error)
+      faults[path] = _fault(path, error)
     if len(sizes) > 1 and not faults:
       break
   return sizes.pop() if len(sizes) == 1 else (None, None)
+
+
+def _fault(path: pathlib.Path, error: Exception) -> str:
+  """Returns what is wrong with an image file, by the error that was raised when it was read.
+
+  Raises:
+    DataError: nothing is known to be wrong with it, because it is gone, or cannot be read now.
+  """
+  if isinstance(error, OSError | MemoryError):
+    raise _unreadable(path, error) from error
+  return images.fault(error)
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> errors.DataError:
+  number = system_error(error)
+  if number is None:  # It is gone, or a folder.
+    return _changed(path)
+  return errors.DataError(
+      f'config.data.folder: {path} cannot be read ({os.strerror(number)}); make it readable, or '
+      'run the same command again')
 
 
 def _changed(path: pathlib.Path) -> errors.DataError:

@@ -1,7 +1,9 @@
 """Decoding of image files of many kinds: upright, 8 bits in each channel, of one size."""
+import contextlib
 import io
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import PIL.ExifTags
@@ -46,9 +48,10 @@ def read_size(path: pathlib.Path) -> tuple[int, int]:
   """Reads height and width in pixels of the upright image, from the file's header.
 
   Raises:
+    OSError: the file cannot be opened or read.
     Exception: of many kinds, if the file is no image.
   """
-  with PIL.Image.open(path) as image:
+  with path.open('rb') as file, _opened(file) as image:
     turned = _orientation(image) in (5, 6, 7, 8)  # These swap height and width.
     return image.size if turned else image.size[::-1]
 
@@ -62,11 +65,8 @@ def decode(content: bytes, channels: int) -> np.ndarray:
   Raises:
     Exception: of many kinds, if the content is damaged or no image.
   """
-  try:
-    with PIL.Image.open(io.BytesIO(content)) as image:
-      pixels = _to_mode(image, MODES[channels])
-  except PIL.UnidentifiedImageError:  # Its message names an object in memory.
-    raise ValueError('it is no image') from None
+  with _opened(io.BytesIO(content)) as image:
+    pixels = _to_mode(image, MODES[channels])
   return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -78,7 +78,7 @@ def decode_upright(content: bytes) -> np.ndarray:
   Raises:
     Exception: of many kinds, if the content is damaged or no image.
   """
-  with PIL.Image.open(io.BytesIO(content)) as image:
+  with _opened(io.BytesIO(content)) as image:
     return _to_mode(PIL.ImageOps.exif_transpose(image), 'RGB')
 
 
@@ -91,7 +91,7 @@ def to_rgb(content: bytes) -> bytes:
     Exception: of many kinds, if the content is damaged or no image.
   """
   pixels = decode_upright(content)  # Finds damage behind the header, too.
-  with PIL.Image.open(io.BytesIO(content)) as image:
+  with _opened(io.BytesIO(content)) as image:
     if image.format in ('JPEG', 'MPO') and image.mode == 'RGB' and _orientation(image) == 1:
       return content
   file = io.BytesIO()
@@ -107,6 +107,20 @@ def fit(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
   picture = PIL.Image.fromarray(image.squeeze(-1) if channels == 1 else image)
   resized = PIL.ImageOps.fit(picture, (width, height), PIL.Image.Resampling.BILINEAR)
   return np.asarray(resized).reshape(shape)
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO) -> Iterator[PIL.Image.Image]:
+  """Opens an image. PIL raises OSError, without a number, for damage: it becomes a ValueError."""
+  try:
+    with PIL.Image.open(file) as image:
+      yield image
+  except PIL.UnidentifiedImageError:  # Its message names an object in memory.
+    raise ValueError('it is no image') from None
+  except OSError as error:
+    if error.errno is None:
+      raise ValueError(errors.first_line(error)) from error
+    raise
 
 
 def _orientation(image: PIL.Image.Image) -> int:

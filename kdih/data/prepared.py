@@ -17,8 +17,7 @@ from etils import epath
 from tensorflow_datasets.core import constants, naming
 
 from kdih import errors
-from kdih.runtime import run_files
-from kdih.runtime.files import is_remote, system_error
+from kdih.runtime import files, run_files
 
 # By version, by config; data sets without configs have the config ''.
 Found = dict[str, dict[tfds.core.Version, epath.Path]]
@@ -67,27 +66,35 @@ def find(root: epath.PathLike, dataset: str) -> Found:
     dataset: its name.
 
   Raises:
-    DataError: the folder cannot be listed.
+    DataError: the folder cannot be listed, or what is in it cannot be looked at now.
   """
   folder = epath.Path(root).expanduser() / dataset
   try:
-    inside = list(folder.iterdir()) if folder.is_dir() else []
+    inside = list(folder.iterdir()) if files.is_folder(folder) else []
+    places = {'': folder} | {path.name: path for path in inside if not path.name.startswith('.')
+                             and not tfds.core.Version.is_valid(path.name)}
+    found = {config: _prepared_in(place) for config, place in sorted(places.items())}
   except OSError as error:
     raise errors.DataError(f'config.data.data_dir: {folder} cannot be read '
-                           f'({errors.first_line(error)}); choose another folder') from error
-  places = {'': folder} | {path.name: path for path in inside if not path.name.startswith('.')
-                           and not tfds.core.Version.is_valid(path.name)}
-  found = {config: _prepared_in(place) for config, place in sorted(places.items())}
+                           f'({errors.first_line(error)}); make it readable, or choose another '
+                           'folder') from error
   return {config: versions for config, versions in found.items() if versions}
 
 
 def _prepared_in(place: epath.Path) -> dict[tfds.core.Version, epath.Path]:
-  """Returns the folders of the prepared versions; {} if they are not for this user to read."""
-  try:
-    return {tfds.core.Version(path.name): path for path in place.iterdir()
-            if tfds.core.Version.is_valid(path.name) and (path / _INFO).exists()}
-  except OSError:
-    return {}
+  """Returns the folders of the prepared versions, except those that this user may not read.
+
+  Raises:
+    OSError: the system cannot tell now which there are.
+  """
+  found = {}
+  # A file may lie beside the folders.
+  with contextlib.suppress(PermissionError, FileNotFoundError, NotADirectoryError):
+    for path in place.iterdir():
+      with contextlib.suppress(PermissionError):
+        if tfds.core.Version.is_valid(path.name) and files.exists(path / _INFO):
+          found[tfds.core.Version(path.name)] = path
+  return found
 
 
 def names(dataset: str, found: Found) -> list[str]:
@@ -146,7 +153,7 @@ def damaged(what: str, folder: Any, error: Exception) -> errors.DataError:
     folder: the folder of the data set.
     error: how the damage showed.
   """
-  if number := system_error(error):
+  if number := files.system_error(error):
     return errors.DataError(
         f'config.data.name: {what} of the data set in {folder} cannot be read '
         f'({os.strerror(number)}); make it readable, or run the same command again')
@@ -158,11 +165,11 @@ def damaged(what: str, folder: Any, error: Exception) -> errors.DataError:
 
 def _check_types(folder: epath.Path) -> None:
   """Raises an error if the files are none, or name a type of feature that is not TFDS's own."""
-  if not is_remote(folder):  # An object store has files alone.
+  if not files.is_remote(folder):  # An object store has files alone.
     for path in pathlib.Path(folder).iterdir():
       if not (path.is_file() or path.is_dir()):  # To open a FIFO might wait for ever.
         raise ValueError(f'{path.name} is no file')
-  if not (folder / _FEATURES).exists():
+  if not files.exists(folder / _FEATURES):
     raise ValueError(f'it lacks {_FEATURES}, which TFDS writes since 4.0')
   info, features = (run_files.read(folder / name, dict[str, Any]) for name in (_INFO, _FEATURES))
   for kind in _types([features, info.get('features')]):

@@ -1,11 +1,10 @@
 """The splits of a data set, with random access and without TensorFlow."""
+import functools
 import itertools
 import mmap
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import google_crc32c
 import ml_collections
 import numpy as np
 import PIL.Image
@@ -17,6 +16,7 @@ from kdih.data.datasets import DataSet
 from kdih.data.image_folder import FolderSplit, ImageFolder
 from kdih.data.spec import SPLITS, DataSpec
 from kdih.data.splits import Splits, validation_sizes
+from kdih.runtime import tfrecords
 
 
 def open_splits(builder: DataSet, data: ml_collections.ConfigDict) -> Splits:
@@ -154,40 +154,22 @@ class _TFRecords(Sequence):
                decoders: dict[str, tfds.decode.Decoder]):
     self._features = features
     self._decoders = decoders
-    self._places: list[tuple[mmap.mmap, int, int]] = []
+    self._places: list[tuple[tfrecords.Read, int, int]] = []
     for shard in shards:
       with open(shard.filename, 'rb') as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # ValueError if empty.
       stop = None if shard.take == -1 else shard.skip + shard.take
-      self._places += itertools.islice(_places(content), shard.skip, stop)
+      read = functools.partial(_slice, content)
+      self._places += ((read, start, size) for start, size in itertools.islice(
+          tfrecords.places(read, len(content)), shard.skip, stop))
 
   def __len__(self) -> int:
     return len(self._places)
 
   def __getitem__(self, index):
-    content, start, size = self._places[index]
     return self._features.deserialize_example_np(
-        _checked(content, start, size), decoders=self._decoders)
+        tfrecords.checked(*self._places[index]), decoders=self._decoders)
 
 
-def _places(content: mmap.mmap) -> Iterator[tuple[mmap.mmap, int, int]]:
-  """Yields the file, start and size of each record.
-
-  A record is stored as 8 bytes of length, 4 of checksum, the record, and 4 of checksum.
-  """
-  position = 0
-  while position < len(content):
-    size, = struct.unpack('<Q', _checked(content, position, 8))
-    yield content, position + 12, size
-    position += size + 16
-
-
-def _checked(content: mmap.mmap, start: int, size: int) -> bytes:
-  """Returns bytes that are followed by their checksum. Raises ValueError if it is wrong."""
-  data = content[start:start + size]
-  checksum = content[start + size:start + size + 4]
-  crc = google_crc32c.value(data)
-  masked = ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff  # As TensorFlow stores it.
-  if checksum != struct.pack('<I', masked):
-    raise ValueError('a checksum is wrong')
-  return data
+def _slice(content: mmap.mmap, start: int, size: int) -> bytes:
+  return content[start:start + size]

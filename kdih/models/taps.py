@@ -371,7 +371,7 @@ def _traced(logits: Any, state: Variables, changed: Iterable[str], num_examples:
   flat = flax.traverse_util.flatten_dict(
       flax.core.unfreeze(state.get('intermediates', {})), sep='/')
   paths = {name.removesuffix(_OUTPUT) for name in flat if name.endswith(_OUTPUT)}
-  values = shapes(_flatten(state, 'intermediates'))
+  values = {name: shapes(value) for name, value in _flatten(state, 'intermediates').items()}
   values.pop(_OUTPUT[1:], None)  # The result of the model itself.
   return Traced(
       num_examples=num_examples,
@@ -392,7 +392,8 @@ def choose_taps(
   Args:
     model: the model.
     image_shape: height, width, channels.
-    wanted: names from the config; empty for every tap that the model sows.
+    wanted: names from the config; empty for every tap that the model sows, in the order in which
+      it does, from the shallowest to the deepest.
     setting: the config field that names the taps, for errors.
 
   Raises:
@@ -401,7 +402,7 @@ def choose_taps(
   traced = trace(model, image_shape)
   known = {name: value.shape[1:] for name, value in traced.features().items()}
   own = {name: known[name] for name in traced.own if name in known}
-  outputs = sorted(known.keys() - own.keys())
+  outputs = [name for name in known if name not in own]
   if not own and not wanted:
     raise errors.ConfigError(
         f'{setting}: {type(model).__name__} sows no taps; name submodules instead, from: '
@@ -412,17 +413,13 @@ def choose_taps(
       what = (f'{tap!r} is no array with numbers for each image' if there else f'unknown {tap!r}')
       raise errors.ConfigError(
           f'{setting}: {what}; {"" if there else errors.closest(tap, known)}choose from: '
-          f'{", ".join(sorted(own or outputs, key=_natural))}'
+          f'{", ".join(own or outputs)}'
           + ('; or any submodule, by its path' if own else ''))
-  return {tap: known[tap] for tap in wanted or sorted(own, key=_natural)}
+  return {tap: known[tap] for tap in wanted or own}
 
 
 def sown(model: nn.Module, image_shape: Sequence[int]) -> Shapes:
-  """Returns the taps that the model sows, {name: shape of one example's feature}, unordered."""
+  """Returns the taps that the model sows, {name: shape of one example's feature}, in order."""
   traced = trace(model, image_shape)
   return {name: value.shape[1:] for name, value in traced.features().items()
           if name in traced.own}
-
-
-def _natural(name: str) -> list:
-  return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]

@@ -87,7 +87,7 @@ class Experiment:
     Raises:
       ConfigError: another command has begun the run with another config or identity, or the teacher
         was trained again, and its variables have changed.
-      FileError: a file of the workdir is damaged.
+      FileError, UnreadableError: a file of the workdir is damaged, or cannot be read now.
     """
     assert self.identity, 'a run that trains has an identity'
     now = dataclasses.replace(self.identity, teacher=identity_lib.of_teacher(self.teachers))

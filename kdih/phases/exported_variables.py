@@ -88,7 +88,7 @@ def load_model(
       model is not part of kdih and `model` does not name it.
   """
   path = files.given('path', path)
-  meta = _read_meta(path, 'path')
+  meta = describe(path, 'path')
   described = meta['model']
   if 'name' not in described:
     raise errors.ConfigError(f'path: {str(path)!r} holds heads, which cannot be used without a '
@@ -129,7 +129,7 @@ def _at_most(layers: int) -> Iterator[None]:
 
 
 def describe(path: epath.PathLike, setting: str = 'path') -> dict:
-  """Returns the description of exported variables, see `run_files.ExportedMeta`.
+  """Returns the description of exported variables after a check, see `run_files.ExportedMeta`.
 
   Args:
     path: a `variables` folder.
@@ -138,7 +138,23 @@ def describe(path: epath.PathLike, setting: str = 'path') -> dict:
   Raises:
     ConfigError: there are no exported variables at `path`, or they are damaged.
   """
-  return _read_meta(path, setting)
+  path = files.given(setting, path)
+  if not files.exists(path / 'meta'):
+    raise errors.ConfigError(
+        f'{setting}: no exported variables at {str(path)!r}; give the `variables` folder of a '
+        'finished phase, such as runs/x/teacher/variables')
+  try:
+    stored = orbax_files.read_meta(path)
+    msgspec.convert(stored, run_files.ExportedMeta)
+    meta = {name: value for name, value in stored.items() if name != 'digests'}
+    unchanged = stored['digests']['meta'] == digests_lib.of_json(meta)
+  except errors.ConfigError:
+    raise
+  except Exception as error:  # orbax raises many kinds.
+    raise _damaged(setting, path, orbax_files.damage(error)) from error
+  if not unchanged:
+    raise _damaged(setting, path, 'their description is not the one that was written')
+  return stored
 
 
 def load_teacher(
@@ -162,7 +178,7 @@ def load_teacher(
   """
   setting = 'config.teacher.variables' if finished is None else '--workdir'
   wanted = describe_model(config, 'teacher', built.spec.num_classes)
-  meta = _read_meta(path, setting)
+  meta = describe(path, setting)
   _check_finished(path, meta, finished)
   _compare(setting, path, meta['model'], wanted)
   data = meta.get('data') or {}
@@ -188,7 +204,7 @@ def load_heads(
       kind of heads, to another teacher, or to another result than `finished`.
   """
   setting = 'config.heads.variables' if finished is None else '--workdir'
-  meta = _read_meta(path, setting)
+  meta = describe(path, setting)
   _check_finished(path, meta, finished)
   _compare(setting, path, meta['model'], describe_heads(built))
   if teacher is not None and meta.get('teacher') != teacher:
@@ -210,7 +226,7 @@ def load(path: epath.PathLike, like: Any, setting: str) -> Variables:
     ConfigError: there are no variables, they are damaged, or they have another structure or other
       shapes.
   """
-  return _load(path, like, setting, _read_meta(path, setting))
+  return _load(path, like, setting, describe(path, setting))
 
 
 def _load(path: epath.PathLike, like: Any, setting: str, meta: dict) -> Variables:
@@ -242,27 +258,6 @@ def _stored_shapes(path: epath.PathLike, setting: str) -> orbax_files.Shapes:
     raise _damaged(setting, path, orbax_files.damage(error)) from error
 
 
-def _read_meta(path: epath.PathLike, setting: str) -> dict:
-  """Returns the description after a check. Raises ConfigError if it is missing or damaged."""
-  path = files.given(setting, path)
-  if not files.exists(path / 'meta'):
-    raise errors.ConfigError(
-        f'{setting}: no exported variables at {str(path)!r}; give the `variables` folder of a '
-        'finished phase, such as runs/x/teacher/variables')
-  try:
-    stored = orbax_files.read_meta(path)
-    msgspec.convert(stored, run_files.ExportedMeta)
-    meta = {name: value for name, value in stored.items() if name != 'digests'}
-    unchanged = stored['digests']['meta'] == digests_lib.of_json(meta)
-  except errors.ConfigError:
-    raise
-  except Exception as error:  # orbax raises many kinds.
-    raise _damaged(setting, path, orbax_files.damage(error)) from error
-  if not unchanged:
-    raise _damaged(setting, path, 'their description is not the one that was written')
-  return stored
-
-
 def check_exported(folder: epath.Path, finished: dict) -> None:
   """Checks what a finished phase has exported; logs a warning if it is missing.
 
@@ -275,7 +270,7 @@ def check_exported(folder: epath.Path, finished: dict) -> None:
   """
   path = folder / 'variables'
   if files.exists(path / 'meta'):
-    _check_finished(path, _read_meta(path, '--workdir'), finished)
+    _check_finished(path, describe(path, '--workdir'), finished)
   else:
     logger.warning(f'{path}: there are no exported variables; remove {folder / "result.json"} to '
                    'have them made again from the checkpoints')

@@ -223,7 +223,7 @@ def check_copied(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
   for phase in ('teacher', 'heads'):
     path = config[phase].variables
     if workdir.result(phase) and _is_needed(config, phase, workdir):
-      meta = exported_variables.describe(path)
+      meta = exported_variables.describe(path, f'config.{phase}.variables')
       _check_taken(phase, path, exported_variables.fingerprint(meta), workdir)
 
 

@@ -41,7 +41,7 @@ def check_config(
   Raises:
     ConfigError: there are other differences; the message lists all differences. Or files that are
       not known to be of a run would be overwritten.
-    FileError: a file of the workdir is damaged.
+    FileError, UnreadableError: a file of the workdir is damaged, or cannot be read now.
   """
   workdir.check()
   found = _of_config(workdir, config, student=student, report=report)
@@ -178,7 +178,7 @@ def check_again(workdir: Workdir, now: Identity, config: dict[str, Any]) -> Iden
 
   Raises:
     ConfigError: there are other differences; the message lists all differences.
-    FileError: a file of the workdir is damaged.
+    FileError, UnreadableError: a file of the workdir is damaged, or cannot be read now.
   """
   workdir.check()
   manifest = workdir.manifest()

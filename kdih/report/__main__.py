@@ -10,7 +10,8 @@ WORKDIR          the folder of a run, of a sweep, or a folder of runs and sweeps
                  WORKDIR/comparison if one WORKDIR is given, and must be set for several.
 
 Runs that are unfinished, damaged or under another protocol are listed, and all
-other runs are compared. Exit codes: 0 done, 2 nothing to compare.
+other runs are compared. Exit codes: 0 done, 2 nothing to compare, or a file
+cannot be read now.
 """
 import argparse
 import os
@@ -175,4 +176,4 @@ def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  program.end(main(sys.argv))

@@ -10,7 +10,7 @@ from kdih import errors
 from kdih.config import protocol
 from kdih.report.aggregate import Run, teacher_fingerprints
 from kdih.runtime import run_files
-from kdih.runtime.files import folder_name
+from kdih.runtime.files import exists, folder_name, is_folder
 
 _PHASES = ('teacher', 'heads', 'student')
 
@@ -26,14 +26,20 @@ def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
     Runs sorted by path, for each given path in turn, every student once; and a line for every
     student that is unfinished, failed, damaged, or present twice with different numbers. Of the
     latter the first one counts. Runs under different protocols are different runs.
+
+  Raises:
+    UnreadableError: a file or a folder cannot be read now.
   """
   found = _Collection()
   for path in map(pathlib.Path, paths):
-    if not os.path.isdir(path):  # It fails at no name, however long.
-      found.note(f'{path}: there is no such folder')
-      continue
-    if not found.search(path):
-      found.note(f'{path}: holds no student')
+    try:
+      if not is_folder(path):
+        found.note(f'{path}: there is no such folder')
+      elif not found.search(path):
+        found.note(f'{path}: holds no student')
+    except OSError as error:
+      raise errors.UnreadableError(
+          error.filename or path, error.strerror or errors.first_line(error)) from error
   return found.runs, found.problems
 
 
@@ -59,18 +65,21 @@ class _Collection:
   def search(self, path: pathlib.Path) -> bool:
     """Adds the students below a folder; returns whether there is a workdir below it."""
     is_any = False
-    for folder, names, files in os.walk(path, onerror=self._note_unreadable):
+    for folder, names, files in os.walk(path, onerror=self._note_if_not_for_us):
       here = pathlib.Path(folder)
       if 'sweep.json' in files:
         self._read_sweep(here)
-      if 'manifest.json' in files or any(here.glob('student/*/result.json')):
+      if 'manifest.json' in files or any(exists(student / 'result.json')
+                                         for student in _students(here)):
         is_any = True
         self._read_run(here)
         names[:] = [name for name in names if name not in _PHASES]  # They are large.
       names[:] = sorted(name for name in names if not name.startswith('.'))
     return is_any
 
-  def _note_unreadable(self, error: OSError) -> None:
+  def _note_if_not_for_us(self, error: OSError) -> None:
+    if not isinstance(error, PermissionError):
+      raise error
     self.note(f'{error.filename}: cannot be read ({error.strerror})')
 
   def _read_sweep(self, path: pathlib.Path) -> None:
@@ -88,14 +97,14 @@ class _Collection:
         not_begun = []
         for method in dict.fromkeys(methods):
           if seeds := [str(seed) for seed in command['seeds']
-                       if not (folder / f'seed{seed}/student/{method}').is_dir()]:
+                       if not is_folder(folder / f'seed{seed}/student/{method}')]:
             not_begun.append(f'{method} with seed {", ".join(seeds)}')
         if not_begun:
           self.note(f'{path}: {teacher} -> {student}: not begun: {"; ".join(not_begun)}')
 
   def _read_run(self, workdir: pathlib.Path) -> None:
     """Adds the students of a workdir; the folder of a sweep's teacher has no students itself."""
-    folders = sorted(path for path in workdir.glob('student/*') if path.is_dir())
+    folders = _students(workdir)
     if not folders:
       if not any(workdir.glob('*/seed*')):
         self.note(f'{workdir}: holds no student')
@@ -147,7 +156,7 @@ class _Collection:
 
   def _phase(self, folder: pathlib.Path, kind: type) -> dict | None:
     """Returns the result of a phase, or None if the phase is missing or not finished."""
-    if not folder.is_dir():
+    if not is_folder(folder):
       return None
     if result := _read(folder / 'result.json', kind):
       return result
@@ -187,6 +196,13 @@ class _Collection:
                 f'{known.path}, under the same protocol; the numbers of the latter count')
 
 
+def _students(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folders of a workdir's students, sorted."""
+  folder = workdir / 'student'
+  return [folder / name for name in sorted(os.listdir(folder) if is_folder(folder) else ())
+          if is_folder(folder / name)]
+
+
 def _read(path: pathlib.Path, kind: Any) -> Any:
   """Returns the content of a file as `run_files.read`, with texts that can be shown in a line."""
   return _printable(run_files.read(path, kind))
@@ -203,7 +219,7 @@ def _printable(content: Any) -> Any:
 def _home(workdir: pathlib.Path) -> pathlib.Path:
   """Returns the folder of a workdir's teacher and heads: in a sweep it is two levels above."""
   where = workdir if len(workdir.parts) > 2 else workdir.absolute()
-  in_sweep = re.fullmatch(r'seed\d+', where.name) and not (where / 'teacher').is_dir()
+  in_sweep = re.fullmatch(r'seed\d+', where.name) and not is_folder(where / 'teacher')
   return where.parent.parent if in_sweep else where
 
 

@@ -113,8 +113,11 @@ def _gains_text(pair: Pair) -> str:
   for baseline in _baselines(pair):
     row = max((row for row in pair.rows if baseline in row.gains),
               key=lambda row: row.gains[baseline].mean)
-    largest.append(f'{row.method} has the largest gain over {baseline}, '
-                   f'{tables.signed(row.gains[baseline].mean)}')
+    gain = row.gains[baseline].mean
+    largest.append(f'{row.method} has the largest gain over {baseline}, {tables.signed(gain)}'
+                   if gain > 0 else
+                   f'no method gains over {baseline}: {row.method} loses least, '
+                   f'{tables.signed(gain)}')
   single = any(gain.standard_error is None for row in pair.rows for gain in row.gains.values())
   return ('Gains in points of test top-1, with their standard errors'
           f'{" (hollow points: one seed, without an error)" if single else ""}; '

@@ -46,8 +46,8 @@ def _started(count: Callable[[], int]) -> int:
     platforms = errors.in_line(os.environ.get('JAX_PLATFORMS', ''))
     reason = errors.first_line(error) if str(error) else 'none of this platform'
     raise errors.ConfigError(
-        f'JAX_PLATFORMS: is {platforms!r}, and JAX finds no devices ({reason}); correct the '
-        'environment variables, or install what JAX needs for these devices') from error
+        f'JAX_PLATFORMS: is {platforms!r}, and JAX finds no devices ({reason}); correct '
+        'it and XLA_FLAGS, or install what JAX needs for these devices') from error
 
 
 def on_cpu() -> bool:

@@ -3,6 +3,7 @@
 The first part must run before jax is imported. The second part, from `prepare` on, changes no
 number.
 """
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # The variables that `set_environment` may set.
 VARIABLES = ('HOME', 'TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS', 'XLA_FLAGS')
+
+_MAX_FLAGS = 2**16  # Characters of a file of flags.
+_PATIENCE = 60  # Seconds for another process to read flags; it takes a fifth of one.
 
 _jax_before: dict[str, Any] = {}  # The settings of JAX that kdih has changed.
 
@@ -99,18 +103,34 @@ def set_xla_flags(deterministic: bool) -> None:
 
 
 def _given_flags() -> str:
-  """Returns the flags of XLA_FLAGS; if it names a file, as XLA allows, the flags in this file."""
+  """Returns the flags of XLA_FLAGS; if it names a file, as XLA allows, the flags in this file.
+
+  Raises:
+    ConfigError: they are no flags, or XLA does not accept them.
+  """
   given = os.environ.get('XLA_FLAGS', '').strip()
   if given and not given.startswith('-'):
-    try:
-      given = pathlib.Path(given).read_text(encoding='utf-8').strip()
-    except (OSError, UnicodeDecodeError) as error:
-      raise errors.ConfigError(
-          f'XLA_FLAGS: {errors.in_line(given)!r} is neither a flag, which begins with --, nor a '
-          'file of flags that can be read; correct or unset it') from error
+    given = _flags_in(given)
   if given:
     _check_flags(given)
   return given
+
+
+def _flags_in(path: str) -> str:
+  """Returns the flags in a file.
+
+  Raises:
+    ConfigError: it holds none. XLA takes what does not begin with a dash for the path of a file.
+  """
+  with contextlib.suppress(OSError, UnicodeDecodeError):
+    if files.is_file(pathlib.Path(path)):
+      with open(path, encoding='utf-8') as file:
+        flags = file.read(_MAX_FLAGS + 1).strip()
+      if len(flags) <= _MAX_FLAGS and flags[:1] in ('', '-'):
+        return flags
+  raise errors.ConfigError(
+      f'XLA_FLAGS: {errors.in_line(path)!r} is neither a flag, which begins with --, nor a file of '
+      'flags that can be read; correct or unset it')
 
 
 @functools.cache
@@ -120,14 +140,19 @@ def _check_flags(flags: str) -> None:
   XLA ends a process in which it reads flags that it does not know. Another process, which takes a
   fifth of a second, therefore reads them first.
   """
-  read = subprocess.run(
-      [sys.executable, '-c', 'from jaxlib import xla_client; xla_client.CompileOptions()'],
-      env={**os.environ, 'XLA_FLAGS': flags, 'TF_CPP_MIN_LOG_LEVEL': '0'}, capture_output=True,
-      text=True, errors='replace', check=False)
-  if read.returncode:
+  try:
+    read = subprocess.run(
+        [sys.executable, '-c', 'from jaxlib import xla_client; xla_client.CompileOptions()'],
+        env={**os.environ, 'XLA_FLAGS': flags, 'TF_CPP_MIN_LOG_LEVEL': '0'}, capture_output=True,
+        text=True, errors='replace', check=False, timeout=_PATIENCE)
+  except subprocess.TimeoutExpired:
+    reason = f'it has not read them in {_PATIENCE} seconds'
+  else:
+    if not read.returncode:
+      return
     reason = read.stderr.strip().partition('\n')[0].rpartition('] ')[2]
-    raise errors.ConfigError(f'XLA_FLAGS: XLA does not accept {errors.in_line(flags)!r} '
-                             f'({errors.in_line(reason)}); correct or unset it')
+  raise errors.ConfigError(f'XLA_FLAGS: XLA does not accept {errors.in_line(flags)!r} '
+                           f'({errors.in_line(reason)}); correct or unset it')
 
 
 def _silence_orbax() -> None:

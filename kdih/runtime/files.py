@@ -7,6 +7,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import filelock
 from etils import epath
@@ -24,6 +25,13 @@ logger = logging.getLogger(__name__)
 # Of the files that runs and reports write.
 _SUFFIXES = ('.json', '.jsonl', '.md', '.txt', '.png', '.svg', '.csv', '.tex', '.html', '.bin')
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+# How messages of tensorstore begin, and TensorFlow's numbers, where a store gave no file. Of other
+# codes, such as DATA_LOSS, OUT_OF_RANGE and FAILED_PRECONDITION, the file is the cause.
+_REFUSED = {'PERMISSION_DENIED': 7, 'UNAUTHENTICATED': 16}
+_UNANSWERED = {'CANCELLED': 1, 'UNKNOWN': 2, 'DEADLINE_EXCEEDED': 4, 'RESOURCE_EXHAUSTED': 8,
+               'ABORTED': 10, 'INTERNAL': 13, 'UNAVAILABLE': 14}
+_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{16}\.tmp')  # The names that `_temporary` gives.
+_CLIENTS = ('aiohttp.', 'gcsfs.', 'google.auth.')  # Whose own errors are those of a store.
 
 
 class InUseError(RuntimeError):
@@ -93,8 +101,11 @@ def size(path: epath.Path) -> int:
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
   """Writes a file so that it is either complete or unchanged; only the first process writes.
 
-  A process that is killed may leave a temporary file, which the next one that writes removes. On a
-  file system without locks it stays, for it may be that of another process that writes.
+  It is so after a power cut, too: the content is on the disk before it has the name of the file.
+
+  A process that is killed may leave a temporary file, which the next one that writes any file in
+  the folder removes. On a file system without locks it stays, for it may be that of another process
+  that writes.
 
   Raises:
     OSError: the file cannot be written; it is unchanged.
@@ -108,28 +119,28 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     path.write_bytes(content)
     return
   for left in path.parent.iterdir():
-    if re.fullmatch(rf'\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp', left.name):
+    if _TEMPORARY.fullmatch(left.name):
       _remove_unless_locked(left)
   try:
-    with _temporary(path) as temporary:
-      temporary.write_bytes(content)
-      temporary.replace(path)
+    with _temporary(path) as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+      os.replace(file.name, path)
   except OSError as error:
-    if path.is_dir():  # `epath` gives no number then.
-      raise IsADirectoryError(errno.EISDIR, 'it is a folder', str(path)) from error
     raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
-def _temporary(path: epath.Path) -> Iterator[epath.Path]:
-  """Makes a file beside another one, and holds its lock, so that nobody takes it for left over."""
+def _temporary(path: epath.Path) -> Iterator[BinaryIO]:
+  """Opens a file beside another one, and holds its lock, so that nobody takes it for left over."""
   while True:
     temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}.tmp')
     with open(temporary, 'xb') as file:
       try:
         flock(file.fileno())
         if exists(temporary):  # Otherwise another process has removed it before it was locked.
-          yield temporary
+          yield file
           return
       except OSError:
         with contextlib.suppress(OSError):
@@ -150,7 +161,7 @@ def exists(path: epath.Path) -> bool:
   Raises:
     OSError: the system cannot tell, such as at a stale file handle; `Path.exists` says no then.
   """
-  return path.exists() if is_remote(path) else _mode(path) is not None
+  return path.exists() if is_remote(path) else status(path) is not None
 
 
 def is_file(path: epath.Path) -> bool:
@@ -159,13 +170,32 @@ def is_file(path: epath.Path) -> bool:
   Raises:
     OSError: as `exists`.
   """
-  return path.is_file() if is_remote(path) else stat.S_ISREG(_mode(path) or 0)
+  if is_remote(path):
+    return path.is_file()
+  found = status(path)
+  return found is not None and stat.S_ISREG(found.st_mode)
 
 
-def _mode(path: epath.Path) -> int | None:
-  """Returns what a local path is, as `os.stat` says, or None if there is nothing."""
+def is_folder(path: epath.Path) -> bool:
+  """Returns whether a path is a folder.
+
+  Raises:
+    OSError: as `exists`.
+  """
+  if is_remote(path):
+    return path.is_dir()
+  found = status(path)
+  return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def status(path: epath.PathLike) -> os.stat_result | None:
+  """Returns what `os.stat` does for a local path, or None if there is nothing.
+
+  Raises:
+    OSError: as `exists`.
+  """
   try:
-    return os.stat(path).st_mode
+    return os.stat(path)
   except OSError as error:
     if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
       raise
@@ -183,25 +213,46 @@ def require_ordinary(folder: epath.PathLike, setting: str) -> None:
 
   Raises:
     ConfigError: there is a symbolic link in the folder, a folder with the name of a file, or what
-      is neither a file nor a folder. In hidden folders, such as .git, nothing is written but locks.
+      is neither a file nor a folder; or a folder in it cannot be listed now. Hidden folders such as
+      .git are not looked into, but for that of locks: nothing else is written there.
   """
-  for here, folders, names in os.walk(folder):
-    for name in sorted((*folders, *names)):
-      path = os.path.join(here, name)
-      if os.path.islink(path):
+  pending = [os.fspath(folder)]
+  while pending:
+    for entry in _entries(pending.pop(), setting):
+      if entry.is_symlink():
         raise errors.ConfigError(errors.in_line(
-            f'{setting}: {path} is a symbolic link, and what it points to would be written to; '
-            'put a copy in its place, or choose another folder'))
-      if name in folders and os.path.splitext(name)[1] in _SUFFIXES:
+            f'{setting}: {entry.path} is a symbolic link, and what it points to would be written '
+            'to; put a copy in its place, or choose another folder'))
+      if entry.is_dir():
+        if os.path.splitext(entry.name)[1] in _SUFFIXES:
+          raise errors.ConfigError(errors.in_line(
+              f'{setting}: {entry.path} is a folder, and a file would be written in its place; '
+              'remove it, or choose another folder'))
+        if entry.name == '.locks' or not entry.name.startswith('.'):
+          pending.append(entry.path)
+      elif not entry.is_file() and os.path.lexists(entry.path):  # Another process may remove it.
         raise errors.ConfigError(errors.in_line(
-            f'{setting}: {path} is a folder, and a file would be written in its place; remove it, '
-            'or choose another folder'))
-      # Another process may have removed it since it was listed.
-      if not (os.path.isfile(path) or os.path.isdir(path)) and os.path.lexists(path):
-        raise errors.ConfigError(errors.in_line(
-            f'{setting}: {path} is neither a file nor a folder; remove it, or choose another '
+            f'{setting}: {entry.path} is neither a file nor a folder; remove it, or choose another '
             'folder'))
-    folders[:] = [name for name in folders if name == '.locks' or not name.startswith('.')]
+
+
+def _entries(folder: str, setting: str) -> list[os.DirEntry[str]]:
+  """Returns what a folder holds, sorted; [] for one into which this process cannot write.
+
+  Raises:
+    ConfigError: as `require_ordinary`.
+  """
+  try:
+    with os.scandir(folder) as entries:
+      return sorted(entries, key=lambda entry: entry.name)
+  except OSError as error:
+    # It is gone, or another user's, such as `lost+found`.
+    if system_error(error) is None or (
+        isinstance(error, PermissionError) and not os.access(folder, os.X_OK)):
+      return []
+    raise errors.ConfigError(errors.in_line(
+        f'{setting}: {folder} cannot be listed ({error.strerror}); make it readable, or run the '
+        'same command again')) from error
 
 
 @contextlib.contextmanager
@@ -267,14 +318,32 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def system_error(error: BaseException) -> int | None:
-  """Returns the number (`errno`) of an error by which the system could not read or write.
+  """Returns the number (`errno`) of an error by which a file could not be read or written now.
 
   Returns None if the error says something about a file itself: it is missing, of another kind, or
-  its content is damaged. What cannot be read now is not known to be damaged.
+  its content is damaged. What cannot be read now is not known to be damaged. An object store that
+  does not answer has no number of its own: EIO stands for it, and EACCES if it denies the access.
   """
   if isinstance(error, MemoryError):
     return errno.ENOMEM
   # tensorstore raises ValueError, with the number in the message.
   in_text = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
   number = int(in_text[1] or in_text[2]) if in_text else getattr(error, 'errno', None)
+  if number is None:
+    return _store_error(error)
   return None if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) else number
+
+
+def _store_error(error: BaseException) -> int | None:
+  """Returns what `system_error` does for an error without a number."""
+  if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+    return None
+  module = type(error).__module__
+  code = (getattr(error, 'error_code', None) if module.startswith('tensorflow.')
+          else str(error).partition(':')[0])
+  if isinstance(error, PermissionError) or code in (*_REFUSED, *_REFUSED.values()):
+    return errno.EACCES
+  if (isinstance(error, OSError) or module.startswith(_CLIENTS)
+      or code in (*_UNANSWERED, *_UNANSWERED.values())):
+    return errno.EIO
+  return None

@@ -1,9 +1,11 @@
 """How every program runs: its help, its log, one line for an error, the exit code."""
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from kdih import errors
 from kdih.runtime import logs, processes, surroundings
@@ -11,6 +13,7 @@ from kdih.runtime import logs, processes, surroundings
 logger = logging.getLogger(__name__)
 
 RESUME = 75  # EX_TEMPFAIL of sysexits.h; launch scripts start such a run again.
+_INTERRUPTED = 130
 
 
 def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> int:
@@ -42,6 +45,13 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
     return code
 
 
+def end(code: int) -> NoReturn:
+  """Ends this process with an exit code of `main`; a second Ctrl-C disturbs no library in that."""
+  if code == _INTERRUPTED:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+  sys.exit(code)
+
+
 def _check_current_folder() -> None:
   """Raises ConfigError if the current folder has been removed, which libraries ask for."""
   try:
@@ -64,8 +74,8 @@ def _exit_code(error: BaseException) -> int:
       return _fail(1, error, f'{error}; fix this and run the same command again to resume from the '
                              'last checkpoint')
     case KeyboardInterrupt():
-      return _fail(130, error, 'interrupted; run the same command again to resume from the last '
-                               'checkpoint')
+      return _fail(_INTERRUPTED, error, 'interrupted; run the same command again to resume from '
+                                        'the last checkpoint')
     case Exception() if processes.lost(error):
       return _fail(RESUME, error,
                    f'another process ended ({errors.first_line(error)}); start all processes again '

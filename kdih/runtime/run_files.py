@@ -259,22 +259,30 @@ class _Best(_Lost):
 
 
 class CheckpointMeta(Struct):
-  """The description of a checkpoint; one of an earlier version has no `best`.
+  """The description of a checkpoint; one of an earlier version has the first two fields alone.
 
   Metrics and best variables are None if there was no validation.
+
+  Attributes:
+    lost: better variables than `best`, which were damaged; or None.
+    scheduled: whether an undisturbed run writes this checkpoint, too.
   """
 
   meta: _Clock
   metrics: _Scores | None
   best: _Best | None = None
+  lost: _Lost | None = None
+  scheduled: bool = True
 
 
 class Rewind(Struct):
   """`checkpoints/rewind.json`: the step that training went back to, and its learning rate's factor.
+
+  The factor is one half for each rewind, of which `config.max_rewinds` allows 100.
   """
 
   step: Count
-  learning_rate_scale: Fraction
+  learning_rate_scale: Annotated[float, Meta(ge=2**-100, le=1)]
 
 
 class MetricsLine(Struct):
@@ -320,7 +328,7 @@ class CacheIndex(Struct):
   """`cache.json`: what a teacher cache was computed from, and the SHA-256 digest of each block."""
 
   identity: Fields
-  block: Annotated[int, Meta(ge=1)]
+  block: Annotated[int, Meta(ge=1, le=2**31 - 1)]
   digests: list[str]
 
 
@@ -378,12 +386,15 @@ def read(path: epath.PathLike, kind: Any) -> Any:
     if _depth(content) > _MAX_DEPTH:
       raise RecursionError
     msgspec.convert(content, kind)
-  except OSError as error:
-    raise errors.UnreadableError(path, error.strerror or str(error)) from error
   except RecursionError as error:
     raise errors.FileError(path, f'its content is nested over {_MAX_DEPTH} deep') from error
   except (msgspec.MsgspecError, UnicodeDecodeError) as error:
     raise errors.FileError(path, str(error)) from error
+  except Exception as error:  # Libraries for object stores raise many kinds.
+    if not (isinstance(error, OSError) or files.system_error(error)):
+      raise
+    reason = getattr(error, 'strerror', None) or errors.first_line(error)
+    raise errors.UnreadableError(path, reason) from error
   return content
 
 

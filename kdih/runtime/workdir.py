@@ -29,7 +29,7 @@ class Workdir:
     """Returns the fields of `run_files.Manifest`, or None before the first command.
 
     Raises:
-      FileError: the manifest is damaged.
+      FileError, UnreadableError: the manifest is damaged, or cannot be read now.
     """
     return run_files.read(self.path / 'manifest.json', run_files.Manifest)
 
@@ -113,7 +113,7 @@ class Workdir:
     """Returns the result of a finished phase, or None; the same in all processes.
 
     Raises:
-      FileError: the result is damaged.
+      FileError, UnreadableError: the result is damaged, or cannot be read now.
     """
     return devices.from_first_process(run_files.read_result(self.path, phase))
 
@@ -130,7 +130,7 @@ class Workdir:
     They are the same in all processes.
 
     Raises:
-      FileError: one of them, or the manifest, is damaged.
+      FileError, UnreadableError: one of them, or the manifest, is damaged, or cannot be read now.
     """
     found: dict[str, Any] = {}
     for name in ('teacher', 'heads'):
@@ -154,7 +154,7 @@ class Workdir:
     """Returns the fields of `results.json`, `run_files.Results`, or None before the first report.
 
     Raises:
-      FileError: the file is damaged.
+      FileError, UnreadableError: the file is damaged, or cannot be read now.
     """
     return run_files.read(self.path / 'results.json', run_files.Results)
 
@@ -164,7 +164,7 @@ class Workdir:
     Raises:
       ConfigError: the folder cannot be written to; there is a symbolic link in it, a folder with
         the name of a file, or what is neither.
-      FileError: a result or `results.json` is damaged.
+      FileError, UnreadableError: a result or `results.json` is damaged, or cannot be read now.
     """
     _check_path(self.path)
     if not is_remote(self.path):

@@ -48,4 +48,4 @@ def _run(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv))
+  program.end(main(sys.argv))

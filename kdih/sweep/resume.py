@@ -57,7 +57,7 @@ class Checks:
         job.workdir.check_phase(job.phase)
 
   def _commands(self) -> list[dict]:
-    """Returns the earlier commands. Raises FileError if `sweep.json` is damaged."""
+    """Returns the earlier commands. Raises as `run_files.read`."""
     return run_files.read(self._sweep.path / 'sweep.json', list[run_files.SweepCommand]) or []
 
   def _check_commands(self, commands: list[dict]) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import logging
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 from kdih import errors
 from kdih.runtime import devices, digests, files, processes, run_files
@@ -25,7 +23,7 @@ from kdih.training.state import TrainState, from_stored, to_stored
 logger = logging.getLogger(__name__)
 
 _BEST, _DELETED = 'best', 'deleted'  # Folders beside the checkpoints.
-_KEPT = 2  # Checkpoints: the last one, and the one before it to rewind to.
+_KEPT = 2  # Scheduled checkpoints: the last one, and the one before it to rewind to.
 SELECTION = 'top1'  # The validation metric that chooses the best variables.
 
 
@@ -45,7 +43,9 @@ class Best:
 class Checkpoints:
   """The last two checkpoints of a phase, and its best variables by validation accuracy.
 
-  The folder holds
+  A run that is asked to stop writes one more, where it is. Training resumes from it, but never
+  rewinds to it, and the next scheduled checkpoint takes its place: the run ends like one that was
+  not disturbed. The folder holds
 
       STEP/        a checkpoint: the state, and its description with digests of both
       best/STEP/   the best variables before one of the checkpoints, which names their digest
@@ -76,32 +76,37 @@ class Checkpoints:
     self._contents: dict[int, dict[str, Any]] = {}
     self._set_damaged_aside()
     self._manager = ocp.CheckpointManager(self._directory, options=ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.LatestN(_KEPT), enable_async_checkpointing=False,
+        enable_async_checkpointing=False,
         todelete_subdir=_DELETED))  # A checkpoint is moved at once, and removed file by file.
     if set(self._manager.all_steps()) != set(self._contents):  # Orbax takes an error for no file.
       raise OSError(errno.EIO, os.strerror(errno.EIO), str(self._directory))
-    self._give_up()
     self._keep_best()
+    self._give_up()
 
-  def save(self, state: TrainState, meta: dict, metrics: dict[str, float] | None) -> None:
-    """Writes a checkpoint.
+  def save(self, state: TrainState, meta: dict, metrics: dict[str, float] | None,
+           scheduled: bool = True) -> None:
+    """Writes a checkpoint, and removes those that it replaces.
 
     Args:
       state: to restore.
       meta: JSON-able, to restore with the state.
       metrics: of the validation, which decide whether these variables are the best ones; or None.
+      scheduled: whether an undisturbed run writes this checkpoint, too.
 
     Raises:
       TrainingError: the checkpoint cannot be written; the earlier checkpoints are unchanged.
     """
     step, state = int(state.step), devices.to_host(state)
     stored_state = to_stored(state)
-    content = {'meta': meta, 'metrics': metrics, 'best': self._best}
+    best, lost = (self._last.get(name) for name in ('best', 'lost'))
     last_good = self.last_good()
     try:
       self._require_there()
-      if metrics and (not self._best or metrics[SELECTION] >= self._best[SELECTION]):
-        content['best'] = self._write_best(step, metrics, state.variables)
+      if _is_best(metrics, best):
+        best = self._write_best(step, metrics, state.variables)
+        lost = lost if lost and lost[SELECTION] > best[SELECTION] else None
+      content = {
+          'meta': meta, 'metrics': metrics, 'best': best, 'lost': lost, 'scheduled': scheduled}
       stored = {**content, 'digests': [digests.of(stored_state), digests.of_json(content)]}
       self._manager.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(stored_state), meta=ocp.args.JsonSave(stored)))
@@ -164,19 +169,20 @@ class Checkpoints:
     return state, meta
 
   def rewind(self, scale: float) -> None:
-    """Goes back to the last checkpoint that has not led to a loss that is not finite.
+    """Goes back to the last scheduled checkpoint that has not led to a loss that is not finite.
 
     A checkpoint has done so if it was saved with a larger scale than the one that failed now:
     training has been at it before. It is removed, and the one before it is the last one. This is
-    on the disk before anything is removed: a process that is killed resumes with it.
+    on the disk before anything is removed: a process that is killed resumes with it. One that was
+    written because the run was asked to stop is removed, too.
 
     Args:
       scale: the factor of the learning rate that failed; `restore_last` returns half of it.
     """
-    last = self.last_step
-    if last is not None and self._scale(last) > scale:
-      last = max((step for step in self._manager.all_steps() if step < last), default=None)
-    self._rewind = {'step': last or 0, 'learning_rate_scale': scale / 2}
+    steps = self._scheduled
+    if steps and self._scale(steps[-1]) > scale:
+      steps.pop()
+    self._rewind = {'step': steps[-1] if steps else 0, 'learning_rate_scale': scale / 2}
     run_files.write(self._directory / 'rewind.json', self._rewind)
     devices.wait_for_all('rewind recorded')
     self._give_up()
@@ -199,27 +205,26 @@ class Checkpoints:
 
   def restore_best(self) -> Best:
     """Returns the best variables by validation, or the last ones if there was no validation."""
-    best, last = self._best, self.last_step
+    last = self.last_step
     assert last is not None, 'a phase ends with a checkpoint'
-    if best is None:
-      return Best(self._read(last)[0].variables)
-    try:
-      return Best(self._read_best(best))
-    except Exception as error:  # orbax and tensorstore raise many kinds.
-      orbax_files.damage(error)  # Raises what is no damage.
-    validated = _best_step(self._contents, self._manager.all_steps())
-    step = last if validated is None else validated
-    lost = None
-    if step != best['step']:
-      lost = {name: best[name] for name in ('step', SELECTION)}
-      logger.warning(f'{self._directory}: the best variables, of step {best["step"]}, are lost; '
-                     f'those of step {step} take their place')
-    return Best(self._read(step)[0].variables, lost)
+    if self._last['best'] and self._damage_of_best(self._last['best']):
+      self._keep_best()
+    best, lost = self._last['best'], self._last.get('lost')
+    if lost:
+      logger.warning(f'{self._directory}: the best variables, of step {lost["step"]}, are lost; '
+                     f'those of step {best["step"] if best else last} take their place')
+    return Best(self._read_best(best) if best else self._read(last)[0].variables, lost)
 
   @property
-  def _best(self) -> dict[str, Any] | None:
-    """Returns {'step', 'top1', 'digest'} of the best variables up to the last checkpoint."""
-    return None if self.last_step is None else self._contents[self.last_step]['best']
+  def _last(self) -> dict[str, Any]:
+    """Returns the fields of the last checkpoint, see `run_files.CheckpointMeta`; {} without one."""
+    return {} if self.last_step is None else self._contents[self.last_step]
+
+  @property
+  def _scheduled(self) -> list[int]:
+    """Returns the steps of the checkpoints that an undisturbed run writes, too, in their order."""
+    return [step for step in sorted(self._manager.all_steps())
+            if self._contents[step].get('scheduled', True)]
 
   def _best_path(self, step: int) -> epath.Path:
     return self._directory / _BEST / str(step)
@@ -240,39 +245,52 @@ class Checkpoints:
       raise ValueError('they are not those that were written')
     return variables
 
-  def _keep_best(self) -> None:
-    """Writes damaged best variables again from the checkpoint of their step, if there is one.
+  def _damage_of_best(self, best: dict[str, Any]) -> str:
+    """Returns what is damaged in best variables, in a few words; '' if they are whole."""
+    try:
+      self._read_best(best)
+    except Exception as error:  # orbax and tensorstore raise many kinds.
+      return orbax_files.damage(error)
+    return ''
 
-    In a run of an earlier version the best checkpoint was kept, and no best variables.
+  def _keep_best(self) -> None:
+    """Replaces best variables that are damaged by the next best ones of a checkpoint.
+
+    Those of a checkpoint that is still there are written again. A checkpoint of an earlier version
+    names none: in its run the best checkpoint was kept.
     """
-    steps = self._manager.all_steps()
-    for step in steps:
-      content = self._contents[step]
-      if 'best' not in content:
-        found = _best_step(self._contents, [other for other in steps if other <= step])
-        content['best'] = None if found is None else self._write_best(
-            found, self._contents[found]['metrics'], self._read(found)[0].variables)
-    named = [content['best'] for content in self._contents.values() if content['best']]
-    for best in {best['step']: best for best in named}.values():
-      try:
-        self._read_best(best)
-      except Exception as error:  # orbax and tensorstore raise many kinds.
-        reason = orbax_files.damage(error)
-        if best['step'] in steps:
-          orbax_files.export(
-              self._best_path(best['step']), self._read(best['step'])[0].variables, {})
-        else:
-          logger.warning(
-              f'{self._directory}: the best variables, of step {best["step"]}, are damaged '
-              f'({reason}); the next best ones take their place, unless training finds better ones')
+    damages: dict[int, str] = {}  # Of the best variables of a step; '' if they are whole.
+    lost: dict[int, str] = {}
+    before = None
+    for step, content in sorted(self._contents.items()):
+      named = content.get('best')
+      if named and named['step'] not in damages:
+        damages[named['step']] = self._damage_of_best(named)
+      if 'best' not in content or (named and damages[named['step']]):
+        best = before
+        if _is_best(content['metrics'], best):
+          best = self._write_best(step, content['metrics'], self._read(step)[0].variables)
+          damages[step] = ''
+        content['best'] = best
+        if named and best != named:  # Their checkpoint is gone.
+          lost[named['step']] = damages[named['step']]
+          content['lost'] = content.get('lost') or {
+              name: named[name] for name in ('step', SELECTION)}
+      before = content['best']
+    for step, damage in lost.items():
+      logger.warning(
+          f'{self._directory}: the best variables, of step {step}, are damaged ({damage}); the '
+          'next best ones take their place, unless training finds better ones')
     self._remove_unused()
 
   def _remove_unused(self) -> None:
-    """Removes what no checkpoint names, and what a killed process has left."""
-    for step in sorted(self._manager.all_steps())[:-_KEPT]:
-      self._manager.delete(step)
-    steps = self._manager.all_steps()
-    self._contents = {step: self._contents[step] for step in steps}
+    """Leaves the last scheduled checkpoints, the last one, and the best variables of these."""
+    steps = sorted(self._manager.all_steps())
+    kept = {*self._scheduled[-_KEPT:], *steps[-1:]}
+    for step in steps:
+      if step not in kept:
+        self._manager.delete(step)
+    self._contents = {step: self._contents[step] for step in kept}
     used = {str(content['best']['step']) for content in self._contents.values()
             if content.get('best')}
     if processes.is_first():
@@ -337,10 +355,9 @@ class Checkpoints:
           'folder to train the phase again')
 
 
-def _best_step(contents: dict[int, dict[str, Any]], steps: Iterable[int]) -> int | None:
-  """Returns the step with the best validation accuracy, the later one of equals; None if none."""
-  return max((step for step in steps if contents[step]['metrics']),
-             key=lambda step: (contents[step]['metrics'][SELECTION], step), default=None)
+def _is_best(metrics: dict[str, float] | None, best: dict[str, Any] | None) -> bool:
+  """Returns whether a validation was no worse than that of the best variables before it."""
+  return bool(metrics) and (not best or metrics[SELECTION] >= best[SELECTION])
 
 
 def _unused(path: epath.Path) -> epath.Path:

@@ -69,9 +69,12 @@ class Learner:
       self, number: int, state: TrainState, monitor: Monitor,
       evaluate: Callable[[Any], Scalars | None] | None,
   ) -> None:
-    """Writes the checkpoint of step `number`, after an evaluation if `evaluate` is given."""
+    """Writes the checkpoint of step `number`, after an evaluation if it is a scheduled one.
+
+    Without `evaluate` it is one that is written because the run is asked to stop.
+    """
     scalars = evaluate and monitor.validate(number, functools.partial(evaluate, state.variables))
-    self.checkpoints.save(state, monitor.clock.meta, scalars)
+    self.checkpoints.save(state, monitor.clock.meta, scalars, scheduled=evaluate is not None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

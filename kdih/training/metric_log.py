@@ -9,7 +9,7 @@ import msgspec
 from etils import epath
 
 from kdih import errors
-from kdih.runtime import files, processes, run_files
+from kdih.runtime import files, processes, run_files, tfrecords
 from kdih.runtime.files import is_remote
 
 logger = logging.getLogger(__name__)
@@ -31,27 +31,29 @@ class MetricWriter:
   def __init__(self, directory: epath.PathLike, start_step: int, events: bool = True):
     self._path = epath.Path(directory) / 'metrics.jsonl'
     self._first, self._events = processes.is_first(), None
-    self._lines: list[bytes] = []
+    self._lines: list[bytes] = []  # In an object store, where nothing can be appended.
     if self._first:
-      self._lines = [_encoded(line) for line in read_metrics(self._path)
-                     if line['step'] <= start_step]
-      files.write_atomically(self._path, b''.join(self._lines))
+      lines = [_encoded(line) for line in read_metrics(self._path) if line['step'] <= start_step]
+      files.write_atomically(self._path, b''.join(lines))
+      self._lines = lines if is_remote(self._path) else []
       self._events = _summary_writer(self._path.parent, start_step) if events else None
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes the scalars after `step` updates; a name may contain '/'."""
     if not self._first:
       return
-    self._lines.append(_encoded({'step': step, **scalars}))
-    if not is_remote(self._path):
+    line = _encoded({'step': step, **scalars})
+    if is_remote(self._path):
+      self._lines.append(line)
+    else:
       with self._path.open('ab') as file:
-        file.write(self._lines[-1])
+        file.write(line)
     if self._events:
       with _os_errors():
         self._events.write_scalars(step, scalars)
 
   def flush(self) -> None:
-    """Writes the file to an object store, where nothing can be appended to an object."""
+    """Writes the file to an object store."""
     if self._first and is_remote(self._path):
       self._path.write_bytes(b''.join(self._lines))
 
@@ -111,17 +113,13 @@ def _summary_writer(directory: epath.Path, start_step: int):
 
 def _cut_events(path: epath.Path, start_step: int) -> None:
   """Removes the events of later steps from a file, and what is no event or does not end."""
-  import tensorflow as tf  # Already imported by the summary writer.
   from google.protobuf.message import DecodeError
   from tensorboard.compat.proto import event_pb2
   from tensorboard.summary.writer import record_writer
 
-  found: list[bytes] = []
-  with contextlib.suppress(tf.errors.DataLossError):  # The process was killed while it wrote.
-    found.extend(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
   content, has_values = io.BytesIO(), False
   writer = record_writer.RecordWriter(content)
-  for record in found:
+  for record in _records(path):
     with contextlib.suppress(DecodeError):
       event = event_pb2.Event.FromString(record)
       if event.step <= start_step:
@@ -131,6 +129,18 @@ def _cut_events(path: epath.Path, start_step: int) -> None:
     files.write_atomically(path, content.getvalue())
   else:
     path.unlink()
+
+
+def _records(path: epath.Path) -> Iterator[bytes]:
+  """Yields the records of a file, up to one that is damaged or does not end."""
+  with path.open('rb') as file:
+    def read(start: int, size: int) -> bytes:
+      file.seek(start)
+      return file.read(size)
+
+    with contextlib.suppress(ValueError):  # Such as of a process that was killed while it wrote.
+      for start, size in tfrecords.places(read, files.size(path)):
+        yield tfrecords.checked(read, start, size)
 
 
 @contextlib.contextmanager

@@ -301,7 +301,7 @@ def _draws(
   for name in itertools.cycle(names):
     kind = KINDS[name]
     # Without locks there may be no second process. SIGTERM kills a report, which does not resume;
-    # a run that has fewer lines than steps logs, and saves, where it is stopped.
+    # a run that has fewer lines than steps logs where it is stopped.
     if (word == 'locks' and kind.processes > 1) or (word == 'term' and name in ('report', 'lines')):
       yield None
       continue

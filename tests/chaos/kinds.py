@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 
 from tests.chaos import processes
+from tests.helpers.limits import EVERY, LIMITS, STEPS
 from tests.helpers.runs import read_config, tiny_command
 
 _DIH = ('--config.student.methods=dih',)
@@ -50,12 +51,14 @@ class Command:
     arguments: of the program, without its name.
     compiled: the folder for compiled programs; '' is the one that all tries share.
     after: a path that must exist before the command begins, or None.
+    limited: whether the loss is infinite where the learning rate is above one of the `LIMITS`.
   """
 
   program: str
   arguments: tuple[str, ...]
   compiled: str = ''
   after: pathlib.Path | None = None
+  limited: bool = False
 
   def execute(self, place: Place) -> int:
     """Runs the command in this process, and returns the exit code."""
@@ -68,12 +71,33 @@ class Command:
     os.environ['HOME'] = str(place.home)
     if self.compiled:  # Set in the config, it would leave out what compiles in half a second.
       jax.config.update('jax_compilation_cache_dir', self.compiled)
+    if self.limited:
+      _limit()
     module = {'main': main, 'sweep': sweep, 'report': report}[self.program]
     sys.argv = [str(module.__file__), *self.arguments]
     return module.main(list(sys.argv))
 
   def __str__(self):
     return ' '.join([f'python -m kdih.{self.program}', *self.arguments])
+
+
+def _limit() -> None:
+  """Lets the loss of this process's training be infinite above the `LIMITS`."""
+  from kdih.training import loop
+  train_from = loop.train_from
+
+  def limited(step):
+    def limited_step(state, *args):
+      before, scale = int(state.step), float(state.learning_rate_scale)
+      state, metrics = step(state, *args)
+      factors = [np.inf if scale > LIMITS.get(number, 1) else 1
+                 for number in range(before + 1, int(state.step) + 1)]
+      return state, {**metrics, 'loss': metrics['loss'] * np.array(factors, np.float32)}
+
+    return limited_step
+
+  loop.train_from = lambda program, *args: train_from(
+      dataclasses.replace(program, step=limited(program.step)), *args)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +173,18 @@ def _compiled(place: Place) -> Command:
       _main(*_ONE_TEACHER)(place), compiled=str(place.home / 'compiled'))
 
 
+def _rewinding(place: Place) -> Command:
+  return dataclasses.replace(_main(
+      *_ONE_TEACHER, '--config.on_nan=rewind', '--config.max_rewinds=10',
+      f'--config.teacher.train.length={STEPS}',
+      f'--config.teacher.train.evaluate_every={EVERY}')(place), limited=True)
+
+
 _TOGETHER = ('--methods=kd', '--seeds=1,2', '--config.data.order_seed=4', '--together')
 
 KINDS = {kind.name: kind for kind in (
     Kind('phases', _main(*_DIH), share=3),
-    Kind('rewind', _main(*_ONE_TEACHER, '--config.on_nan=rewind', '--config.max_rewinds=60',
-                         '--config.teacher.train.learning_rate=1e9'), share=2),
+    Kind('rewind', _rewinding, share=2),
     Kind('methods', _main('--config.phases=teacher,student',
                           '--config.student.methods=fitnets,crd'), share=2),
     Kind('sweep', _sweep('--methods=ce,dih', '--seeds=1'), share=2),

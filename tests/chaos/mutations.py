@@ -23,6 +23,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed as seeded, settings, strategies as st
 
+from kdih import errors
 from kdih.config.fields import FIELDS
 from tests.chaos import file_events, kinds, processes
 from tests.chaos.kinds import Place
@@ -184,7 +185,8 @@ def _check_config(place: Place, values: Any) -> list[int]:
 
   def body(_) -> int:
     config = read_config(place.work, str(place.data))
-    with config.unlocked(), config.ignore_type():
+    # As a config file may do it.
+    with errors.of_users_code('--config: '), config.unlocked(), config.ignore_type():
       for name, value in (values or {}).items():
         *parents, key = name.split('.')
         functools.reduce(lambda group, key: group[key], parents, config)[key] = value

@@ -6,7 +6,7 @@ import json
 import pathlib
 import re
 import xml.etree.ElementTree
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import PIL.Image
@@ -19,7 +19,6 @@ _OTHER_EACH_TIME = {
 _TIMES = re.compile(r'^\| (bytes on disk|latency of one image|images per second|'
                     r'(teacher|heads|student\S*) +\| +\d+ \|)|'
                     r'^(- | *<li><code>)(command|git commit): ')
-_STEP = re.compile(r'/checkpoints/(\d+)(?=/|$)')
 _TEXTS = {'.md', '.csv', '.tex', '.txt', '.html'}
 _PICTURES = {'.png', '.svg'}
 Remains = dict[str, dict[str, Any]]
@@ -61,17 +60,14 @@ def collect(folder: pathlib.Path) -> Remains:
   return json.loads(json.dumps(found))
 
 
-def differences(whole: Remains, found: Remains, *, stopped: bool = False) -> list[str]:
+def differences(whole: Remains, found: Remains) -> list[str]:
   """Returns in what `found` differs from `whole`, a line each, which begins with what it is.
 
   Args:
     whole: what an undisturbed run leaves.
     found: what another one leaves.
-    stopped: whether it was asked to stop. Then it saved where it was: its checkpoints are of steps
-      of their own, and are compared by their order.
   """
-  files, now = (_by_order(each.get('files', {})) if stopped else set(each.get('files', {}))
-                for each in (whole, found))
+  files, now = (set(each.get('files', {})) for each in (whole, found))
   return [*(f'left over: {name}' for name in sorted(now - files)),
           *(f'missing: {name}' for name in sorted(files - now)),
           *(f'{what}: {line}' for what in sorted(whole.keys() | found.keys()) if what != 'files'
@@ -129,22 +125,6 @@ def _differ(one: Any, other: Any, path: str) -> Iterator[str]:
       yield f'{path} has {str(other)[:120]} where {str(one)[:120]} was'
   elif one != other:
     yield f'{path} is {str(other)[:80]} where {str(one)[:80]} was'
-
-
-def _by_order(names: Iterable[str]) -> set[str]:
-  """Returns the names of files with the number of each checkpoint, from 0, in place of its step."""
-  steps = collections.defaultdict(set)
-  for name in names:
-    if found := _STEP.search(name):
-      steps[name[:found.start()]].add(int(found[1]))
-
-  def ordered(name: str) -> str:
-    def number(found: re.Match) -> str:
-      return f'/checkpoints/#{sorted(steps[name[:found.start()]]).index(int(found[1]))}'
-
-    return _STEP.sub(number, name)
-
-  return set(map(ordered, names))
 
 
 def _general(name: str) -> str:

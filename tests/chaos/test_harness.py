@@ -60,21 +60,6 @@ def test_what_differs_each_time_is_left_out(tmp_path):
   assert difference.startswith('pictures: work/curves.svg is ')
 
 
-def test_checkpoints_of_a_run_that_was_stopped_are_compared_by_their_order(tmp_path):
-  found = []
-  for name, steps in (('whole', (4, 10)), ('stopped', (7, 10)), ('more', (4, 7, 10))):
-    for step in steps:
-      (tmp_path / name / 'work' / 'checkpoints' / f'{step}' / 'state').mkdir(parents=True)
-    found.append(remains.collect(tmp_path / name))
-  whole, stopped, more = found
-  assert remains.differences(whole, stopped, stopped=True) == []
-  assert remains.differences(whole, more, stopped=True) == [
-      'left over: work/checkpoints/#2', 'left over: work/checkpoints/#2/state']
-  assert remains.differences(whole, stopped) == [
-      'left over: work/checkpoints/7', 'left over: work/checkpoints/7/state',
-      'missing: work/checkpoints/4', 'missing: work/checkpoints/4/state']
-
-
 def test_each_fault_of_a_report_is_named(tmp_path):
   (tmp_path / 'pictures').mkdir()
   for name, content in (

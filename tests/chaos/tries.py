@@ -1,7 +1,6 @@
 """Tries: a kind of run is harmed, then runs again unharmed; what is then there is compared."""
 import contextlib
 import dataclasses
-import os
 import signal
 from collections.abc import Sequence
 
@@ -42,7 +41,6 @@ class Outcome:
     killed: how many of these were killed.
     seconds: how long all processes took.
     happened: for each harm whether it has happened.
-    stopped: whether a process was asked to stop, and saved where it was.
   """
 
   problems: list[str] = dataclasses.field(default_factory=list)
@@ -50,7 +48,6 @@ class Outcome:
   killed: int = 0
   seconds: float = 0
   happened: list[bool] = dataclasses.field(default_factory=list)
-  stopped: bool = False
 
   def add(self, ended: processes.Ended, harm: Harm, codes: frozenset[int]) -> None:
     """Adds how a process that was harmed has ended, which may be with these exit codes."""
@@ -63,7 +60,6 @@ class Outcome:
         f'{said[-1][:300] if said else "nothing said"}')
     self.seconds += ended.seconds
     self.killed += not ended.hung and -ended.code in harm.signals
-    self.stopped |= ended.code == os.EX_TEMPFAIL
     self.problems += problems_of(ended, codes, harm.signals)
 
   def __str__(self):
@@ -143,7 +139,7 @@ class Arena:
       outcome.seconds += ended.seconds
     whole = self.reference(kind).remains
     try:
-      found = remains.differences(whole, self._remains(kind), stopped=outcome.stopped)
+      found = remains.differences(whole, self._remains(kind))
     except RuntimeError as error:  # A file that cannot be read is what is looked for here.
       found = [f'unreadable: {str(error).splitlines()[-1]}']
     # What many tries have in common does not hide the others.

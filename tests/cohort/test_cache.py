@@ -1,4 +1,6 @@
 """Cached teacher signals: tables, their files, and settings that are refused."""
+import json
+import os
 import threading
 
 import jax
@@ -94,6 +96,31 @@ def test_a_build_that_was_cut_off_goes_on_behind_the_last_whole_block(begun):
   np.testing.assert_array_equal(store(begun).rows(), BLOCKS)
 
 
+def one_block_more(folder) -> None:
+  path = folder / 'cache.json'
+  content = json.loads(path.read_text())
+  path.write_text(json.dumps({**content, 'digests': [*content['digests'], 'x']}))
+
+
+def test_a_folder_without_a_block_is_begun_with_blocks_of_the_size_that_is_asked_for(tmp_path):
+  (tmp_path / 'cache.json').write_text(json.dumps(
+      {'identity': {'teacher': 'a', 'heads': 'b'}, 'block': 10**9, 'digests': []}))
+  assert store(tmp_path).block == 2
+
+
+def test_a_block_is_on_the_disk_before_its_digest(begun, monkeypatch):
+  path, synced, fsync = begun / 'rows.bin', [], os.fsync
+
+  def recorded(descriptor):
+    fsync(descriptor)
+    synced.append(os.path.samestat(os.fstat(descriptor), path.stat())
+                  and path.read_bytes() == BLOCKS.astype(DTYPE).tobytes())
+
+  monkeypatch.setattr(os, 'fsync', recorded)
+  store(begun).add(BLOCKS[4:])
+  assert synced == [True, False]  # The second one is `cache.json`.
+
+
 @pytest.mark.parametrize('changed', ['teacher', 'heads'])
 def test_rows_of_something_else_are_refused_and_named(begun, changed):
   with pytest.raises(errors.ConfigError, match=rf'^config\.compute\.cache: .*changed: {changed}\.'):
@@ -104,6 +131,7 @@ def test_rows_of_something_else_are_refused_and_named(begun, changed):
     lambda folder: (folder / 'rows.bin').write_bytes(b'x' * 48),
     lambda folder: (folder / 'rows.bin').write_bytes((folder / 'rows.bin').read_bytes()[:-1]),
     lambda folder: (folder / 'rows.bin').unlink(),
+    lambda folder: [store(folder).add(BLOCKS[4:]), one_block_more(folder)],
     lambda folder: (folder / 'cache.json').write_text('{}'),
     lambda folder: (folder / 'cache.json').write_text('{'),
     lambda folder: (folder / 'cache.json').write_text('[1]')])

@@ -1,5 +1,7 @@
 """A folder of image files as a data set: every kind of file, every mistake, its one line."""
 import contextlib
+import errno
+import io
 import json
 import os
 import re
@@ -11,7 +13,7 @@ import PIL.Image
 import pytest
 
 from kdih import errors
-from kdih.data import datasets, identity, loaders, sampling, source
+from kdih.data import datasets, identity, images, loaders, sampling, source
 from kdih.data.source import open_split
 from kdih.data.spec import DataSpec
 from kdih.runtime import digests
@@ -40,6 +42,12 @@ def opened(config):
   """The data set and its description."""
   folder = datasets.open_builder(config)
   return folder, datasets.describe(folder, config)
+
+
+def checked(config):
+  """The line that refuses a data set, at the latest when its images are checked."""
+  return message(lambda: source.open_splits(datasets.open_builder(config), config).check(0.1),
+                 kind=errors.DataError)
 
 
 def read(folder, split='train', **fields):
@@ -300,9 +308,7 @@ def test_a_link_to_nothing_is_named(folder):
 def test_a_file_that_was_cut_off_is_named(folder, suffix):
   path = save(folder / 'test' / 'cow' / f'9.{suffix}', pixels(3))
   path.write_bytes(path.read_bytes()[:-40])
-  config = config_for(folder)
-  found = message(lambda: source.open_splits(datasets.open_builder(config), config).check(0.1),
-                  kind=errors.DataError)
+  found = checked(config_for(folder))
   assert found == f'config.data.folder: {path} is damaged or no image; replace or remove it'
   path.unlink()
   assert len(read(folder, 'test')) == 6
@@ -330,9 +336,7 @@ MANY = tuple(f'train/cow/x{i}.png' for i in range(10, 23))
 @pytest.mark.parametrize('names, named', [(SOME, SOME), (MANY, MANY[:10]), (SOME[:1], SOME[:1])])
 def test_all_damaged_images_are_counted_and_ten_are_named(folder, loader, size, names, named):
   damage(*names)(folder)
-  config = config_for(folder, loader=loader, image_size=size)
-  found = message(lambda: source.open_splits(datasets.open_builder(config), config).check(0.1),
-                  kind=errors.DataError)
+  found = checked(config_for(folder, loader=loader, image_size=size))
   assert tuple(names_in(found, folder)) == named
   if len(names) > 1:
     assert found.startswith(f'config.data.folder: {len(names)} files are damaged or no image: ')
@@ -346,6 +350,49 @@ def test_damage_behind_the_headers_is_counted_with_that_to_headers(folder):
   damage('train/cow/x.png')(folder)
   found = message(datasets.open_builder, config_for(folder), kind=errors.DataError)
   assert names_in(found, folder) == ['test/ant/big.png', 'train/cow/x.png']
+
+
+@pytest.mark.parametrize('module, name, number', [
+    (os, 'stat', errno.EIO), (io, 'open', errno.ESTALE), (io, 'open', errno.EACCES)])
+def test_an_image_that_cannot_be_read_now_is_not_called_damaged(
+    folder, monkeypatch, module, name, number):
+  path, real = folder / 'train' / 'cow' / '0.png', getattr(module, name)
+
+  def fail(asked, *args, **kwargs):
+    if str(asked) == str(path):
+      raise OSError(number, os.strerror(number), str(path))
+    return real(asked, *args, **kwargs)
+
+  monkeypatch.setattr(module, name, fail)
+  assert checked(config_for(folder)) == (
+      f'config.data.folder: {path} cannot be read ({os.strerror(number)}); make it readable, or '
+      'run the same command again')
+
+
+@pytest.mark.parametrize('size', [0, 4])
+def test_where_memory_is_short_no_image_is_called_damaged(folder, monkeypatch, size):
+  def fail(_):
+    raise MemoryError
+
+  monkeypatch.setattr(images, 'read_size' if size == 0 else 'decode_upright', fail)
+  assert re.fullmatch(
+      r'config\.data\.folder: .*\.png cannot be read \(Cannot allocate memory\); make it readable, '
+      'or run the same command again', checked(config_for(folder, image_size=size)))
+
+
+def test_an_image_that_is_removed_while_the_headers_are_read_is_not_called_damaged(
+    folder, monkeypatch):
+  path, read_size = folder / 'train' / 'cow' / '0.png', images.read_size
+
+  def remove_and_read(asked):
+    path.unlink(missing_ok=True)
+    return read_size(asked)
+
+  monkeypatch.setattr(images, 'read_size', remove_and_read)
+  assert message(datasets.open_builder, config_for(folder, loader='streaming'),
+                 kind=errors.DataError) == (
+      f'config.data.folder: {path} was changed or removed while the program was running; run the '
+      'same command again')
 
 
 def socket_at(path):
@@ -383,9 +430,7 @@ def test_of_an_image_that_is_too_large_the_limit_is_said(folder, monkeypatch, si
   monkeypatch.setattr(PIL.Image, 'MAX_IMAGE_PIXELS', 100)
   path = save(folder / 'train' / 'cow' / 'large.png', pixels(3, 20, 30))
   damage('train/cow/0.png')(folder)
-  config = config_for(folder, image_size=size)
-  found = message(lambda: source.open_splits(datasets.open_builder(config), config).check(0.1),
-                  kind=errors.DataError)
+  found = checked(config_for(folder, image_size=size))
   large = f'{path} is larger than 200 pixels, the limit for an image'
   assert found == (f'config.data.folder: {folder}/train/cow/0.png is damaged or no image; {large}; '
                    'replace or remove them')

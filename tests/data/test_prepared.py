@@ -239,6 +239,34 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
   assert found.startswith(f'config.data.data_dir: {tmp_path}/digits cannot be read ([Errno 13] ')
 
 
+def refused_by_stat(monkeypatch, path, number):
+  stat = os.stat
+
+  def fail(asked, *args, **kwargs):
+    if str(asked) == str(path):
+      raise OSError(number, os.strerror(number), str(path))
+    return stat(asked, *args, **kwargs)
+
+  monkeypatch.setattr(os, 'stat', fail)
+
+
+@pytest.mark.parametrize('name', [
+    'small', 'small/1.0.0/dataset_info.json', 'small/1.0.0/features.json'])
+def test_what_cannot_be_looked_at_now_is_neither_unknown_nor_damaged(copy, monkeypatch, name):
+  folder, config = copy
+  refused_by_stat(monkeypatch, folder.parents[1] / name, errno.ESTALE)
+  found = message(datasets.open_builder, config, kind=errors.DataError)
+  assert ' cannot be read (' in found and 'Stale file handle' in found
+  assert '; make it readable, or ' in found
+
+
+def test_a_version_that_this_user_may_not_read_hides_no_other(copy, monkeypatch):
+  folder, config = copy
+  shutil.copytree(folder, folder.with_name('2.0.0'))
+  refused_by_stat(monkeypatch, folder.with_name('2.0.0') / 'dataset_info.json', errno.EACCES)
+  assert datasets.open_builder(config).data_dir == str(folder)
+
+
 def test_a_version_that_an_object_store_lacks_is_not_prepared_in_its_copy(
     old, tmp_path, monkeypatch):
   monkeypatch.setattr(datasets, 'is_remote', lambda path: 'remote' in str(path))

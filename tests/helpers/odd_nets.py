@@ -315,9 +315,6 @@ class Odd(nn.Module):
   def is_remat(self, x, logits, train):
     return nn.remat(nn.Dense)(self.num_classes)(logits)
 
-  def is_nan(self, x, logits, train):
-    return logits * jnp.nan
-
 
 class Scanned(nn.Module):
   """Drops paths in layers that are one by `nn.scan`."""

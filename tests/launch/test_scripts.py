@@ -225,16 +225,15 @@ def test_multihost_on_a_host_without_the_folder(tmp_path, hosts):
 @pytest.mark.slow
 def test_multihost_trains_as_one_process_does(tmp_path, hosts, finished, digits_dir):
   workdir = tmp_path / 'run'
-  command = tiny_command(workdir, digits_dir, '--config.student.methods=dih')[1:]
+  command = tiny_command(workdir, digits_dir, '--config.phases=teacher')[1:]
   settings = {name: value for name, value in os.environ.items() if name.startswith('JAX')}
   settings.update(JAX_NUM_CPU_DEVICES='2', PYTHONPATH=str(ROOT))
   done = run(MULTIHOST, hosts, sys.executable, '-m', 'kdih.main', *command, cwd=tmp_path,
              env=environment(tmp_path, **settings))
   assert done.returncode == 0, done.stderr
-  assert any(line.startswith('me@127.0.0.1: student dih') for line in done.stdout.splitlines())
-  results = json.loads((workdir / 'results.json').read_text())
-  assert {'teacher', 'heads'} <= results.keys() and list(results['student']) == ['dih']
-  one, two = exported(finished, 'student/dih'), exported(workdir, 'student/dih')
+  assert any(line.startswith('me@127.0.0.1: teacher ') for line in done.stdout.splitlines())
+  assert 'teacher' in json.loads((workdir / 'results.json').read_text())
+  one, two = exported(finished, 'teacher'), exported(workdir, 'teacher')
   assert one.keys() == two.keys()
   for name, value in one.items():
     np.testing.assert_allclose(value, two[name], rtol=1e-5, atol=1e-5, err_msg=name)

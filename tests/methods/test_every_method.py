@@ -132,7 +132,7 @@ def test_the_teacher_returns_the_same_for_an_image_whatever_else_is_in_the_batch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['sp', 'crd', 'rkd', 'vid'])
+@pytest.mark.parametrize('name', ['sp', 'crd'])
 def test_one_device_and_four_teach_the_same(workdir, tmp_path, finished, digits_dir, name):
   """What couples the images of a batch sees all of them, on any number of devices."""
   shutil.copytree(finished, tmp_path / 'one')

@@ -85,10 +85,10 @@ def test_features_come_in_the_order_that_was_asked_for(names):
   assert tuple(features(Net(), *names)[1]) == names
 
 
-def test_without_wanted_taps_all_that_are_sown_are_chosen_in_natural_order():
+def test_without_wanted_taps_all_that_are_sown_are_chosen_from_the_shallowest_to_the_deepest():
   found = taps.choose_taps(Net(), SHAPE, ())
   assert list(found.items()) == [
-      ('stage1', (2, 2, 6)), ('stage2', (4, 4, 6)), ('stage10', (4, 4, 6))]
+      ('stage2', (4, 4, 6)), ('stage10', (4, 4, 6)), ('stage1', (2, 2, 6))]
 
 
 @pytest.mark.parametrize('wanted', [('stage10', 'stage1'), ('stage2', 'Dense_0', 'stage1')])
@@ -105,11 +105,11 @@ def test_chosen_shapes_are_those_of_the_features():
 def test_a_model_that_sows_nothing_is_refused_with_the_submodules_to_name():
   assert message(taps.choose_taps, Net(sows=False), SHAPE, ()) == (
       'config.heads.taps: Net sows no taps; name submodules instead, from: '
-      'BatchNorm_0, Dense_0, Dense_1')
+      'Dense_0, BatchNorm_0, Dense_1')
 
 
 @pytest.mark.parametrize('sows, tap, closest, choices', [
-    (True, 'stge2', 'stage2', 'stage1, stage2, stage10'), (False, 'Dense0', 'Dense_0', 'Dense_0')])
+    (True, 'stge2', 'stage2', 'stage2, stage10, stage1'), (False, 'Dense0', 'Dense_0', 'Dense_0')])
 def test_an_unknown_tap_is_refused_with_the_closest(sows, tap, closest, choices):
   found = message(taps.choose_taps, Net(sows), SHAPE, (tap,))
   hint, _, offered = found.partition('choose from: ')

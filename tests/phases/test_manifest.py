@@ -7,11 +7,13 @@ import threading
 
 import pytest
 
-from kdih import main
+from kdih import errors, main
 from kdih.phases import pipeline
 from kdih.runtime import files
 from kdih.runtime.workdir import Workdir
 from kdih.sweep import plan
+from tests.helpers.made_results import heads, result
+from tests.helpers.made_workdirs import write
 from tests.helpers.runs import read_config, tiny_command
 
 
@@ -69,6 +71,18 @@ def test_what_another_command_did_after_the_checks_is_noticed_under_the_lock(
   line = capsys.readouterr().err.splitlines()[-1]
   assert line.startswith('kdih: ') and said in line
   assert contents(workdir) == before
+
+
+@pytest.mark.parametrize('phase', ['teacher', 'heads'])
+def test_variables_that_have_gone_since_the_checks_are_refused_with_their_setting(tmp_path, phase):
+  variables = tmp_path / 'variables'
+  variables.mkdir()
+  write(tmp_path / 'w' / phase / 'result.json', result(0.8) if phase == 'teacher' else heads())
+  config = read_config('unused', 'unused', f'--config.{phase}.variables={variables}')
+  with pytest.raises(errors.ConfigError) as raised:
+    pipeline.check_copied(config, Workdir(tmp_path / 'w'))
+  assert str(raised.value).startswith(
+      f"config.{phase}.variables: no exported variables at '{variables}'; give the ")
 
 
 def test_the_manifest_keeps_the_methods_of_sweeps_that_begin_at_the_same_time(

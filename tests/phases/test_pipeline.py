@@ -267,12 +267,14 @@ def test_weights_by_validation_need_a_validation_split(tmp_path, digits_dir, cap
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('override', [
-    'dtype=bfloat16', 'sync_batch_norm=false', 'heads.kind=gap', 'heads.taps=stage2',
-    'heads.taps=Conv_1,stage1', 'student.train.schedule=cosine', 'student.train.optimizer=adamw'])
-def test_every_setting_runs(tmp_path, digits_dir, override):
-  results = main.run(
-      read_config(tmp_path, digits_dir, f'--config.{override}', ONLY_DIH), tmp_path)
+@pytest.mark.parametrize('overrides', [
+    ('dtype=bfloat16', 'heads.kind=gap'),
+    ('sync_batch_norm=false', 'heads.taps=stage2', 'student.train.schedule=cosine'),
+    ('heads.taps=Conv_1,stage1', 'student.train.optimizer=adamw')], ids=lambda those: those[0])
+def test_every_setting_runs(tmp_path, digits_dir, overrides):
+  results = main.run(read_config(
+      tmp_path, digits_dir, ONLY_DIH, *(f'--config.{override}' for override in overrides)),
+      tmp_path)
   assert 0 < results['student']['dih']['test_last']['loss'] < 10
 
 

@@ -1,8 +1,12 @@
 """Damaged and unfinished runs and sweeps are reported, and all other runs are read."""
+import errno
 import json
+import os
 
 import pytest
 
+from kdih import errors
+from kdih.report import __main__ as report
 from kdih.report.collect import collect
 from tests.helpers.made_pairs import heads as analysed_heads
 from tests.helpers.made_results import heads, result
@@ -305,3 +309,52 @@ def test_folders_that_hold_nothing_are_named(tmp_path):
   assert found(tmp_path / 'w', tmp_path / 'no', tmp_path / 'file') == ([], [
       f'{tmp_path}/w: holds no student', f'{tmp_path}/no: there is no such folder',
       f'{tmp_path}/file: there is no such folder'])
+
+
+def refuse(monkeypatch, name, path, number):
+  """Lets a function of `os` fail at a path."""
+  real = getattr(os, name)
+
+  def fail(asked='.', *args, **kwargs):
+    if str(asked) == str(path):
+      raise OSError(number, os.strerror(number), str(path))
+    return real(asked, *args, **kwargs)
+
+  monkeypatch.setattr(os, name, fail)
+
+
+RUN = 'resnet110/resnet8/seed30'
+
+
+@pytest.mark.parametrize('name, function', [
+    ('sweep.json', 'stat'), ('resnet110/teacher/result.json', 'stat'), (RUN, 'scandir'),
+    (f'{RUN}/manifest.json', 'stat'), (f'{RUN}/student', 'listdir'), (f'{RUN}/student/kd', 'stat'),
+    (f'{RUN}/student/kd/result.json', 'stat'), ('', 'stat')])
+def test_what_cannot_be_read_now_is_not_left_out(tmp_path, monkeypatch, name, function):
+  swept(tmp_path, 'ce', 'kd')
+  with monkeypatch.context() as patch:
+    refuse(patch, function, tmp_path / name, errno.ESTALE)
+    with pytest.raises(errors.UnreadableError) as raised:
+      collect([tmp_path])
+  assert str(raised.value) == (f'{tmp_path / name} cannot be read (Stale file handle); make it '
+                               'readable, or run the same command again')
+  assert len(found(tmp_path)[0]) == 4
+
+
+def test_a_report_of_which_a_file_cannot_be_read_now_is_not_written(
+    tmp_path, monkeypatch, capsys):
+  swept(tmp_path, 'ce', 'kd')
+  path = tmp_path / RUN / 'student/kd/result.json'
+  refuse(monkeypatch, 'stat', path, errno.ESTALE)
+  assert report.main(['kdih.report', str(tmp_path)]) == 2
+  assert capsys.readouterr().err == (f'kdih: {path} cannot be read (Stale file handle); make it '
+                                     'readable, or run the same command again\n')
+  assert not (tmp_path / 'comparison').exists()
+
+
+def test_a_folder_that_this_user_may_not_list_is_named_and_all_others_are_read(
+    tmp_path, monkeypatch):
+  single(tmp_path / 'a', 'ce')
+  single(tmp_path / 'b', 'ce', seed=4)
+  refuse(monkeypatch, 'scandir', tmp_path / 'b', errno.EACCES)
+  assert found(tmp_path) == ([('ce', 3)], [f'{tmp_path}/b: cannot be read (Permission denied)'])

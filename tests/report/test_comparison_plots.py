@@ -66,7 +66,7 @@ def test_the_text_of_the_gains_names_the_largest_and_what_is_hollow(tmp_path):
       for made in (only_gains(('ce', 'kd', 'dih')), only_gains(('ce', 'kd'), seeds=(1,))))
   assert several == (
       'Gains in points of test top-1, with their standard errors; kd has the largest gain over ce, '
-      '+2.59; dih has the largest gain over kd, −1.48.')
+      '+2.59; no method gains over kd: dih loses least, −1.48.')
   assert 'standard errors (hollow points: one seed, without an error); kd has' in one
 
 

@@ -121,6 +121,28 @@ def test_flags_that_would_end_the_process_are_refused(monkeypatch, given, words)
   assert os.environ['XLA_FLAGS'] == given
 
 
+@pytest.mark.parametrize('make', [
+    os.mkfifo, lambda path: path.symlink_to('/dev/zero'),
+    lambda path: path.write_text('--xla_dump_to=x ' * 2**13), lambda path: path.write_text('/x'),
+    lambda path: path.write_bytes(b'--\xff')], ids=['pipe', 'endless', 'long', 'path', 'bytes'])
+def test_flags_in_a_file_that_does_not_end_or_holds_none_are_refused(tmp_path, monkeypatch, make):
+  """The path in a file would be that of another one, for XLA, which may be a pipe."""
+  make(tmp_path / 'flags')
+  monkeypatch.setenv('XLA_FLAGS', str(tmp_path / 'flags'))
+  with pytest.raises(errors.ConfigError, match='nor a file of flags that can be read'):
+    environment.set_xla_flags(deterministic=True)
+
+
+def test_flags_that_are_never_read_are_refused(monkeypatch):
+  monkeypatch.setattr(environment, '_PATIENCE', 0.01)  # Python itself takes longer to start.
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=never_read')
+  with pytest.raises(errors.ConfigError) as raised:
+    environment.set_xla_flags(deterministic=True)
+  assert str(raised.value) == (
+      "XLA_FLAGS: XLA does not accept '--xla_dump_to=never_read' (it has not read them in 0.01 "
+      'seconds); correct or unset it')
+
+
 def test_a_library_that_refuses_a_variable_is_named(tmp_path, monkeypatch):
   (tmp_path / 'reads_variables.py').write_text('raise ValueError("X is not a number\\nat all")')
   monkeypatch.syspath_prepend(tmp_path)

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import typing
 
+import gcsfs.retry
 import msgspec
 import numpy as np
 import pytest
@@ -45,6 +46,7 @@ FILES = {
         {'pairs': [['t', 's', ['ce']]], 'seeds': [1], 'left_out': {'t/s/kd': 'x'},
          'config': CONFIG, 'accepted': ['x']}]),
     'failure': (run_files.Failure, {'error': 'x', 'time': 1.0, 'traceback': 'y'}),
+    'rewind': (run_files.Rewind, {'step': 2, 'learning_rate_scale': 0.5}),
     'cache': (run_files.CacheIndex, {'identity': {'data': 'd'}, 'block': 2, 'digests': ['x']}),
 }
 
@@ -110,7 +112,7 @@ def test_every_number_and_text_that_is_relied_on_has_a_type(tmp_path, name):
     replace(changed, path, [[{}]])
     (tmp_path / 'x.json').write_text(json.dumps(changed))
     refusals += refused(tmp_path / 'x.json', kind)
-  assert refusals >= {'failure': 2, 'cache': 4}.get(name, 7)
+  assert refusals >= {'failure': 2, 'cache': 4, 'rewind': 2}.get(name, 7)
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -150,6 +152,13 @@ def test_scores_are_fractions_and_finite(tmp_path, field, value):
   assert refused(tmp_path / 'x.json', run_files.StudentResult)
 
 
+@pytest.mark.parametrize('scale', [0, 1e-60, 1.5])
+def test_a_rewind_with_a_factor_that_leaves_no_learning_rate_or_raises_it_is_refused(
+    tmp_path, scale):
+  run_files.write(tmp_path / 'x.json', {'step': 2, 'learning_rate_scale': scale})
+  assert refused(tmp_path / 'x.json', run_files.Rewind)
+
+
 def test_null_is_allowed_only_where_kdih_writes_it():
   """Readers need to expect it nowhere else."""
   allowed = {
@@ -158,7 +167,8 @@ def test_null_is_allowed_only_where_kdih_writes_it():
       for name, hint in typing.get_type_hints(kind).items()
       if name in kind.__annotations__ and type(None) in typing.get_args(hint)}
   assert allowed == {'_Scores.loss', '_Measured.val', 'TeacherResult.flops', '_Cost.flops',
-                     'CheckpointMeta.metrics', 'CheckpointMeta.best', '_ExportedData.classes'}
+                     'CheckpointMeta.metrics', 'CheckpointMeta.best', 'CheckpointMeta.lost',
+                     '_ExportedData.classes'}
 
 
 @pytest.mark.parametrize(('name', 'field'), [
@@ -249,16 +259,34 @@ def writer(path, what, *within):
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def test_a_temporary_file_of_a_killed_process_is_removed_by_the_next_that_writes(tmp_path):
-  for name in ('a.json', 'b.json'):
-    with writer(tmp_path / name, 'dies') as process:
-      process.communicate()
-  a, b = sorted(tmp_path.iterdir())
-  run_files.write(tmp_path / 'a.json', {'x': 1})
-  assert set(tmp_path.iterdir()) == {tmp_path / 'a.json', b} and a.name.startswith('.a.json.')
+def test_a_temporary_file_of_a_killed_process_is_removed_by_the_next_that_writes_in_the_folder(
+    tmp_path):
+  """Whatever it writes: a `failure.json` may never be written again."""
+  with writer(tmp_path / 'failure.json', 'dies') as process:
+    process.communicate()
+  left, = tmp_path.iterdir()
+  assert left.name.startswith('.failure.json.')
   (tmp_path / '.b.json.notes.tmp').touch()  # It is the user's.
-  run_files.write(tmp_path / 'b.json', {'x': 1})
-  assert {path.name for path in tmp_path.iterdir()} == {'a.json', 'b.json', '.b.json.notes.tmp'}
+  run_files.write(tmp_path / 'result.json', {'x': 1})
+  assert {path.name for path in tmp_path.iterdir()} == {'result.json', '.b.json.notes.tmp'}
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  """Else a power cut could leave an empty one."""
+  path, synced, replace, fsync = tmp_path / 'a.json', [], os.replace, os.fsync
+
+  def recorded(descriptor):
+    fsync(descriptor)
+    synced.extend(temporary.read_bytes() for temporary in tmp_path.iterdir())
+
+  def checked(source, target):
+    assert synced == [epath.Path(source).read_bytes()] == [b'{"x": 1}\n']
+    replace(source, target)
+
+  monkeypatch.setattr(os, 'fsync', recorded)
+  monkeypatch.setattr(os, 'replace', checked)
+  files.write_atomically(path, '{"x": 1}\n')
+  assert run_files.read(path, dict) == {'x': 1} and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_temporary_file_that_is_being_written_stays(tmp_path):
@@ -314,20 +342,23 @@ def test_processes_of_one_number_write_at_the_same_time(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize('number', [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
-def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize('error, reason', [
+    *((OSError(number, os.strerror(number)), os.strerror(number))
+      for number in (errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES)),
+    (gcsfs.retry.HttpError({'code': 503, 'message': 'Backend error'}), 'Backend error, 503')])
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error, reason):
   path = tmp_path / 'result.json'
   run_files.write(path, TEACHER)
 
   def fail(_):
-    raise OSError(number, os.strerror(number))
+    raise error
 
   with monkeypatch.context() as patch:
     patch.setattr(type(epath.Path(path)), 'read_bytes', fail)
     with pytest.raises(errors.UnreadableError) as raised:
       run_files.read(path, run_files.TeacherResult)
-  assert str(raised.value) == (f'{path} cannot be read ({os.strerror(number)}); make it readable, '
-                               'or run the same command again')
+  assert str(raised.value) == (
+      f'{path} cannot be read ({reason}); make it readable, or run the same command again')
   assert run_files.read(path, run_files.TeacherResult) == TEACHER
 
 
@@ -362,7 +393,7 @@ def test_a_folder_in_the_place_of_a_file_is_called_one(tmp_path):
   (tmp_path / 'report.md').mkdir()
   with pytest.raises(IsADirectoryError) as raised:
     files.write_atomically(tmp_path / 'report.md', 'text')
-  assert str(raised.value) == f"[Errno 21] it is a folder: '{tmp_path}/report.md'"
+  assert str(raised.value) == f"[Errno 21] Is a directory: '{tmp_path}/report.md'"
   assert [path.name for path in tmp_path.iterdir()] == ['report.md']
 
 

@@ -86,6 +86,18 @@ def test_however_it_ends(error):
   assert surroundings() == before
 
 
+@pytest.mark.parametrize(('code', 'ignores'), [(0, False), (130, True)])
+def test_a_process_that_ends_by_ctrl_c_ignores_another_one(code, ignores):
+  before = signal.getsignal(signal.SIGINT)
+  try:
+    with pytest.raises(SystemExit) as raised:
+      program.end(code)
+    assert raised.value.code == code
+    assert signal.getsignal(signal.SIGINT) == (signal.SIG_IGN if ignores else before)
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
 def listen(_) -> int:
   with preemption.listening():
     return 0

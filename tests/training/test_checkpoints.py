@@ -99,6 +99,38 @@ def test_the_best_variables_before_each_checkpoint_are_kept(tmp_path):
   assert_best(opened(folder), 1)
 
 
+def stop(checkpoints, step) -> None:
+  """Saves as a run does that is asked to stop."""
+  checkpoints.save(state_at(step), {'seconds': float(step)}, None, scheduled=False)
+
+
+def steps_in(folder) -> set[str]:
+  return {path.name for path in folder.iterdir()} - {'best'}
+
+
+def test_the_checkpoint_of_a_stop_gives_way_to_the_next_one_and_replaces_none(tmp_path):
+  folder = tmp_path / 'checkpoints'
+  checkpoints = save(folder, (2, 4))
+  stop(checkpoints, 5)
+  assert steps_in(folder) == {'2', '4', '5'}
+  checkpoints = opened(folder)
+  assert_holds(checkpoints, 5)
+  assert_best(checkpoints, 4)
+  stop(checkpoints, 6)
+  assert steps_in(folder) == {'2', '4', '6'}
+  flip_a_bit(max(files(folder / '6'), key=lambda path: path.stat().st_size))
+  checkpoints = opened(folder)
+  assert_holds(checkpoints, 4)
+  stop(checkpoints, 7)
+  shutil.copytree(folder, tmp_path / 'copy' / 'checkpoints')
+  checkpoints.save(state_at(8), {'seconds': 8.0}, {'top1': 0.8, 'loss': 1.0})
+  assert steps_in(folder) == {'4', '8'}
+  shutil.copytree(folder / '8', tmp_path / 'copy' / 'checkpoints' / '8')  # As if killed then.
+  shutil.copytree(folder / 'best' / '8', tmp_path / 'copy' / 'checkpoints' / 'best' / '8')
+  assert_holds(opened(tmp_path / 'copy' / 'checkpoints'), 8)
+  assert steps_in(tmp_path / 'copy' / 'checkpoints') == {'4', '8'}
+
+
 class Killed(BaseException):
   """Ends a save as SIGKILL does."""
 
@@ -219,6 +251,34 @@ def test_best_variables_that_are_lost_are_named_and_the_next_best_are_taken(
   assert_best(checkpoints, 5)
 
 
+def test_where_the_best_variables_are_lost_the_next_best_are_kept(tmp_path):
+  """Until there are better ones than those that were lost."""
+  folder, top1 = tmp_path / 'checkpoints', {1: .9, 2: .2, 3: .3, 4: .85, 5: .7, 6: .6, 7: .92}
+
+  def save_more(checkpoints, *steps):
+    for step in steps:
+      checkpoints.save(state_at(step), {}, {'top1': top1[step], 'loss': 1.0})
+    return checkpoints
+
+  save(folder, (1, 2, 3), top1.get)
+  shutil.rmtree(folder / 'best' / '1')
+  lost = {'step': 1, 'top1': 0.9}
+  assert_best(save_more(opened(folder), 4, 5, 6), 4, lost)
+  assert_best(opened(folder), 4, lost)
+  shutil.rmtree(folder / 'best' / '4')
+  assert_best(opened(folder), 5, lost)
+  assert_best(save_more(opened(folder), 7), 7)
+
+
+def test_best_variables_that_are_damaged_while_training_goes_on_are_replaced(tmp_path, capsys):
+  folder = tmp_path / 'checkpoints'
+  checkpoints = save(folder, (1, 2, 3, 4), {1: .9, 2: .1, 3: .3, 4: .2}.get)
+  shutil.rmtree(folder / 'best' / '1')
+  assert_best(checkpoints, 3, lost={'step': 1, 'top1': 0.9})
+  assert ('the best variables, of step 1, are lost; those of step 3 take their place'
+          in capsys.readouterr().err)
+
+
 def test_damaged_best_variables_are_written_again_from_the_checkpoint_of_their_step(
     tmp_path, saved, capsys):
   folder = copied(saved, tmp_path)
@@ -283,6 +343,31 @@ def test_a_read_that_fails_once_is_tried_again(tmp_path, saved, monkeypatch, cap
   assert_holds(opened(folder), 3)
   assert not failures and not capsys.readouterr().err
   assert not (tmp_path / 'damaged').exists()
+
+
+def test_where_a_store_does_not_answer_nothing_is_damaged_moved_or_lost(
+    tmp_path, saved, monkeypatch):
+  """Tried again after every pause; a test on a disk, for what tensorstore says of a store."""
+  folder, restore, pauses = copied(saved, tmp_path), ocp.Checkpointer.restore, []
+  before = contents(tmp_path)
+
+  def unanswered(checkpointer, path, **kwargs):
+    if path.parts[-2:] == silent:
+      raise ValueError('UNAVAILABLE: Error reading "gs://b/x": CURL error[28] Timeout was reached')
+    return restore(checkpointer, path, **kwargs)
+
+  monkeypatch.setattr(orbax_files.time, 'sleep', pauses.append)
+  for silent in (('checkpoints', '3'), ('best', '3')):
+    with monkeypatch.context() as patch:
+      patch.setattr(ocp.Checkpointer, 'restore', unanswered)
+      with pytest.raises(OSError, match='Input/output error') as raised:
+        opened(folder)
+    assert raised.value.filename == str(folder.parent.joinpath(
+        'checkpoints', *silent[silent[0] == 'checkpoints':]))
+    assert contents(tmp_path) == before
+  assert pauses == [*orbax_files._PAUSES] * 2
+  assert_holds(opened(folder), 3)
+  assert_best(opened(folder), 3)
 
 
 @pytest.mark.parametrize('unlisted', ['meta', 'state', '3'])

@@ -3,9 +3,12 @@ import contextlib
 import json
 import os
 import pathlib
+import struct
 import tracemalloc
 
+import google_crc32c
 import numpy as np
+import pytest
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2
 
@@ -91,6 +94,22 @@ def test_what_is_no_event_is_left_out_and_no_pipe_is_waited_for(tmp_path):
   os.mkfifo(tmp_path / 'events.out.tfevents.1.pipe')
   metric_log.MetricWriter(tmp_path, 4).close()
   (tmp_path / 'events.out.tfevents.1.pipe').unlink()
+  assert events(tmp_path) == [(2, 'a')]
+
+
+@pytest.mark.parametrize('size', [10**12, 2**60, 2**64 - 1])
+def test_a_record_that_is_longer_than_its_file_is_left_out(tmp_path, size):
+  """TensorFlow makes room for it, and the process dies."""
+  first = metric_log.MetricWriter(tmp_path, 0)
+  first.write(2, {'a': 1.0})
+  first.close()
+  path, = tmp_path.glob('events*')
+  length = struct.pack('<Q', size)
+  crc = google_crc32c.value(length)
+  with path.open('ab') as file:
+    file.write(length + struct.pack('<I', (crc >> 15 | crc << 17) + 0xa282ead8 & 0xffffffff)
+               + b'x' * 100)
+  metric_log.MetricWriter(tmp_path, 4).close()
   assert events(tmp_path) == [(2, 'a')]
 
 

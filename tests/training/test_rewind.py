@@ -1,21 +1,21 @@
-"""Rewinds: where training goes back to, and that a run killed during one ends the same."""
+"""Rewinds: where training goes back to, and that a run killed or stopped then ends the same."""
+import contextlib
+import io
+import itertools
 import json
 import sys
 
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 
 from kdih import errors
-from kdih.runtime import digests, files
+from kdih.runtime import digests, files, preemption
 from kdih.training import checkpoints as checkpoints_lib, loop, state
 from kdih.training.loop_schedule import LoopSchedule
-
-# The largest scale of the learning rate with which a step has a finite loss: seven rewinds.
-LIMITS = {3: 1 / 2, 4: 1 / 2, 7: 1 / 16, 11: 1 / 32, 14: 1 / 128}
-STEPS, EVERY = 16, 2
+from tests.helpers.limits import EVERY, LIMITS, STEPS
+from tests.helpers.slow import slow
 
 
 class Killed(BaseException):
@@ -57,17 +57,38 @@ def train_in(folder, **options):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-  return train(tmp_path_factory.mktemp('whole'))
+def whole_and_said(tmp_path_factory):
+  with contextlib.redirect_stderr(io.StringIO()) as said:
+    return train(tmp_path_factory.mktemp('whole')), said.getvalue()
 
 
-def test_training_goes_back_to_the_last_checkpoint_that_has_not_failed_before(tmp_path, capsys):
-  train(tmp_path)
-  said = [line.partition('back to step ')[2] for line in capsys.readouterr().err.splitlines()
+@pytest.fixture
+def whole(whole_and_said):
+  return whole_and_said[0]
+
+
+def test_training_goes_back_to_the_last_checkpoint_that_has_not_failed_before(whole_and_said):
+  said = [line.partition('back to step ')[2] for line in whole_and_said[1].splitlines()
           if 'back to step' in line]
   # The checkpoint of step 6 is given up, and written again on the way from step 4.
   assert said == [f'{back} with the learning rate x {scale:g}' for back, scale in [
       (2, 1 / 2), (6, 1 / 4), (4, 1 / 8), (6, 1 / 16), (10, 1 / 32), (12, 1 / 64), (10, 1 / 128)]]
+
+
+@pytest.mark.parametrize('stops', [
+    lambda call: call in (5, 13), slow(lambda call: call % 3 == 0), slow(lambda call: True)],
+                         ids=['twice', 'every third step', 'every step'])
+def test_a_run_that_is_asked_to_stop_rewinds_as_if_it_had_not_been(
+    tmp_path, monkeypatch, whole, stops):
+  calls = itertools.count(1)
+  monkeypatch.setattr(preemption, 'reached', lambda: stops(next(calls)))
+  found, stopped = None, 0
+  while not found:
+    try:
+      found = train(tmp_path)
+    except errors.PreemptedError:
+      stopped += 1
+  assert found == whole and stopped == sum(map(stops, range(1, next(calls))))
 
 
 @pytest.mark.slow
@@ -76,7 +97,7 @@ def test_training_goes_back_to_the_last_checkpoint_that_has_not_failed_before(tm
 def test_a_run_killed_at_any_moment_of_its_rewinds_ends_bit_identical(
     tmp_path, monkeypatch, whole, operation, when):
   holder, name = {'record': (files, 'write_atomically'),
-                  'removal': (ocp.CheckpointManager, 'delete')}[operation]
+                  'removal': (checkpoints_lib.Checkpoints, 'drop')}[operation]
   real = getattr(holder, name)
   seen, kill_at = 0, 0
 
@@ -115,7 +136,7 @@ def test_a_run_killed_right_after_a_rewind_was_recorded_goes_on_from_it(tmp_path
   monkeypatch.setitem(LIMITS, 3, 1 / 4)
   expected = train_in(tmp_path / 'whole')
   with monkeypatch.context() as patch:
-    patch.setattr(ocp.CheckpointManager, 'delete', killed)
+    patch.setattr(checkpoints_lib.Checkpoints, 'drop', killed)
     with pytest.raises(Killed):
       train_in(tmp_path / 'cut')
   assert train_in(tmp_path / 'cut') == expected
@@ -134,8 +155,8 @@ def test_a_run_that_resumes_writes_the_lines_that_it_would_have_written(tmp_path
   monkeypatch.setattr(sys.modules[__name__], 'LIMITS', {})
   save, folders = checkpoints_lib.Checkpoints.save, (tmp_path / 'whole', tmp_path / 'cut')
 
-  def killed(checkpoints, train_state, *args):
-    save(checkpoints, train_state, *args)
+  def killed(checkpoints, train_state, *args, **kwargs):
+    save(checkpoints, train_state, *args, **kwargs)
     if train_state.step == 8:
       raise Killed
 

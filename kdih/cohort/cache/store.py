@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -29,7 +30,7 @@ class Store:
     identity: what the rows were computed from, for JSON.
     shape: (images, slots, width).
     dtype: of the numbers.
-    block: the number of images in a block, unless the folder was begun with another number.
+    block: the number of images in a block, unless the folder has blocks of another number.
 
   Raises:
     ConfigError: the folder holds rows with another identity, or damaged ones.
@@ -47,7 +48,7 @@ class Store:
       self._check(before)
 
   def _check(self, before: dict[str, Any]) -> None:
-    stored, self.block, self._digests = before['identity'], before['block'], before['digests']
+    stored, self._digests = before['identity'], before['digests']
     other = sorted(key for key in self._identity.keys() | stored.keys()
                    if self._identity.get(key) != stored.get(key)
                    and not (key.startswith(COMPUTATION)
@@ -56,6 +57,10 @@ class Store:
       raise errors.ConfigError(
           f'config.compute.cache: {self.folder} was made for something else; changed: '
           f'{", ".join(other)}. Remove the folder to build the cache anew')
+    if self._digests:
+      self.block = before['block']
+    if (len(self._digests) - 1) * self.block >= self._shape[0]:
+      raise self._damaged(f'it has {len(self._digests)} blocks of {self.block} images')
     for number, digest in enumerate(self._digests):
       if digest != hashlib.sha256(self._read(number)).hexdigest():
         raise self._damaged(f'block {number} is not the one that was written')
@@ -92,6 +97,8 @@ class Store:
       with path.open('r+b') as file:
         file.seek(self.done * self._image_bytes)
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # Else a power cut could leave a digest without its block.
       self._digests.append(hashlib.sha256(content).hexdigest())
       run_files.write(self.folder / 'cache.json', {
           'identity': self._identity, 'block': self.block, 'digests': self._digests})
