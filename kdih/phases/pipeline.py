@@ -32,8 +32,8 @@ from kdih.phases.heads import run_heads
 from kdih.phases.networks import Networks
 from kdih.phases.student import run_student
 from kdih.phases.teacher import run_teacher
-from kdih.runtime import devices, environment, files
-from kdih.runtime.workdir import Workdir, check_apart, resolved
+from kdih.runtime import devices, environment, files, places
+from kdih.runtime.workdir import Workdir, resolved
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +96,9 @@ def _checked(
   checks.check(config)
   for role in ('teacher', 'student'):  # A typing error is reported before changes of the config.
     registry.find(config[role].name, f'config.{role}.name')
-  check_apart(path)
+  places.check_workdir(path)
   workdir = Workdir(path)
-  accepted = resume.check_config(workdir, resolved(config))
+  accepted = resume.check_config(workdir, resolved(config), report=True)
   check_devices(config)
   builder = datasets.open_builder(config.data, stage=not config.dry_run)
   built = networks.build(config, datasets.describe(builder, config.data))
@@ -107,6 +107,8 @@ def _checked(
   for phase in _phases(config, built):
     if result := workdir.result(phase):
       exported_variables.check_exported(workdir.path / phase, result)
+    else:
+      workdir.check_phase(phase)
   return workdir, builder, built, accepted
 
 

@@ -15,7 +15,6 @@ from kdih.config.schema import Flat
 from kdih.data import changes
 from kdih.phases import computation
 from kdih.phases.identity import Identity
-from kdih.runtime import files
 from kdih.runtime.workdir import Workdir
 
 logger = logging.getLogger(__name__)
@@ -25,36 +24,45 @@ _OTHER = {'config': 'other settings', 'data': 'other data', 'teacher': 'another 
           'computation': 'other code', 'versions': 'other versions or devices'}
 
 
-def check_config(workdir: Workdir, config: dict[str, Any], *, student: bool = True) -> list[str]:
+def check_config(
+    workdir: Workdir, config: dict[str, Any], *, student: bool = True, report: bool = False
+) -> list[str]:
   """Checks that a config can resume the run in a workdir.
 
   Args:
     workdir: of the run; it may not exist yet.
     config: of this command, as nested dicts.
     student: whether students are trained in it, too.
+    report: whether the report of the run is written to it.
 
   Returns:
     The differences that `config.accept` accepts.
 
   Raises:
-    ConfigError: there are other differences; the message lists all differences.
+    ConfigError: there are other differences; the message lists all differences. Or files that are
+      not known to be of a run would be overwritten.
     FileError, UnreadableError: a file of the workdir is damaged, or cannot be read now.
   """
-  manifest = workdir.manifest()
   workdir.check()
-  found = _of_config(workdir, manifest, config, student=student)
+  found = _of_config(workdir, config, student=student, report=report)
   return _accepted(workdir.path, {'config': found}, config['accept'])
 
 
 def _of_config(
-    workdir: Workdir, manifest: dict[str, Any] | None, config: dict[str, Any], *, student: bool
+    workdir: Workdir, config: dict[str, Any], *, student: bool, report: bool = False
 ) -> list[str]:
   """Returns the differences between a config and a manifest."""
+  # Listed before the manifest is read: another command that begins the run writes that first.
+  written = workdir.written(report=report)
+  manifest = workdir.manifest()
   if manifest is None:
-    phases = [workdir.path / 'teacher', workdir.path / 'heads', *workdir.path.glob('student/*')]
-    are_begun = any(files.exists(folder / name)
-                    for folder in phases for name in ('result.json', 'checkpoints'))
-    return ['manifest.json is missing, which holds the settings of its phases'] if are_begun else []
+    if written and 'config' not in config['accept']:
+      raise errors.ConfigError(errors.in_line(
+          f'--workdir: {written[0]} could be overwritten, and is not known to be of a run, because '
+          f'{workdir.path / "manifest.json"} is missing. Choose another workdir; if this was a '
+          'run, restore the manifest from a copy, or accept its phases as they are with '
+          '--accept=config; the results will list it'))
+    return ['manifest.json is missing, which holds the settings of its phases'] if written else []
   begun = _begun(workdir.path, config) if student else ()
   return _differences(
       workdir.path / 'manifest.json', manifest['config'], config,
@@ -172,10 +180,10 @@ def check_again(workdir: Workdir, now: Identity, config: dict[str, Any]) -> Iden
     ConfigError: there are other differences; the message lists all differences.
     FileError, UnreadableError: a file of the workdir is damaged, or cannot be read now.
   """
-  manifest = workdir.manifest()
   workdir.check()
+  manifest = workdir.manifest()
   student = 'methods' in now.computation  # Without, it is the teacher of a sweep, and its heads.
-  found = {'config': _of_config(workdir, manifest, config, student=student),
+  found = {'config': _of_config(workdir, config, student=student),
            **_of_identity(workdir, manifest, now, config)[1]}
   accepted = _accepted(workdir.path, found, config['accept'], now.accepted)
   return dataclasses.replace(now, accepted=tuple(dict.fromkeys(

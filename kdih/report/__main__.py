@@ -22,9 +22,11 @@ from collections.abc import Iterator, Sequence
 from kdih import errors
 from kdih.report import aggregate, collect, findings, tables
 from kdih.report.aggregate import Pair, Run
-from kdih.runtime import environment, files, program, run_files
+from kdih.runtime import environment, files, places, program, run_files
 
 _TITLE = 'Comparison of distillation methods'
+_MARKS = ('report.md', 'index.html')  # They hold the title, by which the folder is known as ours.
+_FILES = (*_MARKS, 'results.csv', 'runs.csv', 'tables.tex', 'pictures')
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
       'kdih.report', usage='python -m kdih.report WORKDIR… [--output=FOLDER]', exit_on_error=False,
       allow_abbrev=False, add_help=False)
   parser.add_argument('paths', nargs='*')
-  parser.add_argument('--output', default='')
+  parser.add_argument('--output')
   return parser
 
 
@@ -51,6 +53,9 @@ def _run(argv: list[str]) -> int:
   if not given.paths:
     raise errors.ConfigError('no runs are given; write for example '
                              'python -m kdih.report runs/sweep')
+  for name, values in (('WORKDIR', given.paths), ('--output', [given.output])):
+    if '' in values:  # This happens if a shell variable is not set.
+      raise errors.ConfigError(f'{name}: is empty; name a folder')
   if len(given.paths) == 1 and given.paths[0].endswith('.json'):
     _print_results(given.paths[0])
     return 0
@@ -78,7 +83,7 @@ def _print_results(path: str) -> None:
   print(run_report.markdown_table(results))
 
 
-def _output(flag: str, paths: Sequence[str]) -> pathlib.Path:
+def _output(flag: str | None, paths: Sequence[str]) -> pathlib.Path:
   """Returns the folder for the report; raises ConfigError if files in it would be lost."""
   if not flag and len(paths) > 1:
     raise errors.ConfigError('--output: is not set; set the folder for the report of several runs')
@@ -90,11 +95,15 @@ def _output(flag: str, paths: Sequence[str]) -> pathlib.Path:
   if not flag and folder.is_symlink():
     raise errors.ConfigError(f'{folder} is a symbolic link, and what it points to would be written '
                              'to; set --output to a folder')
-  files.check_writable('--output', folder)
+  for path in (folder, folder / 'pictures'):
+    files.check_writable('--output', path)
   files.require_ordinary(folder, '--output')
+  places.check_output(folder)
   try:
-    others = [path for path in (folder / 'report.md', folder / 'index.html')
-              if files.exists(path) and not _is_ours(path)]
+    # Listed before the marks are read: another report that begins writes a mark first.
+    there = [path for name in _FILES if files.exists(path := folder / name)]
+    marks = [path for name in _MARKS if files.exists(path := folder / name)]
+    others = [path for path in marks or there if not _is_ours(path)]
   except OSError as error:
     raise errors.ConfigError(f'--output: {error.filename} cannot be read ({error.strerror}); '
                              'choose another folder') from error
@@ -124,8 +133,11 @@ def write(
   environment.import_library('matplotlib')
   from kdih.report import comparison_plots, page as page_lib  # These take seconds.
 
+  folder.mkdir(parents=True, exist_ok=True)
+  if not files.exists(folder / 'report.md'):  # It marks what a report that is stopped leaves.
+    files.write_atomically(folder / 'report.md', f'# {_TITLE}\n')
   pictures_folder = folder / 'pictures'
-  pictures_folder.mkdir(parents=True, exist_ok=True)
+  pictures_folder.mkdir(exist_ok=True)
   pictures = comparison_plots.draw(pairs, pictures_folder)
   provenance = list(dict.fromkeys(line for run in runs for line in run.provenance))
 

@@ -191,7 +191,7 @@ class _Collection:
     if known is None:
       same.append(run)
       self.runs.append(run)
-    elif _numbers(known) != _numbers(run):
+    elif known.settings != run.settings or _has_other_numbers(known, run):
       self.note(f'{run.path}: {run.method} with seed {run.seed} has other numbers than in '
                 f'{known.path}, under the same protocol; the numbers of the latter count')
 
@@ -260,5 +260,9 @@ def _provenance(manifest: dict) -> tuple[str, ...]:
       f'versions: {", ".join(f"{name} {at}" for name, at in versions.items()) or "unknown"}')
 
 
-def _numbers(run: Run) -> list:
-  return [run.settings, *(run.result[key] for key in ('test_last', 'test_best_val', 'val'))]
+def _has_other_numbers(one: Run, other: Run) -> bool:
+  """Returns whether a score differs that both runs have."""
+  splits = [(one.result[split] or {}, other.result[split] or {})
+            for split in ('test_last', 'test_best_val', 'val')]
+  return any(ours[name] != theirs[name] for ours, theirs in splits
+             for name in ours.keys() & theirs.keys())

@@ -47,9 +47,12 @@ def given(setting: str, path: epath.PathLike) -> epath.Path:
   """Returns the path that a setting names, with the home folder in the place of `~`.
 
   Raises:
-    ConfigError: there is no such home folder, or the address is of an unknown kind.
+    ConfigError: there is no such home folder, the address is of an unknown kind, or there is a null
+      character in the path.
   """
   shown = repr(errors.in_line(os.fspath(path)))
+  if '\0' in os.fspath(path):
+    raise errors.ConfigError(f'{setting}: {shown} has a null character; write another path')
   expanded = os.path.expanduser(os.fspath(path))
   if expanded.startswith('~'):
     raise errors.ConfigError(f'{setting}: {shown} has no home folder; write the whole path, or set '
@@ -72,6 +75,10 @@ def check_writable(setting: str, path: epath.Path) -> None:
                              'text; choose another folder') from None
   try:
     existing = existing_part(path)
+    missing = path.absolute().parts[len(existing.absolute().parts):]
+    for part in (path, *(existing / name for name in missing)):
+      with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(part)  # `exists` says no at a name that is too long.
   except OSError as error:
     raise errors.ConfigError(f'{setting}: {path} cannot be opened ({error.strerror}); choose '
                              'another folder') from error
@@ -205,8 +212,9 @@ def require_ordinary(folder: epath.PathLike, setting: str) -> None:
     setting: the setting that names the folder, for the error.
 
   Raises:
-    ConfigError: there is a symbolic link in the folder, or a folder with the name of a file; or a
-      folder in it cannot be listed now.
+    ConfigError: there is a symbolic link in the folder, a folder with the name of a file, or what
+      is neither a file nor a folder; or a folder in it cannot be listed now. Hidden folders such as
+      .git are not looked into, but for that of locks: nothing else is written there.
   """
   pending = [os.fspath(folder)]
   while pending:
@@ -220,7 +228,12 @@ def require_ordinary(folder: epath.PathLike, setting: str) -> None:
           raise errors.ConfigError(errors.in_line(
               f'{setting}: {entry.path} is a folder, and a file would be written in its place; '
               'remove it, or choose another folder'))
-        pending.append(entry.path)
+        if entry.name == '.locks' or not entry.name.startswith('.'):
+          pending.append(entry.path)
+      elif not entry.is_file() and os.path.lexists(entry.path):  # Another process may remove it.
+        raise errors.ConfigError(errors.in_line(
+            f'{setting}: {entry.path} is neither a file nor a folder; remove it, or choose another '
+            'folder'))
 
 
 def _entries(folder: str, setting: str) -> list[os.DirEntry[str]]:

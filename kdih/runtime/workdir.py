@@ -1,6 +1,5 @@
 """The folder of a run: its manifest, its lock, and the results of its phases."""
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,8 @@ if TYPE_CHECKING:
   import ml_collections
 
 
-_OWN = ('teacher', 'heads', 'student', 'comparison')  # Folders that a run makes in its own.
+# What the report of a run writes.
+_REPORT = ('results.json', 'report.md', 'accuracy_by_depth.png', 'training_curves.png')
 _PATTERN = '*?[\\'  # Orbax takes a path with one of these for a pattern of several paths.
 
 
@@ -29,10 +29,8 @@ class Workdir:
     """Returns the fields of `run_files.Manifest`, or None before the first command.
 
     Raises:
-      ConfigError: the folder cannot be written to.
       FileError, UnreadableError: the manifest is damaged, or cannot be read now.
     """
-    _check_path(self.path)
     return run_files.read(self.path / 'manifest.json', run_files.Manifest)
 
   def open(self, config: dict[str, Any], **identity: Any) -> None:
@@ -164,13 +162,31 @@ class Workdir:
     """Checks the folder before anything is written.
 
     Raises:
-      ConfigError: there is a symbolic link in the folder, or a folder with the name of a file.
+      ConfigError: the folder cannot be written to; there is a symbolic link in it, a folder with
+        the name of a file, or what is neither.
       FileError, UnreadableError: a result or `results.json` is damaged, or cannot be read now.
     """
+    _check_path(self.path)
     if not is_remote(self.path):
       files.require_ordinary(self.path, '--workdir')
     self.results()
     self.reported()
+
+  def check_phase(self, name: str) -> None:
+    """Raises ConfigError if the folders of a phase that is left cannot be made or written to."""
+    for folder in ('checkpoints/best', 'variables'):
+      files.check_writable('--workdir', self.path / name / folder)
+
+  def written(self, *, report: bool) -> list[epath.Path]:
+    """Returns what there is with a name of what phases write, and with `report` of the report.
+
+    All this is of a run only if there is a manifest, which a run writes first. A sweep may note
+    without one why a phase failed.
+    """
+    found = [path for pattern in ('teacher/*', 'heads/*', 'student/*/*')
+             for path in sorted(self.path.glob(pattern)) if 'failure.json' not in path.name]
+    names = _REPORT if report else ()
+    return [*found, *(self.path / name for name in names if files.exists(self.path / name))]
 
 
 def resolved(config: 'ml_collections.ConfigDict') -> dict[str, Any]:
@@ -198,17 +214,6 @@ def named_in_errors(path: epath.PathLike) -> Iterator[None]:
     reason = f'{error.strerror or errors.first_line(error)}: {error.filename or path}'
     raise errors.ConfigError(f'--workdir: {path} cannot be locked ({reason}); make it writable for '
                              'you, with all that it holds, or choose another folder') from error
-
-
-def check_apart(path: epath.PathLike) -> None:
-  """Raises ConfigError if `path` lies in a folder that another run fills."""
-  path = epath.Path(path if is_remote(path) else os.path.realpath(path))
-  for above in path.parents:
-    name = path.relative_to(above).parts[0]
-    if name in _OWN and files.exists(above / 'manifest.json'):
-      raise errors.ConfigError(
-          f'--workdir: {path} lies in the folder {name!r} of the run in {above}, which could not '
-          'be resumed then; choose another folder')
 
 
 def _require_free(lock: epath.Path) -> None:

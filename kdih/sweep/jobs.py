@@ -11,7 +11,8 @@ from kdih.data import datasets
 from kdih.data.spec import DataSpec
 from kdih.phases import networks
 from kdih.phases.networks import Networks
-from kdih.runtime.workdir import Workdir, check_apart, check_shared
+from kdih.runtime import places
+from kdih.runtime.workdir import Workdir, check_shared
 from kdih.sweep import plan
 
 
@@ -68,7 +69,7 @@ class Sweep:
   def __init__(self, config: ml_collections.ConfigDict, path: epath.PathLike):
     checks.check(config)
     check_shared(path)
-    check_apart(path)
+    places.check_workdir(path)
     self.config, self.path = config, epath.Path(path)
     self.builder = datasets.open_builder(config.data, stage=not config.dry_run)
     self.pairs: list[plan.Pair] = []

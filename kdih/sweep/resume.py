@@ -53,6 +53,8 @@ class Checks:
     for job in itertools.chain.from_iterable(sweep.jobs()):
       if result := job.workdir.result(job.phase):
         exported_variables.check_exported(job.workdir.path / job.phase, result)
+      else:
+        job.workdir.check_phase(job.phase)
 
   def _commands(self) -> list[dict]:
     """Returns the earlier commands. Raises as `run_files.read`."""

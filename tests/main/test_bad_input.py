@@ -126,7 +126,8 @@ def test_a_workdir_below_a_file(tmp_path, capsys, digits_dir):
 
 
 @pytest.mark.parametrize(('workdir', 'words'), [
-    ('a://b', 'gs://bucket/folder'), ('~nobody-of-that-name/x', 'has no home folder'),
+    ('a://b', 'gs://bucket/folder'), ('a\0b', 'has a null character'),
+    ('~nobody-of-that-name/x', 'has no home folder'),
     ('w\udcff', "w\ufffd' is not valid Unicode text; choose another folder")])
 def test_a_workdir_that_cannot_be_opened(
     tmp_path, capsys, monkeypatch, digits_dir, workdir, words):

@@ -13,11 +13,14 @@ from kdih import errors, main
 from kdih.config import checks
 from kdih.phases import exported_variables
 from kdih.report import __main__ as report, collect
+from kdih.runtime.workdir import Workdir
+from kdih.sweep import __main__ as sweep
 from kdih.training import orbax_files
 from tests.helpers.damage import contents
 from tests.helpers.made_workdirs import swept, write
 from tests.helpers.runs import ROOT, read_config, tiny_command
 from tests.helpers.slow import slow
+from tests.helpers.sweeps import PAIR
 
 MODEL = 'tests.helpers.tiny_nets:TinyNet'
 # A run with a teacher that exists, which goes on from its last checkpoint; its student is loaded.
@@ -163,6 +166,61 @@ def test_a_folder_in_the_place_of_a_file_is_refused_before_a_run_begins(
   assert contents(tmp_path) == {}
   assert report.main(['report', str(tmp_path / 'run'), f'--output={tmp_path}']) == 2
   assert f'--output: {tmp_path / name} is a folder, and a file' in capsys.readouterr().err
+
+
+def test_what_is_written_to_a_workdir_is_known(finished):
+  written = {path.relative_to(finished).parts[0] for path in Workdir(finished).written(report=True)}
+  assert written | {'manifest.json', '.lock', '.manifest.lock'} == {
+      path.name for path in finished.iterdir()}
+
+
+@pytest.mark.parametrize('name', ['report.md', 'training_curves.png', 'teacher/metrics.jsonl',
+                                  'teacher/variables/mine.txt', 'student/kd/parameters.txt'])
+def test_files_of_others_are_not_overwritten_by_a_run(tmp_path, digits_dir, capsys, name):
+  write(tmp_path / name, 'mine')
+  write(tmp_path / 'notes.txt', 'mine')
+  assert main.main(tiny_command(tmp_path, digits_dir)) == 2
+  first = '/'.join(name.split('/')[:3 if name.startswith('student') else 2])
+  assert (f'kdih: --workdir: {tmp_path / first} could be overwritten, and is not known to be '
+          f'of a run, because {tmp_path}/manifest.json is missing' in capsys.readouterr().err)
+  assert contents(tmp_path) == {name: b'mine', 'notes.txt': b'mine'}
+
+
+@pytest.mark.parametrize('name', ['teacher/mine.txt', f'{PAIR}/seed1/student/ce/metrics.jsonl'])
+def test_files_of_others_are_not_overwritten_by_a_sweep(tmp_path, digits_dir, capsys, name):
+  name = name if '/seed1/' in name else f'{PAIR.split("/")[0]}/{name}'
+  write(tmp_path / name, 'mine')
+  write(tmp_path / 'report.md', 'of a comparison')
+  assert sweep.main(tiny_command(tmp_path, digits_dir, '--methods=ce', '--seeds=1')) == 2
+  assert (f'kdih: --workdir: {tmp_path / name} could be overwritten, and is not known'
+          in capsys.readouterr().err)
+  assert contents(tmp_path) == {name: b'mine', 'report.md': b'of a comparison'}
+
+
+def test_a_pipe_in_the_folder_of_a_run_is_refused(tmp_path, digits_dir, capsys):
+  """Orbax would wait for its other end when it removes what is in the place of a checkpoint."""
+  (tmp_path / 'student/dih/checkpoints').mkdir(parents=True)
+  os.mkfifo(tmp_path / 'student/dih/checkpoints/4')
+  assert main.main(tiny_command(tmp_path, digits_dir)) == 2
+  assert 'checkpoints/4 is neither a file nor a folder; remove it' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('program', 'inner'), [(main, ''), (sweep, f'{PAIR}/seed1/')])
+def test_a_file_in_the_place_of_a_folder_is_refused_before_a_run_begins(
+    tmp_path, digits_dir, capsys, program, inner):
+  write(tmp_path / f'{inner}student', 'mine')
+  assert program.main(tiny_command(tmp_path, digits_dir, '--config.sweep.seeds=1')) == 2
+  assert (f'--workdir: {tmp_path}/{inner}student is a file; choose a folder'
+          in capsys.readouterr().err)
+  assert contents(tmp_path) == {f'{inner}student': b'mine'}
+
+
+def test_a_run_in_the_folder_of_a_run_of_a_sweep_is_refused(tmp_path, digits_dir, capsys):
+  before = contents(swept(tmp_path, 'ce', seeds=(30,)))
+  assert main.main(tiny_command(tmp_path / 'resnet110/resnet8/seed30', digits_dir)) == 2
+  assert (f'seed30 is the folder of a run of the sweep in {tmp_path}, whose teacher it shares'
+          in capsys.readouterr().err)
+  assert contents(tmp_path) == before
 
 
 @pytest.mark.slow

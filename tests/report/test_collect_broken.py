@@ -293,6 +293,16 @@ def test_the_same_run_with_other_numbers_is_named_and_the_first_is_taken(tmp_pat
       'protocol; the numbers of the latter count']
 
 
+def test_a_score_that_one_of_two_runs_lacks_is_no_difference(tmp_path):
+  single(tmp_path / 'a', 'ce')
+  single(tmp_path / 'b', 'ce')
+  path = tmp_path / 'b/student/ce/result.json'
+  content = json.loads(path.read_text())
+  write(path, {**content, 'test_last': {**content['test_last'], 'agreement': 0.5}})
+  runs, problems = collect([tmp_path])
+  assert len(runs) == 1 and problems == []
+
+
 def test_folders_that_hold_nothing_are_named(tmp_path):
   single(tmp_path / 'w')
   (tmp_path / 'file').write_text('')

@@ -231,6 +231,7 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
   for name in 'wv':
     single(tmp_path / name, 'ce')
     write(tmp_path / name / 'report.md', 'of the run')
+  write(tmp_path / 'w/pictures/pictures', 'mine')
   (tmp_path / 'empty').mkdir()
   write(tmp_path / 'file', 'text')
   for name, content in {'broken': '{"teacher"', 'list': '[]', 'other': {}, 'text': '"x"',
@@ -247,6 +248,12 @@ def folders(tmp_path, monkeypatch) -> pathlib.Path:
     (['w', '--out=x'], "'--out=x' is not a flag; there is --output=FOLDER"),
     (['w', '--output'], 'argument --output: expected one argument; such as --output='),
     (['w', 'v'], '--output: is not set'),
+    ([''], 'WORKDIR: is empty; name a folder'), (['w', ''], 'WORKDIR: is empty; name a folder'),
+    (['w', '--output='], '--output: is empty; name a folder'),
+    (['w', '--output=a\0b'], "--output: 'a\ufffdb' has a null character"),
+    (['a\0b', '--output=x'], 'a\ufffdb: no finished student to compare'),
+    (['w', '--output=w/pictures'], '--output: w/pictures/pictures is a file; choose a folder'),
+    (['v', '--output=w/teacher'], '--output: /'),
     (['no'], 'no: there is no such folder'),
     (['no', '--output=x'], 'no: no finished student to compare; no: there is no such folder'),
     (['file'], 'file: there is no such folder'),
@@ -277,16 +284,46 @@ def test_a_bad_command_ends_in_one_line_and_writes_nothing(folders, capsys, argv
   assert (contents(folders), sorted(folders.rglob('*'))) == before
 
 
-@pytest.mark.parametrize('make', [
-    lambda path: write(path, '# Another report'), os.mkfifo,
-    lambda path: (path.touch(), os.truncate(path, 2**36))])
-def test_what_is_no_comparison_is_not_overwritten_nor_read_to_its_end(folders, capsys, make):
+NOT_OURS = 'is not part of a comparison and would be overwritten; choose another folder'
+
+
+@pytest.mark.parametrize(('make', 'said'), [
+    (lambda path: write(path, '# Another report'), NOT_OURS),
+    (lambda path: (path.touch(), os.truncate(path, 2**36)), NOT_OURS),
+    (os.mkfifo, 'is neither a file nor a folder; remove it, or choose another folder'),
+    (os.mkdir, 'is a folder, and a file would be written in its place; remove it, or choose '
+     'another folder')])
+def test_what_is_no_comparison_is_not_overwritten_nor_read_to_its_end(
+    folders, capsys, make, said):
   (folders / 'w' / 'comparison').mkdir()
   make(folders / 'w' / 'comparison' / 'report.md')
   assert report.main(['kdih.report', 'w']) == 2
   assert capsys.readouterr().err == (
-      'kdih: --output: w/comparison/report.md is not part of a comparison and would be '
+      f'kdih: --output: w/comparison/report.md {said}\n')
+
+
+@pytest.mark.parametrize('name', ['results.csv', 'runs.csv', 'tables.tex', 'pictures/mine.png'])
+def test_files_of_others_are_not_overwritten(folders, capsys, name):
+  write(folders / 'paper' / 'notes.txt', 'mine')
+  write(folders / 'paper' / name, 'mine')
+  before = contents(folders)
+  assert report.main(['kdih.report', 'w', '--output=paper']) == 2
+  assert capsys.readouterr().err == (
+      f'kdih: --output: paper/{name.split("/")[0]} is not part of a comparison and would be '
       'overwritten; choose another folder\n')
+  assert contents(folders) == before
+
+
+def test_a_report_that_was_stopped_is_made_anew_beside_other_files(folders, monkeypatch):
+  write(folders / 'paper' / 'notes.txt', 'mine')
+  with monkeypatch.context() as patch:
+    patch.setattr(tables, 'csv_of_runs', lambda runs: 1 / 0)
+    with contextlib.suppress(ZeroDivisionError):
+      run('w', '--output=paper')
+  assert any((folders / 'paper' / 'pictures').iterdir())
+  assert not (folders / 'paper' / 'index.html').exists()
+  assert run('w', '--output=paper')[0] == 0
+  assert (folders / 'paper' / 'notes.txt').read_text() == 'mine'
 
 
 def test_runs_that_cannot_be_compared_are_explained(folders, capsys):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from kdih import errors
-from kdih.runtime import devices, files
-from kdih.runtime.workdir import Workdir, check_apart
+from kdih.runtime import devices, files, places
+from kdih.runtime.workdir import Workdir
 from kdih.training import orbax_files
 from tests.helpers.runs import ROOT
 
@@ -115,7 +115,7 @@ def test_a_workdir_in_a_folder_that_a_run_fills_is_refused(tmp_path, inner):
   (tmp_path / 'run/student').mkdir()
   (tmp_path / 'run/link').symlink_to(tmp_path / 'run/student')
   with pytest.raises(errors.ConfigError) as raised:
-    check_apart(tmp_path / 'run' / inner)
+    places.check_workdir(tmp_path / 'run' / inner)
   assert str(raised.value).startswith(f'--workdir: {tmp_path}/run/')
   assert str(raised.value).endswith(
       f'of the run in {tmp_path}/run, which could not be resumed then; choose another folder')
@@ -126,7 +126,70 @@ def test_a_workdir_in_a_folder_that_a_run_fills_is_refused(tmp_path, inner):
 def test_other_workdirs_in_a_workdir_are_taken(tmp_path, monkeypatch, path):
   Workdir(tmp_path / 'run').open({})
   monkeypatch.chdir(tmp_path)
-  check_apart(path)
+  places.check_workdir(path)
+
+
+def test_the_folder_of_a_run_of_a_sweep_is_not_that_of_another_run(tmp_path):
+  """It has no teacher: that of the sweep is two levels above."""
+  workdir = tmp_path / 'net/net/seed3'
+  places.check_workdir(workdir)
+  (tmp_path / 'sweep.json').write_text('[]')
+  with pytest.raises(errors.ConfigError, match='is the folder of a run of the sweep in'):
+    places.check_workdir(workdir)
+  for other in (tmp_path / 'net', tmp_path / 'net/net/mine', tmp_path / 'net/seed3'):
+    places.check_workdir(other)
+  (workdir / 'teacher').mkdir(parents=True)
+  places.check_workdir(workdir)
+
+
+@pytest.mark.parametrize('inner', ['student', 'teacher/new', 'heads'])
+def test_a_report_in_a_phase_of_a_run_is_refused(tmp_path, inner):
+  Workdir(tmp_path).open({})
+  for folder in ('comparison', 'comparison/teacher', 'new'):
+    places.check_output(tmp_path / folder)
+  with pytest.raises(errors.ConfigError, match=f'^--output: {tmp_path}/{inner} lies in the folder'):
+    places.check_output(tmp_path / inner)
+
+
+@pytest.mark.parametrize('inner', ['x' * 300, 'new/' + 'x' * 300 + '/y'])
+def test_a_name_that_is_too_long_is_refused(tmp_path, inner):
+  with pytest.raises(errors.ConfigError, match=r'cannot be opened \(File name too long\)'):
+    Workdir(tmp_path / inner).check()
+
+
+@pytest.mark.parametrize('name', ['student', 'student/kd', 'student/kd/checkpoints',
+                                  'student/kd/checkpoints/best', 'student/kd/variables'])
+def test_a_file_in_the_place_of_a_folder_of_a_phase_is_refused(tmp_path, name):
+  Workdir(tmp_path).check_phase('student/kd')
+  (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+  (tmp_path / name).write_text('mine')
+  with pytest.raises(errors.ConfigError, match=f'^--workdir: {tmp_path / name} is a file; choose'):
+    Workdir(tmp_path).check_phase('student/kd')
+
+
+def test_pipes_are_refused_but_in_hidden_folders(tmp_path):
+  """Git has sockets and links in its folder."""
+  (tmp_path / '.git').mkdir()
+  os.mkfifo(tmp_path / '.git/pipe')
+  (tmp_path / '.git/link').symlink_to(tmp_path)
+  files.require_ordinary(tmp_path, '--workdir')
+  (tmp_path / '.locks').mkdir()
+  (tmp_path / '.locks/link').symlink_to(tmp_path)
+  with pytest.raises(errors.ConfigError, match='link is a symbolic link'):
+    files.require_ordinary(tmp_path, '--workdir')
+  (tmp_path / '.locks/link').unlink()
+  os.mkfifo(tmp_path / 'pipe')
+  with pytest.raises(errors.ConfigError, match='pipe is neither a file nor a folder'):
+    files.require_ordinary(tmp_path, '--workdir')
+
+
+@pytest.mark.parametrize('name', [
+    'notes.txt', 'teacher.txt', '.lock', '.locks/student.kd', '.manifest.json.0.tmp', 'sweep.json',
+    'net/net/seed3/student/kd/result.json', 'student/notes.txt', 'student/kd/failure.json'])
+def test_what_a_run_does_not_write_is_left_alone(tmp_path, name):
+  (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+  (tmp_path / name).write_text('mine')
+  assert Workdir(tmp_path).written(report=True) == []
 
 
 @pytest.mark.parametrize('name', ['job[1]', 'a*b', 'what?', 'a\\b'])
@@ -134,7 +197,7 @@ def test_a_folder_in_which_orbax_finds_no_checkpoint_is_refused(tmp_path, name):
   """Orbax takes its path for a pattern."""
   for path in (tmp_path / name, tmp_path / name / 'run'):
     with pytest.raises(errors.ConfigError) as raised:
-      Workdir(path).manifest()
+      Workdir(path).check()
     assert str(raised.value) == (f'--workdir: {path} has one of the characters * ? [ \\ in its '
                                  'path, with which no checkpoint is found; choose another folder')
     assert not (tmp_path / name).exists()
@@ -143,7 +206,7 @@ def test_a_folder_in_which_orbax_finds_no_checkpoint_is_refused(tmp_path, name):
 @pytest.mark.parametrize('name', ['a]b', 'a b', 'a%20b', '#1', '{x}', 'ä', "it's", '$HOME', '~'])
 def test_other_characters_in_the_path_are_taken(tmp_path, name):
   state = {'params': {'w': np.ones(3)}}
-  Workdir(tmp_path / name).manifest()
+  Workdir(tmp_path / name).check()
   orbax_files.export(tmp_path / name / 'variables', state, {'x': 1})
   assert orbax_files.restore(tmp_path / name / 'variables')['params']['w'].tolist() == [1, 1, 1]
   assert orbax_files.shapes(tmp_path / name / 'variables', 'variables') == {'params/w': (3,)}
