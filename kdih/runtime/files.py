@@ -324,14 +324,19 @@ def system_error(error: BaseException) -> int | None:
   its content is damaged. What cannot be read now is not known to be damaged. An object store that
   does not answer has no number of its own: EIO stands for it, and EACCES if it denies the access.
   """
+  number = own_number(error)
+  if number is None:
+    return _store_error(error)
+  return None if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) else number
+
+
+def own_number(error: BaseException) -> int | None:
+  """Returns the number (`errno`) that an error has, or None."""
   if isinstance(error, MemoryError):
     return errno.ENOMEM
   # tensorstore raises ValueError, with the number in the message.
   in_text = re.search(r"os_error_code='(\d+)'|\[Errno (\d+)\]", str(error))
-  number = int(in_text[1] or in_text[2]) if in_text else getattr(error, 'errno', None)
-  if number is None:
-    return _store_error(error)
-  return None if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) else number
+  return int(in_text[1] or in_text[2]) if in_text else getattr(error, 'errno', None)
 
 
 def _store_error(error: BaseException) -> int | None:

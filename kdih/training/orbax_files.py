@@ -183,7 +183,7 @@ def damage(error: Exception) -> str:
 
 def reason(error: Exception) -> str:
   """Returns the message of an error in a few words; tensorstore's messages are long."""
-  if number := files.system_error(error):
+  if number := files.own_number(error):
     return os.strerror(number)
   return errors.first_line(error).partition(' [tensorstore_spec')[0].rpartition(': Error ')[2]
 
