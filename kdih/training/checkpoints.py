@@ -102,7 +102,7 @@ class Checkpoints:
     last_good = self.last_good()
     try:
       self._require_there()
-      if _is_best(metrics, best):
+      if metrics and _is_best(metrics, best):
         best = self._write_best(step, metrics, state.variables)
         lost = lost if lost and lost[SELECTION] > best[SELECTION] else None
       content = {
@@ -268,7 +268,7 @@ class Checkpoints:
         damages[named['step']] = self._damage_of_best(named)
       if 'best' not in content or (named and damages[named['step']]):
         best = before
-        if _is_best(content['metrics'], best):
+        if content['metrics'] and _is_best(content['metrics'], best):
           best = self._write_best(step, content['metrics'], self._read(step)[0].variables)
           damages[step] = ''
         content['best'] = best
@@ -355,9 +355,9 @@ class Checkpoints:
           'folder to train the phase again')
 
 
-def _is_best(metrics: dict[str, float] | None, best: dict[str, Any] | None) -> bool:
+def _is_best(metrics: dict[str, float], best: dict[str, Any] | None) -> bool:
   """Returns whether a validation was no worse than that of the best variables before it."""
-  return bool(metrics) and (not best or metrics[SELECTION] >= best[SELECTION])
+  return best is None or metrics[SELECTION] >= best[SELECTION]
 
 
 def _unused(path: epath.Path) -> epath.Path:

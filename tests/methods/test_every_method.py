@@ -158,8 +158,8 @@ def test_what_is_trained_beside_the_student_is_resumed(
   folder = f'student/{name}{phase}/checkpoints'
   save = checkpoints.Checkpoints.save
 
-  def save_and_stop(self, state, meta, metrics):
-    save(self, state, meta, metrics)
+  def save_and_stop(self, state, *args, **kwargs):
+    save(self, state, *args, **kwargs)
     if int(state.step) == 4 and (again / folder).exists() and not (again / 'cut').exists():
       (again / 'cut').touch()
       raise KeyboardInterrupt
