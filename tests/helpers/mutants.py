@@ -174,6 +174,5 @@ MUTANTS = (
     *_mutants(
         'training/checkpoints.py', 'training/test_checkpoints.py',
         ('best_is_last',
-         "if metrics and (not self._best or metrics[SELECTION] >= self._best[SELECTION]):",
-         'if metrics:')),
+         'return best is None or metrics[SELECTION] >= best[SELECTION]', 'return True')),
 )
