@@ -41,7 +41,8 @@ def identify(
       'splits': {split: {
           'images': splits.size(split),
           'names': digests.of_json(_stored(prepared, f'{split}_split', data)),
-          'pixels': digests.of(splits.sample(split, _SAMPLE)),
+          'pixels': digests.of_rows(min(_SAMPLE, splits.size(split)),
+                                    splits.sample(split, _SAMPLE)),
       } for split in SPLITS}}
 
 

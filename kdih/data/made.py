@@ -1,4 +1,6 @@
 """Random images and labels, to time a program whose result does not matter."""
+import functools
+
 import numpy as np
 
 from kdih.data.spec import DataSpec
@@ -17,9 +19,12 @@ class MadeImages:
   """
 
   def __init__(self, spec: DataSpec, count: int, seed: int = 0):
-    rng = np.random.default_rng(seed)
-    self._images = rng.integers(0, 256, (min(count, _DIFFERENT), *spec.image_shape), np.uint8)
-    self._labels = rng.integers(0, spec.num_classes, count, np.int32)
+    self._shape, self._seed = (min(count, _DIFFERENT), *spec.image_shape), seed
+    self._labels = np.random.default_rng((seed, 1)).integers(0, spec.num_classes, count, np.int32)
+
+  @functools.cached_property
+  def _images(self) -> np.ndarray:  # Drawn when they are first read: large ones take much memory.
+    return np.random.default_rng(self._seed).integers(0, 256, self._shape, np.uint8)
 
   def __len__(self) -> int:
     return len(self._labels)

@@ -1,6 +1,7 @@
 """The train and test splits as training reads them, and the validation set cut from train."""
 import logging
-from collections.abc import Iterable, Mapping
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from kdih.runtime import devices
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 256  # The number of examples of a split that the streaming loader checks.
+_BLOCK = 2**28  # Bytes of images that are read at a time, if they are more than one.
 _FEW = 100  # Fewer validation images than this choose a checkpoint by chance.
 
 
@@ -96,7 +98,8 @@ class Splits:
       faults = dict(error.faults)
       for split in self._sources:
         try:
-          self.sample(split, self.size(split) if self._loader == 'memory' else _LOOKED_AT)
+          for _ in self.sample(split, self.size(split) if self._loader == 'memory' else _LOOKED_AT):
+            pass
         except images.UnreadableImagesError as more:
           faults |= more.faults
       raise images.UnreadableImagesError(faults) from error
@@ -105,12 +108,33 @@ class Splits:
     """Returns the labels of the examples that `check` reads."""
     if self.loader(split).resident:
       return self.labels(split)
-    return self.sample(split, _LOOKED_AT)[1]
+    return np.concatenate([labels for _, labels in self.sample(split, _LOOKED_AT)])
 
-  def sample(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads images and labels of `count` examples, spread evenly, or of all if there are fewer."""
-    chosen = np.linspace(0, self.size(split) - 1, min(count, self.size(split)))
-    return self._sources[split].read(chosen.astype(int))
+  def sample(self, split: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields images and labels of `count` examples, spread evenly, or of all if there are fewer.
+
+    They come in blocks, which fit into memory if they are large.
+
+    Raises:
+      UnreadableImagesError: some of all these files are no images.
+      DataError: an example is damaged.
+    """
+    count = min(count, self.size(split))
+    chosen = np.linspace(0, self.size(split) - 1, count).astype(int)
+    start, length = 0, 1
+    faults: dict[pathlib.Path, str] = {}
+    while start < count:
+      try:
+        found, labels = self._sources[split].read(chosen[start:start + length])
+      except images.UnreadableImagesError as error:
+        faults |= error.faults
+        start += length
+      else:
+        yield found, labels
+        start += length
+        length = max(1, _BLOCK // found[0].nbytes)
+    if faults:
+      raise images.UnreadableImagesError(faults)
 
   def size(self, split: str) -> int:
     """Returns the number of images in a split; validation images are counted in 'train'."""

@@ -207,6 +207,11 @@ def load_heads(
   meta = describe(path, setting)
   _check_finished(path, meta, finished)
   _compare(setting, path, meta['model'], describe_heads(built))
+  order = list(meta['model']['taps'])
+  if finished is not None and order != list(built.taps):  # An earlier version sorted them.
+    raise errors.ConfigError(
+        f'{setting}: the heads at {str(path)!r} are those of the taps {order}, in this order; set '
+        f'config.heads.taps={",".join(order)}, with --accept=config, or choose another folder')
   if teacher is not None and meta.get('teacher') != teacher:
     raise errors.ConfigError(
         f'{setting}: the heads at {str(path)!r} belong to another teacher; train heads on this '

@@ -109,7 +109,7 @@ def _output(flag: str | None, paths: Sequence[str]) -> pathlib.Path:
                              'choose another folder') from error
   if others:
     raise errors.ConfigError(f'--output: {others[0]} is not part of a comparison and would be '
-                             'overwritten; choose another folder')
+                             'overwritten; remove it, or choose another folder')
   return folder
 
 

@@ -67,6 +67,10 @@ class _Collection:
     is_any = False
     for folder, names, files in os.walk(path, onerror=self._note_if_not_for_us):
       here = pathlib.Path(folder)
+      if not os.access(here, os.X_OK):  # What it holds can be listed, and not opened.
+        self.note(f'{here}: cannot be read (Permission denied)')
+        names[:] = []
+        continue
       if 'sweep.json' in files:
         self._read_sweep(here)
       if 'manifest.json' in files or any(exists(student / 'result.json')
@@ -78,7 +82,7 @@ class _Collection:
     return is_any
 
   def _note_if_not_for_us(self, error: OSError) -> None:
-    if not isinstance(error, PermissionError):
+    if not isinstance(error, PermissionError | FileNotFoundError):  # Or it was removed meanwhile.
       raise error
     self.note(f'{error.filename}: cannot be read ({error.strerror})')
 

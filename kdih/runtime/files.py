@@ -22,7 +22,8 @@ except ImportError:  # On Windows.
 
 logger = logging.getLogger(__name__)
 
-# Of the files that runs and reports write.
+# Of the files that runs and reports write, and the folders in which they do.
+_FOLDERS = ('teacher', 'heads', 'student', 'comparison', 'pictures')
 _SUFFIXES = ('.json', '.jsonl', '.md', '.txt', '.png', '.svg', '.csv', '.tex', '.html', '.bin')
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 # How messages of tensorstore begin, and TensorFlow's numbers, where a store gave no file. Of other
@@ -218,13 +219,15 @@ def require_ordinary(folder: epath.PathLike, setting: str) -> None:
   """
   pending = [os.fspath(folder)]
   while pending:
-    for entry in _entries(pending.pop(), setting):
+    here = pending.pop()
+    is_filled = os.path.relpath(here, folder).split(os.sep)[0] in ('.', *_FOLDERS)
+    for entry in _entries(here, setting):
       if entry.is_symlink():
         raise errors.ConfigError(errors.in_line(
             f'{setting}: {entry.path} is a symbolic link, and what it points to would be written '
             'to; put a copy in its place, or choose another folder'))
       if entry.is_dir():
-        if os.path.splitext(entry.name)[1] in _SUFFIXES:
+        if is_filled and os.path.splitext(entry.name)[1] in _SUFFIXES:
           raise errors.ConfigError(errors.in_line(
               f'{setting}: {entry.path} is a folder, and a file would be written in its place; '
               'remove it, or choose another folder'))
@@ -341,9 +344,10 @@ def own_number(error: BaseException) -> int | None:
 
 def _store_error(error: BaseException) -> int | None:
   """Returns what `system_error` does for an error without a number."""
-  if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-    return None
   module = type(error).__module__
+  if (isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+      or module.startswith(('jax.', 'jaxlib.'))):  # JAX's tell of devices and other processes.
+    return None
   code = (getattr(error, 'error_code', None) if module.startswith('tensorflow.')
           else str(error).partition(':')[0])
   if isinstance(error, PermissionError) or code in (*_REFUSED, *_REFUSED.values()):

@@ -22,8 +22,9 @@ _calls = itertools.count()  # Calls of `reached`, the same number in every proce
 def listening() -> Iterator[None]:
   """Turns SIGTERM into a PreemptedError; inside `training` it waits for the next step or the end.
 
-  So is any error after the signal: a library may have raised it in place of that one. The handler
-  stays, and ignores further signals; `surroundings.restored` removes it.
+  So is any error after the signal: a library may have raised it in place of that one, or have
+  swallowed that one; then the next signal raises it again. The handler stays;
+  `surroundings.restored` removes it.
 
   Outside of the main thread, where Python handles no signals, it does nothing. If several processes
   run as one, JAX handles the signal in all of them instead.
@@ -57,9 +58,8 @@ def reached() -> bool:
 
 
 def _request(*_) -> None:
-  again = _requested.is_set()
   _requested.set()
-  if not (again or _training.is_set()):
+  if not _training.is_set():
     raise _error()
 
 

@@ -39,6 +39,8 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
         code = body([argument for argument in argv if argument not in logs.FLAGS])
       sys.stdout.flush()
     except (Exception, errors.PreemptedError, KeyboardInterrupt) as error:
+      if surroundings.in_main_thread():  # The program ends, and needs no other reason.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
       code = _exit_code(error)
     if code:
       processes.leave(code)
@@ -46,9 +48,10 @@ def main(argv: list[str], help_text: str, body: Callable[[list[str]], int]) -> i
 
 
 def end(code: int) -> NoReturn:
-  """Ends this process with an exit code of `main`; a second Ctrl-C disturbs no library in that."""
-  if code == _INTERRUPTED:
+  """Ends this process with an exit code of `main`, which a second signal does not change."""
+  if code in (RESUME, _INTERRUPTED):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
   sys.exit(code)
 
 

@@ -94,12 +94,13 @@ class Checkpoints:
       scheduled: whether an undisturbed run writes this checkpoint, too.
 
     Raises:
-      TrainingError: the checkpoint cannot be written; the earlier checkpoints are unchanged.
+      TrainingError: the checkpoint cannot be written, and the earlier checkpoints are unchanged; or
+        they cannot be removed.
     """
     step, state = int(state.step), devices.to_host(state)
     stored_state = to_stored(state)
     best, lost = (self._last.get(name) for name in ('best', 'lost'))
-    last_good = self.last_good()
+    last_good, what = self.last_good(), f'the checkpoint of step {step} cannot be written to'
     try:
       self._require_there()
       if metrics and _is_best(metrics, best):
@@ -111,15 +112,15 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(
           state=ocp.args.StandardSave(stored_state), meta=ocp.args.JsonSave(stored)))
       self._require_whole(step, stored_state)
+      self._contents[step] = content
+      last_good, what = self.last_good(), 'earlier checkpoints cannot be removed from'
+      self._remove_unused()
     except Exception as error:  # tensorstore raises ValueError, object stores many kinds.
       if not isinstance(error, OSError | ValueError) and files.system_error(error) is None:
         raise
       raise errors.TrainingError(
-          f'the checkpoint of step {step} cannot be written to {self._directory} '
-          f'({orbax_files.reason(error)}); {last_good}. Fix this and run the same command '
-          'again to resume') from error
-    self._contents[step] = content
-    self._remove_unused()
+          f'{what} {self._directory} ({orbax_files.reason(error)}); {last_good}. Fix this and run '
+          'the same command again to resume') from error
     logger.debug(f'{self._directory}: wrote the checkpoint of step {step}')
 
   def _require_there(self) -> None:
@@ -249,11 +250,12 @@ class Checkpoints:
 
   def _damage_of_best(self, best: dict[str, Any]) -> str:
     """Returns what is damaged in best variables, in a few words; '' if they are whole."""
+    damage = ''
     try:
       self._read_best(best)
     except Exception as error:  # orbax and tensorstore raise many kinds.
-      return orbax_files.damage(error)
-    return ''
+      damage = orbax_files.damage(error)
+    return devices.from_first_process(damage)  # All of them repair it, or none.
 
   def _keep_best(self) -> None:
     """Replaces best variables that are damaged by the next best ones of a checkpoint.

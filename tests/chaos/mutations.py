@@ -347,9 +347,15 @@ def _attempt(arena: Arena, kind_name: str, value: Any) -> Outcome:
   used = [int(note.split()[1]) for note in ended.notes if note.startswith('memory ')]
   if value is None:
     outcome.harmed += map(str, used)
-  elif used and used[0] > memory + _SPARE:
+  elif used and used[0] > memory + _SPARE + _of_images(value):
     outcome.problems.append(f'memory: {used[0] - memory:,} bytes more than an undisturbed process')
   return outcome
+
+
+def _of_images(value: Any) -> int:
+  """Returns the bytes of the images of a config's size, twice: on their way to the device."""
+  side = value.get('data.image_size', 0) if isinstance(value, dict) else 0
+  return 2 * 250 * side**2 if isinstance(side, int) else 0
 
 
 def _problems(ended: processes.Ended) -> list[str]:

@@ -1,10 +1,13 @@
-"""The validation split, cut from the train split."""
+"""The validation split, cut from the train split; and images that are read in blocks."""
+import dataclasses
+
 import numpy as np
 import pytest
 
 from kdih.data import splits
 from kdih.data.made import MadeImages
 from kdih.data.spec import DataSpec
+from kdih.runtime import digests
 
 SPEC = DataSpec('made', (4, 4, 1), 2, ('ant', 'bee'))
 
@@ -52,3 +55,20 @@ def test_a_class_without_test_images_is_named(capsys):
                 'memory', SPEC.classes).check(0)
   assert capsys.readouterr().err.splitlines()[1:] == [
       'data: there are no test images of the class ant']
+
+
+@pytest.mark.parametrize(('bound', 'lengths'), [(2**28, [1, 9]), (3 * 4 * 4, [1, 3, 3, 3]),
+                                                (1, [1] * 10)])
+def test_a_sample_is_read_in_blocks_that_fit_into_memory(monkeypatch, bound, lengths):
+  monkeypatch.setattr(splits, '_BLOCK', bound)
+  made = MadeImages(SPEC, 40)
+  blocks = list(splits.Splits({'train': made}, 'streaming').sample('train', 10))
+  assert [len(images) for images, _ in blocks] == lengths
+  whole = made.read(np.linspace(0, 39, 10).astype(int))
+  assert digests.of_rows(10, blocks) == digests.of(whole)
+  assert digests.of_rows(10, blocks[::-1]) != digests.of(whole)
+
+
+def test_images_that_would_fill_the_memory_are_drawn_when_they_are_read():
+  made = MadeImages(dataclasses.replace(SPEC, image_shape=(2**17, 2**17, 3)), 40)
+  assert len(made) == len(made.labels()) == 40

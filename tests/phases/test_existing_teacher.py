@@ -335,6 +335,17 @@ def test_variables_that_differ_in_a_number_are_refused(finished, copy, tmp_path,
   assert 'does not hold the variables that' in refused(run_student, copy, 'dih')
 
 
+def test_heads_that_have_their_taps_in_another_order_are_refused(copy):
+  """An earlier version sorted them; members have numbers of their own by their order."""
+  path = copy.workdir.path / 'heads/variables'
+  variables, meta = orbax_files.restore(path), described(path)
+  meta['model']['taps'] = dict(reversed(meta['model']['taps'].items()))
+  exported_variables.save(path, variables, meta)
+  assert refused(run_student, copy, 'dih').endswith(
+      "are those of the taps ['stage2', 'stage1'], in this order; set config.heads.taps=stage2,"
+      'stage1, with --accept=config, or choose another folder')
+
+
 def test_a_finished_student_with_the_variables_of_another_is_refused(
     finished, copy, digits_dir, tmp_path, capsys):
   folder = copy.workdir.path / 'student' / 'kd'

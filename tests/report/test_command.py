@@ -284,7 +284,8 @@ def test_a_bad_command_ends_in_one_line_and_writes_nothing(folders, capsys, argv
   assert (contents(folders), sorted(folders.rglob('*'))) == before
 
 
-NOT_OURS = 'is not part of a comparison and would be overwritten; choose another folder'
+NOT_OURS = ('is not part of a comparison and would be overwritten; remove it, or choose another '
+            'folder')
 
 
 @pytest.mark.parametrize(('make', 'said'), [
@@ -310,7 +311,7 @@ def test_files_of_others_are_not_overwritten(folders, capsys, name):
   assert report.main(['kdih.report', 'w', '--output=paper']) == 2
   assert capsys.readouterr().err == (
       f'kdih: --output: paper/{name.split("/")[0]} is not part of a comparison and would be '
-      'overwritten; choose another folder\n')
+      'overwritten; remove it, or choose another folder\n')
   assert contents(folders) == before
 
 

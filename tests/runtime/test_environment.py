@@ -133,14 +133,12 @@ def test_flags_in_a_file_that_does_not_end_or_holds_none_are_refused(tmp_path, m
     environment.set_xla_flags(deterministic=True)
 
 
-def test_flags_that_are_never_read_are_refused(monkeypatch):
+def test_flags_that_are_not_read_in_time_are_taken_with_a_warning(monkeypatch, capsys):
   monkeypatch.setattr(environment, '_PATIENCE', 0.01)  # Python itself takes longer to start.
   monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=never_read')
-  with pytest.raises(errors.ConfigError) as raised:
-    environment.set_xla_flags(deterministic=True)
-  assert str(raised.value) == (
-      "XLA_FLAGS: XLA does not accept '--xla_dump_to=never_read' (it has not read them in 0.01 "
-      'seconds); correct or unset it')
+  environment.set_xla_flags(deterministic=True)
+  assert os.environ['XLA_FLAGS'].startswith('--xla_dump_to=never_read ')
+  assert 'XLA_FLAGS: not checked, because another process' in capsys.readouterr().err
 
 
 def test_a_library_that_refuses_a_variable_is_named(tmp_path, monkeypatch):

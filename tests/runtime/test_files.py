@@ -89,3 +89,11 @@ def test_a_folder_that_is_gone_or_another_users_holds_none(tmp_path, unlisted, m
   monkeypatch.setattr(os, 'access', lambda path, mode: False)  # Root may enter everything.
   files.require_ordinary(tmp_path / 'w', '--workdir')
   files.require_ordinary(tmp_path / 'none', '--workdir')
+
+
+def test_folders_of_others_may_be_named_like_files(tmp_path):
+  (tmp_path / 'notes' / 'plots.png').mkdir(parents=True)
+  files.require_ordinary(tmp_path, '--output')
+  (tmp_path / 'student' / 'plots.png').mkdir(parents=True)
+  with pytest.raises(errors.ConfigError, match='student/plots.png is a folder, and a file'):
+    files.require_ordinary(tmp_path, '--output')

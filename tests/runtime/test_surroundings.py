@@ -86,16 +86,19 @@ def test_however_it_ends(error):
   assert surroundings() == before
 
 
-@pytest.mark.parametrize(('code', 'ignores'), [(0, False), (130, True)])
-def test_a_process_that_ends_by_ctrl_c_ignores_another_one(code, ignores):
-  before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize(('code', 'ignores'), [(0, False), (2, False), (75, True), (130, True)])
+def test_a_process_that_ends_by_a_signal_ignores_others(code, ignores):
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  before = [signal.getsignal(number) for number in numbers]
   try:
     with pytest.raises(SystemExit) as raised:
       program.end(code)
     assert raised.value.code == code
-    assert signal.getsignal(signal.SIGINT) == (signal.SIG_IGN if ignores else before)
+    assert [signal.getsignal(number) for number in numbers] == (
+        [signal.SIG_IGN] * 2 if ignores else before)
   finally:
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip(numbers, before, strict=True):
+      signal.signal(number, handler)
 
 
 def listen(_) -> int:

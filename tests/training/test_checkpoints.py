@@ -571,15 +571,30 @@ def test_events_that_find_no_room_are_an_error_of_the_system(tmp_path):
       metric_log.MetricWriter(folder, 0)
 
 
+@pytest.mark.parametrize(('operation', 'words'), [
+    ('save', 'the checkpoint of step 4 cannot be written to .* one of step 3'),
+    ('delete', 'earlier checkpoints cannot be removed from .* one of step 4')])
 def test_a_store_that_does_not_answer_while_a_checkpoint_is_saved_is_one_line(
-    tmp_path, monkeypatch):
+    tmp_path, monkeypatch, operation, words):
   checkpoints = save(tmp_path / 'checkpoints', steps=(2, 3))
 
-  def save_to_store(*args, **kwargs):
+  def fails(*args, **kwargs):
     raise gcsfs.retry.HttpError({'code': 503, 'message': 'Backend error'})
 
-  monkeypatch.setattr(ocp.CheckpointManager, 'save', save_to_store)
-  with pytest.raises(errors.TrainingError, match=r'step 4 cannot be written to .* \(Backend error'):
+  monkeypatch.setattr(ocp.CheckpointManager, operation, fails)
+  with pytest.raises(errors.TrainingError, match=f'^{words}'):
+    checkpoints.save(state_at(4), {}, None)
+
+
+def test_a_process_that_is_lost_while_a_checkpoint_is_saved_is_no_error_of_the_disk(
+    tmp_path, monkeypatch):
+  checkpoints = save(tmp_path / 'checkpoints', steps=(2,))
+
+  def fails(*args, **kwargs):
+    raise jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllGather failed: Connection reset by peer')
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', fails)
+  with pytest.raises(jax.errors.JaxRuntimeError):
     checkpoints.save(state_at(4), {}, None)
 
 

@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from kdih import errors
@@ -93,11 +94,12 @@ def test_a_run_that_is_asked_to_stop_rewinds_as_if_it_had_not_been(
 
 @pytest.mark.slow
 @pytest.mark.parametrize('when', ['before', 'after'])
-@pytest.mark.parametrize('operation', ['record', 'removal'])
+@pytest.mark.parametrize('operation', ['record', 'removal', 'deletion'])
 def test_a_run_killed_at_any_moment_of_its_rewinds_ends_bit_identical(
     tmp_path, monkeypatch, whole, operation, when):
   holder, name = {'record': (files, 'write_atomically'),
-                  'removal': (checkpoints_lib.Checkpoints, 'drop')}[operation]
+                  'removal': (checkpoints_lib.Checkpoints, 'drop'),
+                  'deletion': (ocp.CheckpointManager, 'delete')}[operation]
   real = getattr(holder, name)
   seen, kill_at = 0, 0
 
@@ -125,7 +127,7 @@ def test_a_run_killed_at_any_moment_of_its_rewinds_ends_bit_identical(
       monkeypatch.setattr(holder, name, real)
       assert train(folder) == whole, kill_at
       monkeypatch.setattr(holder, name, killing)
-  assert kill_at > {'record': 7, 'removal': 2}[operation]
+  assert kill_at > {'record': 7, 'removal': 2, 'deletion': 7}[operation]
 
 
 @pytest.mark.slow
