@@ -1,6 +1,7 @@
 """What orbax reads and writes: items of a folder, such as variables and their description."""
 import contextlib
 import errno
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -124,12 +125,16 @@ def _try_again(attempt: Callable[[], Any], path: epath.PathLike) -> Any:
 
   It may say that a file is missing which the system could not open.
   """
-  for pause in _PAUSES:
+  for number, pause in enumerate(_PAUSES):
     try:
-      return attempt()
+      found = attempt()
     except Exception as error:  # orbax and tensorstore raise many kinds.
       if files.system_error(error):
         time.sleep(pause)
+    else:
+      if number:
+        gc.collect()  # Tasks that failed say so when they go: here nobody hears them.
+      return found
   with _system_errors(path):
     return attempt()
 

@@ -1,4 +1,6 @@
 """What a command leaves of its process, and where it can print."""
+import asyncio
+import gc
 import io
 import logging
 import os
@@ -9,6 +11,7 @@ import sys
 import threading
 
 import jax
+import orbax.checkpoint  # noqa: F401  As in a run.
 import pytest
 from absl import logging as absl_logging
 
@@ -96,9 +99,33 @@ def test_a_process_that_ends_by_a_signal_ignores_others(code, ignores):
     assert raised.value.code == code
     assert [signal.getsignal(number) for number in numbers] == (
         [signal.SIG_IGN] * 2 if ignores else before)
+    assert not logging.getLogger('asyncio').isEnabledFor(logging.CRITICAL)
   finally:
+    logging.disable(logging.NOTSET)
     for number, handler in zip(numbers, before, strict=True):
       signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures('unprepared')
+def test_what_failed_in_a_task_is_not_told_again_after_the_line_of_the_error(
+    capsys, caplog):
+  async def fails():
+    raise ValueError('told again')
+
+  async def start():
+    cycle = [asyncio.ensure_future(fails())]
+    await asyncio.sleep(0)
+    cycle.append(cycle)  # Only a collection of garbage destroys the task, as those of orbax.
+
+  def body(_):
+    environment.set_environment({'deterministic': True})
+    asyncio.run(start())
+    raise errors.TrainingError('it failed')
+
+  assert 'orbax.checkpoint' in sys.modules
+  assert program.main(['kdih'], '', body) == 1
+  gc.collect()
+  assert capsys.readouterr().err == 'kdih: it failed\n' and not caplog.records
 
 
 def listen(_) -> int:
