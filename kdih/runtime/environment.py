@@ -160,10 +160,11 @@ def _silence_orbax() -> None:
   """Hides orbax's log of errors that it also raises.
 
   If several writes fail, orbax raises one error, and asyncio logs the others or reports them to an
-  event loop that has been closed.
+  event loop that has been closed. A loop that finds no file for its socket lacks it when it goes.
   """
   def report(unraisable: Any) -> None:
-    if str(unraisable.exc_value) != 'Event loop is closed':
+    text = str(unraisable.exc_value)
+    if text != 'Event loop is closed' and "has no attribute '_ssock'" not in text:
       sys.__unraisablehook__(unraisable)
 
   absl_logging.set_verbosity(absl_logging.FATAL)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tests.chaos import file_events, harms as harms_lib, kinds, processes, remains
 from tests.chaos.harms import HAPPENED, Harm
 
+TRACEBACK = 'Traceback (most recent call last):'
 GOOD = 'as uninterrupted'  # So begins the outcome of every try that has no problems.
 
 
@@ -181,8 +182,9 @@ def problems_of(ended: processes.Ended, codes: frozenset[int],
     return [f'hangs: {last}']
   if ended.code < 0 and -ended.code not in signals:
     return [f'crash: {signal.Signals(-ended.code).name}; {last}']
-  if 'Traceback (most recent call last)' in ended.said:
-    return [f'traceback: {last}']
+  if TRACEBACK in ended.said:
+    _, _, rest = ended.said.partition(TRACEBACK)
+    return [f'traceback: {" / ".join(rest.splitlines()[:60])[:3000]}']
   if ended.code >= 0 and ended.code not in codes:
     return [f'exit code {ended.code}: {last}']
   if ended.code > 0 and sum(line.startswith('kdih: ') for line in said) != 1:

@@ -1,11 +1,13 @@
 """What a command leaves of its process, and where it can print."""
 import asyncio
+import errno
 import gc
 import io
 import logging
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -126,6 +128,23 @@ def test_what_failed_in_a_task_is_not_told_again_after_the_line_of_the_error(
   assert program.main(['kdih'], '', body) == 1
   gc.collect()
   assert capsys.readouterr().err == 'kdih: it failed\n' and not caplog.records
+
+
+@pytest.mark.usefixtures('unprepared')
+def test_a_loop_of_asyncio_that_finds_no_file_goes_in_silence(capsys, monkeypatch):
+  def fails():
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+  def body(_):
+    environment.set_environment({'deterministic': True})
+    monkeypatch.setattr(socket, 'socketpair', fails)
+    with pytest.raises(OSError, match='Too many open files'):
+      asyncio.new_event_loop()
+    gc.collect()
+    return 0
+
+  assert program.main(['kdih'], '', body) == 0
+  assert capsys.readouterr().err == ''
 
 
 def listen(_) -> int:
