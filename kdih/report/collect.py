@@ -11,8 +11,7 @@ from kdih.config import protocol
 from kdih.report.aggregate import Run, teacher_fingerprints
 from kdih.runtime import run_files
 from kdih.runtime.files import exists, folder_name, is_folder
-
-_PHASES = ('teacher', 'heads', 'student')
+from kdih.runtime.places import PHASES
 
 
 def collect(paths: Iterable[str | os.PathLike]) -> tuple[list[Run], list[str]]:
@@ -77,7 +76,7 @@ class _Collection:
                                          for student in _students(here)):
         is_any = True
         self._read_run(here)
-        names[:] = [name for name in names if name not in _PHASES]  # They are large.
+        names[:] = [name for name in names if name not in PHASES]  # They are large.
       names[:] = sorted(name for name in names if not name.startswith('.'))
     return is_any
 

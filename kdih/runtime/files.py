@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import filelock
@@ -171,10 +171,7 @@ def is_file(path: epath.Path) -> bool:
   Raises:
     OSError: as `exists`.
   """
-  if is_remote(path):
-    return path.is_file()
-  found = status(path)
-  return found is not None and stat.S_ISREG(found.st_mode)
+  return path.is_file() if is_remote(path) else _is(stat.S_ISREG, path)
 
 
 def is_folder(path: epath.Path) -> bool:
@@ -183,10 +180,12 @@ def is_folder(path: epath.Path) -> bool:
   Raises:
     OSError: as `exists`.
   """
-  if is_remote(path):
-    return path.is_dir()
+  return path.is_dir() if is_remote(path) else _is(stat.S_ISDIR, path)
+
+
+def _is(kind: Callable[[int], bool], path: epath.PathLike) -> bool:
   found = status(path)
-  return found is not None and stat.S_ISDIR(found.st_mode)
+  return found is not None and kind(found.st_mode)
 
 
 def status(path: epath.PathLike) -> os.stat_result | None:
