@@ -1,7 +1,9 @@
 """Settings of every test: four CPU devices, strict shapes, warnings as errors."""
+import atexit
 import gc
 import os
 import pathlib
+import shutil
 import signal
 import tempfile
 
@@ -13,7 +15,10 @@ os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'
 
 # Compiled programs are shared by the tests, by the workers of `pytest -n`, and by the processes
 # that they start.
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='kdih-compiled-'))
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _compiled = tempfile.mkdtemp(prefix='kdih-compiled-')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _compiled
+  atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 # A program of a test runs a few times, and what takes long is to compile it.

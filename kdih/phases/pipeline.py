@@ -51,11 +51,13 @@ def prepare_run(config: ml_collections.ConfigDict, path: epath.PathLike) -> Expe
   """
   workdir, builder, built, accepted = _checked(config, path)
   splits = source.open_splits(builder, config.data)
-  now = identity.collect(built, workdir, data_identity.identify(builder, config.data, splits))
-  accepted += resume.check(workdir, now, resolved(config))
-  if left := _left(config, built, workdir):
+  left = _left(config, built, workdir)
+  if left:  # Before images are read: those of an absurd size would take minutes.
     cache_plan.check(config, built, workdir.path, splits.size('train'))
     memory.check(config, built, splits, left)
+  now = identity.collect(built, workdir, data_identity.identify(builder, config.data, splits))
+  accepted += resume.check(workdir, now, resolved(config))
+  if left:
     splits.check(config.data.validation_fraction)
     duplicates.warn_if_shared(builder, config.data)
   return Experiment(config, built, workdir, splits,

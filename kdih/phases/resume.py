@@ -44,17 +44,17 @@ def check_config(
     FileError, UnreadableError: a file of the workdir is damaged, or cannot be read now.
   """
   workdir.check()
-  found = _of_config(workdir, config, student=student, report=report)
+  # Listed before the manifest is read: another command that begins the run writes that first.
+  written = workdir.written(report=report)
+  found = _of_config(workdir, written, workdir.manifest(), config, student=student)
   return _accepted(workdir.path, {'config': found}, config['accept'])
 
 
 def _of_config(
-    workdir: Workdir, config: dict[str, Any], *, student: bool, report: bool = False
+    workdir: Workdir, written: Sequence[epath.Path], manifest: dict[str, Any] | None,
+    config: dict[str, Any], *, student: bool,
 ) -> list[str]:
-  """Returns the differences between a config and a manifest."""
-  # Listed before the manifest is read: another command that begins the run writes that first.
-  written = workdir.written(report=report)
-  manifest = workdir.manifest()
+  """Returns the differences between a config and a manifest, or the files `written` without one."""
   if manifest is None:
     if written and 'config' not in config['accept']:
       raise errors.ConfigError(errors.in_line(
@@ -181,9 +181,9 @@ def check_again(workdir: Workdir, now: Identity, config: dict[str, Any]) -> Iden
     FileError, UnreadableError: a file of the workdir is damaged, or cannot be read now.
   """
   workdir.check()
-  manifest = workdir.manifest()
+  written, manifest = workdir.written(report=False), workdir.manifest()
   student = 'methods' in now.computation  # Without, it is the teacher of a sweep, and its heads.
-  found = {'config': _of_config(workdir, config, student=student),
+  found = {'config': _of_config(workdir, written, manifest, config, student=student),
            **_of_identity(workdir, manifest, now, config)[1]}
   accepted = _accepted(workdir.path, found, config['accept'], now.accepted)
   return dataclasses.replace(now, accepted=tuple(dict.fromkeys(

@@ -101,21 +101,14 @@ class Checks:
       cache_plan.check(config, self._sweep.networks(pair), self._sweep.teachers(pair).path,
                        num_examples)
 
-  def check_data(self, splits: Splits) -> None:
-    """Checks the images, and that every phase that is left can fit into a device's memory.
-
-    Raises:
-      ConfigError: a phase cannot fit.
-      DataError: see `Splits.check`.
-    """
+  def check_memory(self, splits: Splits) -> None:
+    """Raises ConfigError if a phase that is left cannot fit into the memory of a device."""
     left: dict[tuple[str, str], dict[str, plan.Pair]] = {}
     for job in itertools.chain.from_iterable(self._sweep.jobs_left()):
       left.setdefault(job.pair.key, {})[job.phase] = job.pair
     for phases in left.values():
       pair = next(iter(phases.values()))
       memory.check(pair.config, self._sweep.networks(pair), splits, phases)
-    if left:
-      splits.check(self._sweep.config.data.validation_fraction)
 
   def record(self, splits: Splits) -> None:
     """Adds this command to `sweep.json`, and accepted differences to the manifests of the runs.

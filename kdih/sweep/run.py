@@ -43,15 +43,16 @@ def run(config: ml_collections.ConfigDict, path: epath.PathLike) -> dict[str, st
   for reason in sweep.left_out.values():
     logger.warning(f'sweep: left out: {reason}')
   splits = source.open_splits(sweep.builder, config.data)
-  checks.identify(splits)
   checks.check_cache(splits.size('train'))
-  checks.check_data(splits)
-  checks.record(splits)
-  environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
+  checks.check_memory(splits)  # Before images are read: those of an absurd size take minutes.
+  checks.identify(splits)
   if sweep.jobs_left():
+    splits.check(config.data.validation_fraction)
     duplicates.warn_if_shared(sweep.builder, config.data)
   else:
     logger.info(f'sweep: all {sum(map(len, sweep.jobs()))} jobs were finished before')
+  checks.record(splits)
+  environment.prepare(config.compute.compilation_cache, config.compute.keep_freed_memory)
   worker = Worker(sweep, checks, splits, earlier)
   worker.work()
   return worker.failures

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from kdih import errors, main
 from kdih.phases import memory, step_cost
 from kdih.runtime import devices
+from kdih.sweep import __main__ as sweep
 from tests.helpers.runs import tiny_command
 from tests.phases.test_step_cost import blank
 
@@ -129,12 +130,29 @@ def test_where_parts_of_a_batch_save_memory_they_are_named(
 
 
 def test_a_sweep_refuses_what_does_not_fit(tmp_path, digits_dir, capsys, monkeypatch):
-  from kdih.sweep import __main__ as sweep
-
   monkeypatch.setattr(memory, 'of_device', lambda: 10_000)
   assert sweep.main(tiny_command(tmp_path / 'w', digits_dir, '--methods=ce')) == 2
   assert 'kdih: student/ce: training needs at least ' in capsys.readouterr().err
   assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('command', [main.main, sweep.main])
+def test_no_image_is_read_before_memory_is_checked(tmp_path, capsys, monkeypatch, command):
+  for split in ('train', 'test'):
+    for label in ('ant', 'bee'):
+      folder = tmp_path / 'images' / split / label
+      folder.mkdir(parents=True)
+      (folder / 'damaged.png').write_bytes(b'damaged')
+  options = (f'--config.data.folder={tmp_path / "images"}', '--config.data.image_size=8',
+             '--config.data.name=image_folder', '--config.data.train_split=train',
+             '--config.data.test_split=test', '--config.student.methods=ce',
+             '--config.data.validation_fraction=0.5')
+  assert command(tiny_command(tmp_path / 'w', '', *options)) == 2
+  assert 'damaged' in capsys.readouterr().err
+  monkeypatch.setattr(memory, 'of_device', lambda: 0)
+  assert command(tiny_command(tmp_path / 'w', '', *options)) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert ': training needs at least ' in line
 
 
 def test_what_is_finished_is_not_refused(finished, digits_dir, monkeypatch, capsys):
