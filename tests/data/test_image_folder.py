@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from kdih import errors
-from kdih.data import datasets, identity, images, loaders, sampling, source
+from kdih.data import datasets, identity, images, loaders, sampling, source, splits
 from kdih.data.source import open_split
 from kdih.data.spec import DataSpec
 from kdih.runtime import digests
@@ -344,6 +344,13 @@ def test_all_damaged_images_are_counted_and_ten_are_named(folder, loader, size, 
     assert found.startswith(f'config.data.folder: {len(names)} files are damaged or no image: ')
   assert ', ...; ' in found if len(names) > 10 else ', ...' not in found
   assert found.endswith(f'; replace or remove {"them" if len(names) > 1 else "it"}')
+
+
+@pytest.mark.parametrize('loader', ['memory', 'streaming'])
+def test_damage_in_several_blocks_is_counted(folder, monkeypatch, loader):
+  monkeypatch.setattr(splits, '_BLOCK', 1)
+  damage(*SOME)(folder)
+  assert names_in(checked(config_for(folder, loader=loader, image_size=4)), folder) == list(SOME)
 
 
 def test_damage_behind_the_headers_is_counted_with_that_to_headers(folder):

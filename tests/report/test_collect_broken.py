@@ -352,9 +352,15 @@ def test_a_report_of_which_a_file_cannot_be_read_now_is_not_written(
   assert not (tmp_path / 'comparison').exists()
 
 
-def test_a_folder_that_this_user_may_not_list_is_named_and_all_others_are_read(
-    tmp_path, monkeypatch):
+@pytest.mark.parametrize('function, number', [
+    ('scandir', errno.EACCES), ('access', errno.EACCES), ('scandir', errno.ENOENT)])
+def test_a_folder_that_this_user_may_not_open_or_is_removed_is_named_and_all_others_are_read(
+    tmp_path, monkeypatch, function, number):
   single(tmp_path / 'a', 'ce')
   single(tmp_path / 'b', 'ce', seed=4)
-  refuse(monkeypatch, 'scandir', tmp_path / 'b', errno.EACCES)
-  assert found(tmp_path) == ([('ce', 3)], [f'{tmp_path}/b: cannot be read (Permission denied)'])
+  if function == 'access':  # The superuser may open everything.
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != tmp_path / 'b')
+  else:
+    refuse(monkeypatch, function, tmp_path / 'b', number)
+  assert found(tmp_path) == ([('ce', 3)],
+                             [f'{tmp_path}/b: cannot be read ({os.strerror(number)})'])

@@ -21,7 +21,7 @@ import pytest
 from kdih import errors
 from kdih.data.spec import DataSpec
 from kdih.phases import networks
-from kdih.runtime import digests
+from kdih.runtime import devices, digests
 from kdih.training import checkpoints as checkpoints_lib, metric_log, optimizer, orbax_files, state
 from tests.helpers.damage import contents, empty, files, flip_a_bit, truncate
 from tests.helpers.runs import ROOT, read_config
@@ -269,6 +269,20 @@ def test_where_the_best_variables_are_lost_the_next_best_are_kept(tmp_path):
   shutil.rmtree(folder / 'best' / '4')
   assert_best(opened(folder), 5, lost)
   assert_best(save_more(opened(folder), 7), 7)
+
+
+@pytest.mark.parametrize('said', ['', 'as it says'])
+def test_all_processes_find_the_best_variables_damaged_or_none(
+    tmp_path, capsys, monkeypatch, said):
+  """This process finds the opposite of what the first one says."""
+  folder = tmp_path / 'checkpoints'
+  save(folder, (1, 2, 3, 4), {1: .9, 2: .1, 3: .3, 4: .2}.get)
+  if not said:
+    shutil.rmtree(folder / 'best' / '1')
+  monkeypatch.setattr(devices, 'from_first_process', lambda _: said)
+  opened(folder)
+  message = capsys.readouterr().err
+  assert 'of step 1, are damaged (as it says)' in message if said else not message
 
 
 def test_best_variables_that_are_damaged_while_training_goes_on_are_replaced(tmp_path, capsys):
