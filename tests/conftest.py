@@ -26,7 +26,7 @@ if 'xla_backend_optimization_level' not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = (
       f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0')
 
-from kdih.runtime import environment, logs  # noqa: E402
+from kdih.runtime import devices, environment, logs  # noqa: E402
 
 environment.set_xla_flags(deterministic=True)  # As in the processes that tests start.
 logs.configure()
@@ -59,6 +59,13 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
   gc.freeze()  # What is imported lives as long as the tests; no collection has to look through it.
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _forget_programs():
+  """A worker compiles more programs than a process can hold."""
+  yield
+  devices.forget_programs()
 
 
 @pytest.fixture(scope='session')

@@ -133,6 +133,7 @@ def run(experiment: Experiment) -> None:
       logger.info(f'{phase}: finished by an earlier command')
     with memory.reported_in_one_line(phase):
       runner(phase)(experiment)
+    devices.forget_programs()
     if phase in ('teacher', 'heads'):
       experiment.open()  # The teachers of the students are a part of the identity of the run.
 

@@ -3,6 +3,7 @@
 The devices may belong to several processes, all of which make the same calls in the same order.
 """
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,10 @@ from kdih import errors
 from kdih.runtime import processes
 
 AXIS = 'batch'
+
+# The memory maps of this process, one in a line, and how many a process may have, on Linux.
+_MAPS = pathlib.Path('/proc/self/maps')
+_MOST_MAPS = pathlib.Path('/proc/sys/vm/max_map_count')
 
 
 def num_processes() -> int:
@@ -53,6 +58,20 @@ def _started(count: Callable[[], int]) -> int:
 def on_cpu() -> bool:
   """Returns whether the devices are CPUs, on which XLA is slow at convolutions in a loop."""
   return jax.default_backend() == 'cpu'
+
+
+def forget_programs() -> None:
+  """Forgets compiled programs if this process has a third of the memory maps that it may have.
+
+  On a CPU a program takes several of them, and a phase some hundred programs. Where there are no
+  more maps, XLA ends the process by SIGSEGV.
+  """
+  try:
+    used, most = _MAPS.read_bytes().count(b'\n'), int(_MOST_MAPS.read_text())
+  except OSError:  # Other systems have other limits.
+    return
+  if used > most // 3:
+    jax.clear_caches()
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import pytest
 from kdih import errors, main
 from kdih.config import flags
 from kdih.phases import exported_variables, resume
-from kdih.runtime import workdir as workdir_lib
+from kdih.runtime import devices, workdir as workdir_lib
 from kdih.training import metric_log, orbax_files
 from tests.helpers.runs import ROOT, exported, read_config, tiny_command
 
@@ -197,6 +197,18 @@ def run_process(workdir, digits_dir, *overrides, **environment):
 
 
 @pytest.mark.slow
+def test_a_run_that_forgets_its_programs_gives_the_same_variables(
+    tmp_path, finished, digits_dir, monkeypatch):
+  (tmp_path / 'most').write_text('3')  # Memory maps: any process has more.
+  monkeypatch.setattr(devices, '_MOST_MAPS', tmp_path / 'most')
+  program = jax.jit(lambda x: x + 1)
+  program(1)
+  main.run(read_config(tmp_path / 'w', digits_dir), tmp_path / 'w')
+  assert not program._cache_size()
+  for phase in ('teacher', 'heads', 'student/dih'):
+    np.testing.assert_equal(exported(tmp_path / 'w', phase), exported(finished, phase))
+
+
 def test_a_teacher_that_exists_is_measured_again_and_used(tmp_path, finished, digits_dir, capsys):
   path = finished / 'teacher' / 'variables'
   results = main.run(
