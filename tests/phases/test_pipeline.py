@@ -209,6 +209,7 @@ def test_a_run_that_forgets_its_programs_gives_the_same_variables(
     np.testing.assert_equal(exported(tmp_path / 'w', phase), exported(finished, phase))
 
 
+@pytest.mark.slow
 def test_a_teacher_that_exists_is_measured_again_and_used(tmp_path, finished, digits_dir, capsys):
   path = finished / 'teacher' / 'variables'
   results = main.run(
