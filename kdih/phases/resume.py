@@ -54,7 +54,10 @@ def _of_config(
     workdir: Workdir, written: Sequence[epath.Path], manifest: dict[str, Any] | None,
     config: dict[str, Any], *, student: bool,
 ) -> list[str]:
-  """Returns the differences between a config and a manifest, or the files `written` without one."""
+  """Returns the differences between a config and a manifest.
+
+  Files that are `written` without a manifest are one.
+  """
   if manifest is None:
     if written and 'config' not in config['accept']:
       raise errors.ConfigError(errors.in_line(
